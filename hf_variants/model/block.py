@@ -1,0 +1,219 @@
+"""Where norms and residuals sit: the block and its slots.
+
+Every sublayer (self-attention, cross-attention, feed-forward) has three norm slots; a slot that the norm placement
+leaves empty holds `nn.Identity`:
+
+    x ───────────────────────────────────────────────┐
+    │                                                │
+    [pre_norm] ─ sublayer ─ [branch_norm] ─ [residual: dropout, multiplier, (+)] ─ [post_norm] ─ x'
+
+    pre        pre_norm                   Llama, GPT-2, T5
+    post       post_norm                  2017 Transformer, BERT
+    branch     branch_norm                OLMo 2
+    sandwich   pre_norm, branch_norm      Gemma 2
+    deepnorm   post_norm, and the residual is multiplied by alpha
+"""
+
+import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+
+class Residual(nn.Module):
+    """residual + dropout(branch) * multiplier, with `residual_scale` (DeepNorm's alpha) on the residual."""
+
+    def __init__(self, dropout: float = 0.0, branch_multiplier: float = 1.0, residual_scale: float = 1.0):
+        super().__init__()
+        self.branch_multiplier = branch_multiplier
+        self.residual_scale = residual_scale
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+
+    def scale_branch(self, branch: torch.Tensor) -> torch.Tensor:
+        branch = self.dropout(branch)
+        return branch if self.branch_multiplier == 1.0 else branch * self.branch_multiplier
+
+    def scale_residual(self, residual: torch.Tensor) -> torch.Tensor:
+        return residual if self.residual_scale == 1.0 else residual * self.residual_scale
+
+    def forward(self, residual: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
+        return self.scale_residual(residual) + self.scale_branch(branch)
+
+
+class LearnedScaleResidual(Residual):
+    """residual + scale * dropout(branch), one learned scale per channel (LayerScale) or one in all (ReZero)."""
+
+    def __init__(self, shape: tuple[int, ...], init: float, dropout: float = 0.0):
+        super().__init__(dropout)
+        self.init = init
+        self.scale = nn.Parameter(torch.full(shape, float(init)))
+
+    def scale_branch(self, branch: torch.Tensor) -> torch.Tensor:
+        return self.scale * self.dropout(branch)
+
+
+class Block(GradientCheckpointingLayer):
+    """
+    Base of all blocks: holds the sublayers and their slots under the names that checkpoints use.
+
+    Args:
+        sublayers (`dict[str, nn.Module]`): sublayers by name, of `self_attn`, `cross_attn` and `mlp`.
+        slots (`dict[str, dict[str, nn.Module]]`): for each sublayer its `pre_norm`, `branch_norm`, `post_norm` and
+            `residual`.
+        residual_from_norm (`bool`): the residual starts after `pre_norm`.
+    """
+
+    def __init__(
+        self,
+        sublayers: dict[str, nn.Module],
+        slots: dict[str, dict[str, nn.Module]],
+        residual_from_norm: bool = False,
+    ):
+        super().__init__()
+        self.residual_from_norm = residual_from_norm
+        for name, sublayer in sublayers.items():
+            self.add_module(name, sublayer)
+            for slot, module in slots[name].items():
+                self.add_module(f"{name}_{slot}", module)
+
+    def attend_to_self(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        normed = self.self_attn_pre_norm(hidden_states)
+        residual = normed if self.residual_from_norm else hidden_states
+        branch, _ = self.self_attn(normed, **kwargs)
+        return self.self_attn_post_norm(self.self_attn_residual(residual, self.self_attn_branch_norm(branch)))
+
+    def attend_to_encoder(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        normed = self.cross_attn_pre_norm(hidden_states)
+        residual = normed if self.residual_from_norm else hidden_states
+        branch, _ = self.cross_attn(normed, **kwargs)
+        return self.cross_attn_post_norm(self.cross_attn_residual(residual, self.cross_attn_branch_norm(branch)))
+
+    def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        normed = self.mlp_pre_norm(hidden_states)
+        residual = normed if self.residual_from_norm else hidden_states
+        branch = self.mlp(normed)
+        return self.mlp_post_norm(self.mlp_residual(residual, self.mlp_branch_norm(branch)))
+
+
+class SequentialBlock(Block):
+    """Self-attention, then the feed-forward network."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """(batch, length, hidden_size) -> the same; `kwargs` reach the attention."""
+        return self.feed_forward(self.attend_to_self(hidden_states, **kwargs))
+
+
+class SequentialCrossBlock(Block):
+    """Self-attention, cross-attention, then the feed-forward network."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        hidden_states = self.attend_to_self(hidden_states, **kwargs)
+        hidden_states = self.attend_to_encoder(
+            hidden_states,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            **kwargs,
+        )
+        return self.feed_forward(hidden_states)
+
+
+class AttentionBlock(Block):
+    """Self-attention alone (`per_layer_config` skips the feed-forward network)."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        return self.attend_to_self(hidden_states, **kwargs)
+
+
+class FeedForwardBlock(Block):
+    """The feed-forward network alone (`per_layer_config` skips the attention)."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        return self.feed_forward(hidden_states)
+
+
+class ParallelBlock(Block):
+    """
+    Attention and feed-forward network side by side on the same input (GPT-J, GPT-NeoX, PaLM, Cohere).
+
+    With a shared norm the feed-forward network reads the attention's normalised input; with two norms its own.
+    """
+
+    def __init__(self, sublayers, slots, shared_norm: bool, residual_first: bool):
+        super().__init__(sublayers, slots)
+        self.shared_norm = shared_norm
+        self.residual_first = residual_first
+        if shared_norm:
+            del self.mlp_pre_norm
+
+    def sum_branches(self, residual: torch.Tensor, *branches: torch.Tensor) -> torch.Tensor:
+        """The same sum in the two orders that native models round it in."""
+        if self.residual_first:
+            return sum(branches, start=residual)
+        return sum(branches[1:], start=branches[0]) + residual
+
+    def branches(self, hidden_states: torch.Tensor, **kwargs) -> list[torch.Tensor]:
+        normed = self.self_attn_pre_norm(hidden_states)
+        attention, _ = self.self_attn(normed, **kwargs)
+        feed_forward = self.mlp(normed if self.shared_norm else self.mlp_pre_norm(hidden_states))
+        return [
+            self.self_attn_residual.scale_branch(self.self_attn_branch_norm(attention)),
+            self.mlp_residual.scale_branch(self.mlp_branch_norm(feed_forward)),
+        ]
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        return self.sum_branches(hidden_states, *self.branches(hidden_states, **kwargs))
+
+
+class ParallelCrossBlock(ParallelBlock):
+    """Self-attention, cross-attention and feed-forward network side by side; a shared norm serves all three."""
+
+    def __init__(self, sublayers, slots, shared_norm: bool, residual_first: bool):
+        super().__init__(sublayers, slots, shared_norm, residual_first)
+        if shared_norm:
+            del self.cross_attn_pre_norm
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        normed = (self.self_attn_pre_norm if self.shared_norm else self.cross_attn_pre_norm)(hidden_states)
+        cross, _ = self.cross_attn(
+            normed,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            **kwargs,
+        )
+        cross = self.cross_attn_residual.scale_branch(self.cross_attn_branch_norm(cross))
+        return self.sum_branches(hidden_states, *self.branches(hidden_states, **kwargs), cross)

@@ -1,0 +1,379 @@
+"""From config to modules: the only place where a config is read to decide what is built."""
+
+import json
+from functools import partial
+
+from torch import nn
+
+from .attention import (
+    Attention,
+    CrossAttention,
+    FullNormAttention,
+    FullNormCrossAttention,
+    HeadNormAttention,
+    HeadNormCrossAttention,
+    NormAfterRotationAttention,
+)
+from .block import (
+    AttentionBlock,
+    Block,
+    FeedForwardBlock,
+    LearnedScaleResidual,
+    ParallelBlock,
+    ParallelCrossBlock,
+    Residual,
+    SequentialBlock,
+    SequentialCrossBlock,
+)
+from .configuration_variant import VariantConfig
+from .embedding import NoTokenTypes, RoundedScaleEmbedding, ScaledEmbedding, TokenTypes
+from .feed_forward import FeedForward, GatedFeedForward
+from .losses import causal_lm_loss, token_loss
+from .normalization import make_norm
+from .positions import (
+    AlibiBias,
+    InputIdPositions,
+    LearnedPositions,
+    NoPositionBias,
+    NoPositions,
+    NoRotation,
+    PartialRotation,
+    PositionIdSource,
+    QueryScalingRotaryEmbedding,
+    QueryScalingRotation,
+    RelativeBias,
+    RotaryEmbedding,
+    Rotation,
+    SinusoidalPositions,
+    attention_mask_positions,
+    sequence_positions,
+)
+
+
+# norm_placement -> the slots that hold a norm
+NORM_SLOTS = {
+    "pre": ("pre_norm",),
+    "post": ("post_norm",),
+    "branch": ("branch_norm",),
+    "sandwich": ("pre_norm", "branch_norm"),
+    "deepnorm": ("post_norm",),
+}
+
+SELF_ATTENTION = {
+    "none": Attention,
+    "head": HeadNormAttention,
+    "per_head": HeadNormAttention,
+    "full": FullNormAttention,
+}
+CROSS_ATTENTION = {
+    "none": CrossAttention,
+    "head": HeadNormCrossAttention,
+    "per_head": HeadNormCrossAttention,
+    "full": FullNormCrossAttention,
+}
+
+
+def build_norm(config: VariantConfig, dim: int) -> nn.Module:
+    """A norm of the config's kind over `dim` channels."""
+    return make_norm(
+        config.norm_type,
+        dim,
+        eps=config.norm_eps,
+        affine=config.norm_affine,
+        bias=config.norm_bias,
+        unit_offset=config.norm_unit_offset,
+        casting_mode=config.norm_casting_mode,
+    )
+
+
+def build_qk_norm(config: VariantConfig, num_heads: int) -> nn.Module:
+    """The norm on `num_heads` heads of queries or keys; `nn.Identity` for none."""
+    if config.qk_norm == "none":
+        return nn.Identity()
+    shape = {
+        "head": config.head_dim,
+        "per_head": (num_heads, config.head_dim),
+        "full": num_heads * config.head_dim,
+    }[config.qk_norm]
+    same_kind = config.qk_norm_type == config.norm_type
+    default_cast = "llama" if config.qk_norm_type == "rmsnorm" else "none"
+    return make_norm(
+        config.qk_norm_type,
+        shape,
+        eps=config.qk_norm_eps,
+        affine=config.qk_norm_affine,
+        bias=config.qk_norm_bias,
+        unit_offset=config.norm_unit_offset and config.qk_norm_affine and same_kind,
+        casting_mode=config.norm_casting_mode if same_kind else default_cast,
+    )
+
+
+def build_rotation(config: VariantConfig, rope_parameters: dict | None) -> nn.Module:
+    """How one layer turns its queries and keys, with its flat RoPE parameters or `None`."""
+    if rope_parameters is None:
+        return NoRotation()
+    # "proportional" spreads a table of full width, with zero frequencies, over all channels.
+    partial_table = (
+        rope_parameters.get("partial_rotary_factor") or 1.0
+    ) < 1.0 and rope_parameters["rope_type"] != "proportional"
+    rotation = (PartialRotation if partial_table else Rotation)(config.rope_interleaved, config.rope_in_float32)
+    return QueryScalingRotation(rotation) if "llama_4_scaling_beta" in rope_parameters else rotation
+
+
+def build_rotary_embeddings(config: VariantConfig) -> tuple[nn.ModuleDict, list[str | None]]:
+    """The distinct tables of angles, and for every layer the name of its own (or `None`)."""
+    tables, names, known = nn.ModuleDict(), [], {}
+    for layer_idx, layer in enumerate(config.per_layer_config):
+        parameters = config.rope_parameters_of(layer_idx)
+        if parameters is None:
+            names.append(None)
+            continue
+        key = json.dumps([parameters, layer.head_dim], sort_keys=True, default=str)
+        if key not in known:
+            known[key] = f"table_{len(known)}"
+            scaled = "llama_4_scaling_beta" in parameters
+            tables[known[key]] = (QueryScalingRotaryEmbedding if scaled else RotaryEmbedding)(
+                layer,
+                parameters,
+                interleaved=config.rope_interleaved,
+                table_in_float32=config.rope_table_in_float32,
+                reversed=config.rope_reversed,
+            )
+        names.append(known[key])
+    return tables, names
+
+
+def _attention_arguments(config: VariantConfig) -> dict:
+    """What self- and cross-attention have in common, from one layer's resolved config."""
+    return {
+        "hidden_size": config.hidden_size,
+        "num_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "bias": config.attention_bias,
+        "output_bias": config.attention_output_bias,
+        "scaling": config.head_dim**-0.5 if config.attention_scaling is None else config.attention_scaling,
+        "scale_query": config.scale_query,
+        "dropout": config.attention_dropout,
+        "q_norm": build_qk_norm(config, config.num_attention_heads),
+        "k_norm": build_qk_norm(config, config.num_key_value_heads),
+        "softcap": config.attn_logit_softcapping,
+        "clip": config.clip_qkv,
+        "sinks": config.attention_sinks,
+        "gate": config.attention_gate,
+        "sub_norm": (
+            build_norm(config, config.num_attention_heads * config.head_dim)
+            if config.attention_sub_norm
+            else nn.Identity()
+        ),
+    }
+
+
+def build_self_attention(config: VariantConfig, layer_idx: int) -> Attention:
+    layer = config.per_layer_config[layer_idx]
+    is_sliding = config.layer_types[layer_idx] == "sliding_attention"
+    attention_class = NormAfterRotationAttention if layer.qk_norm_after_rope else SELF_ATTENTION[layer.qk_norm]
+    return attention_class(
+        config,
+        layer_idx,
+        is_causal=config.is_causal,
+        rotation=build_rotation(config, config.rope_parameters_of(layer_idx)),
+        sliding_window=config.sliding_window if is_sliding else None,
+        **_attention_arguments(layer),
+    )
+
+
+def build_cross_attention(config: VariantConfig, layer_idx: int) -> Attention:
+    layer = config.per_layer_config[layer_idx]
+    return CROSS_ATTENTION[layer.qk_norm](
+        config,
+        layer_idx,
+        is_causal=False,
+        rotation=NoRotation(),
+        sliding_window=None,
+        key_value_size=config.cross_attention_hidden_size,
+        **_attention_arguments(layer),
+    )
+
+
+def build_feed_forward(config: VariantConfig) -> FeedForward:
+    """The feed-forward network of one layer's resolved config."""
+    return (GatedFeedForward if config.ffn_type == "glu" else FeedForward)(
+        config.hidden_size,
+        config.intermediate_size,
+        hidden_act=config.hidden_act,
+        bias=config.mlp_bias,
+        output_bias=config.mlp_output_bias,
+        dropout=config.activation_dropout,
+        sub_norm=build_norm(config, config.intermediate_size) if config.ffn_sub_norm else nn.Identity(),
+    )
+
+
+def build_residual(config: VariantConfig) -> Residual:
+    if config.layer_scale_type != "none":
+        shape = (config.hidden_size,) if config.layer_scale_type == "channel" else ()
+        return LearnedScaleResidual(shape, config.layer_scale_init, dropout=config.residual_dropout)
+    return Residual(
+        dropout=config.residual_dropout,
+        branch_multiplier=config.residual_multiplier,
+        residual_scale=config.deepnorm_alpha if config.norm_placement == "deepnorm" else 1.0,
+    )
+
+
+def build_slots(config: VariantConfig, skip_pre_norm: bool) -> dict[str, nn.Module]:
+    """The norm slots and the residual around one sublayer."""
+    filled = set(NORM_SLOTS[config.norm_placement]) - ({"pre_norm"} if skip_pre_norm else set())
+    slots: dict[str, nn.Module] = {
+        slot: build_norm(config, config.hidden_size) if slot in filled else nn.Identity()
+        for slot in ("pre_norm", "branch_norm", "post_norm")
+    }
+    slots["residual"] = build_residual(config)
+    return slots
+
+
+def build_block(config: VariantConfig, layer_idx: int) -> Block:
+    """Layer `layer_idx` of the stack."""
+    layer = config.per_layer_config[layer_idx]
+    skipped = set(getattr(layer, "skip", ()))
+    sublayers: dict[str, nn.Module] = {}
+    if "self_attn" not in skipped:
+        sublayers["self_attn"] = build_self_attention(config, layer_idx)
+    if layer.add_cross_attention:
+        sublayers["cross_attn"] = build_cross_attention(config, layer_idx)
+    if "mlp" not in skipped:
+        sublayers["mlp"] = build_feed_forward(layer)
+    slots = {
+        name: build_slots(
+            layer, skip_pre_norm=name == "self_attn" and layer_idx == 0 and not layer.first_layer_pre_norm
+        )
+        for name in sublayers
+    }
+    if layer.norm_placement == "deepnorm":
+        _set_deepnorm_gains(sublayers, layer.deepnorm_beta)
+    if layer.parallel_block != "none":
+        return (ParallelCrossBlock if layer.add_cross_attention else ParallelBlock)(
+            sublayers,
+            slots,
+            shared_norm=layer.parallel_block == "shared_norm",
+            residual_first=layer.parallel_sum_order == "residual_first",
+        )
+    if skipped:
+        return (FeedForwardBlock if "self_attn" in skipped else AttentionBlock)(
+            sublayers, slots, layer.residual_from_norm
+        )
+    return (SequentialCrossBlock if layer.add_cross_attention else SequentialBlock)(
+        sublayers, slots, layer.residual_from_norm
+    )
+
+
+def _set_deepnorm_gains(sublayers: dict[str, nn.Module], beta: float) -> None:
+    """DeepNorm's Xavier gains (figure 2 of the paper): beta for values, outputs and the FFN, 1 for queries and keys."""
+    for sublayer in sublayers.values():
+        for name, module in sublayer.named_children():
+            if isinstance(module, nn.Linear):
+                module.xavier_gain = 1.0 if name in ("q_proj", "k_proj", "g_proj") else beta
+
+
+def build_token_embedding(config: VariantConfig) -> nn.Embedding:
+    padding_idx = config.pad_token_id if config.padding_embedding_frozen else None
+    if config.embedding_multiplier == 1.0:
+        return nn.Embedding(config.vocab_size, config.embedding_size, padding_idx)
+    embedding_class = RoundedScaleEmbedding if config.embedding_multiplier_in_weight_dtype else ScaledEmbedding
+    return embedding_class(config.vocab_size, config.embedding_size, padding_idx, config.embedding_multiplier)
+
+
+def _width_of_sum(config: VariantConfig) -> int:
+    """Width at which token, type and position embeddings are added."""
+    projected = config.embedding_projection_position == "before_positions"
+    return config.hidden_size if projected else config.embedding_size
+
+
+def build_embedding_projection(config: VariantConfig, position: str) -> nn.Module:
+    """The projection from `embedding_size` to `hidden_size`, if it stands at this position."""
+    if config.embedding_size == config.hidden_size or config.embedding_projection_position != position:
+        return nn.Identity()
+    return nn.Linear(config.embedding_size, config.hidden_size, bias=config.embedding_projection_bias)
+
+
+def build_token_types(config: VariantConfig) -> nn.Module:
+    return TokenTypes(config.type_vocab_size, _width_of_sum(config)) if config.type_vocab_size else NoTokenTypes()
+
+
+def build_positions(config: VariantConfig) -> nn.Module:
+    """What is added to the embeddings."""
+    width = _width_of_sum(config)
+    if config.position_embedding_type == "learned":
+        return LearnedPositions(config.max_position_embeddings, width, config.position_offset)
+    if config.position_embedding_type == "sinusoidal":
+        return SinusoidalPositions(
+            config.max_position_embeddings,
+            width,
+            layout=config.sinusoidal_layout,
+            offset=config.position_offset,
+            padding_idx=config.pad_token_id if config.sinusoidal_padding_zero else None,
+        )
+    return NoPositions()
+
+
+def build_position_ids(config: VariantConfig) -> PositionIdSource:
+    """Where absent position ids come from."""
+    if config.position_ids_source == "input_ids":
+        return InputIdPositions(config.pad_token_id)
+    return {"sequence": sequence_positions, "attention_mask": attention_mask_positions}[config.position_ids_source]
+
+
+def build_position_bias(config: VariantConfig) -> nn.Module:
+    """What is added to the attention scores."""
+    if config.position_embedding_type == "alibi":
+        return AlibiBias(
+            config.num_attention_heads,
+            config.alibi_bias_max,
+            order=config.alibi_slope_order,
+            form=config.alibi_form,
+            in_bfloat16=config.alibi_slopes_in_bfloat16,
+        )
+    if config.position_embedding_type == "relative_bias":
+        return RelativeBias(
+            config.num_attention_heads,
+            config.relative_attention_num_buckets,
+            config.relative_attention_max_distance,
+            bidirectional=not config.is_causal,
+            num_tables=config.num_hidden_layers if config.relative_attention_per_layer else 1,
+        )
+    return NoPositionBias()
+
+
+def build_embedding_norm(config: VariantConfig) -> nn.Module:
+    return build_norm(config, _width_of_sum(config)) if config.embedding_norm else nn.Identity()
+
+
+def build_final_norm(config: VariantConfig) -> nn.Module:
+    return build_norm(config, config.hidden_size) if config.final_norm else nn.Identity()
+
+
+def build_output_projection(config: VariantConfig) -> nn.Module:
+    """Back to `embedding_size` before the LM head (OPT-350m)."""
+    if not config.output_projection:
+        return nn.Identity()
+    return nn.Linear(config.hidden_size, config.embedding_size, bias=config.embedding_projection_bias)
+
+
+def output_size(config: VariantConfig) -> int:
+    """Width of `last_hidden_state`."""
+    return config.embedding_size if config.output_projection else config.hidden_size
+
+
+def build_loss(config: VariantConfig, shifted: bool) -> partial | None:
+    """
+    The loss of an LM head, or `None` where transformers' own computes the same.
+
+    Args:
+        shifted (`bool`): token n is scored against label n + 1 (causal), or against label n.
+    """
+    if not config.z_loss_coefficient and not config.label_smoothing:
+        return None
+    return partial(
+        causal_lm_loss if shifted else token_loss,
+        z_loss_coefficient=config.z_loss_coefficient,
+        label_smoothing=config.label_smoothing,
+    )

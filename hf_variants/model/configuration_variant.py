@@ -1,0 +1,757 @@
+"""The configuration of one Transformer stack: every architectural axis is a field, none is keyed on a model's name."""
+
+import difflib
+import importlib
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassClassValidationError
+from transformers.configuration_utils import PreTrainedConfig
+
+
+LAYER_TYPE_LETTERS = {"F": "full_attention", "S": "sliding_attention"}
+
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
+
+# Keys that transformers and its tools put into a config.json next to a model's own fields.
+FRAMEWORK_KEYS = frozenset(
+    {
+        "architectures", "attn_implementation", "auto_map", "dtype", "finetuning_task", "head_dim", "label2id",
+        "model_type", "name_or_path", "num_labels", "output_attentions", "partial_rotary_factor", "per_layer_config",
+        "quantization_config", "rope_scaling", "rope_theta", "task_specific_params", "torch_dtype",
+        "transformers_version", "use_return_dict",
+    }
+)  # fmt: skip
+
+
+class VariantConfigError(StrictDataclassClassValidationError, ValueError):
+    """A config that cannot be built; the message has every problem with its remedy."""
+
+    def __init__(self, message: str):
+        Exception.__init__(self, message)
+
+
+@strict
+class VariantConfig(PreTrainedConfig):
+    r"""
+    Configuration of one dense Transformer stack: a decoder (`is_causal=True`) or an encoder (`is_causal=False`).
+
+    The defaults describe a small Llama-like decoder. Fields left at `None` are derived on construction and written
+    out explicitly, so that a saved `config.json` is complete. All inconsistencies are reported together, each with its
+    remedy, as a `ValueError`.
+
+    Size:
+        vocab_size, hidden_size, num_hidden_layers, num_attention_heads (`int`): as everywhere in transformers.
+        intermediate_size (`int`): width of the feed-forward network; derived as 4 d, or 8/3 d when gated, rounded up
+            to a multiple of 64.
+        num_key_value_heads (`int`): key/value heads: all (MHA), some (GQA, https://arxiv.org/abs/2305.13245), or one
+            (MQA, https://arxiv.org/abs/1911.02150).
+        head_dim (`int`): width of one head; need not be `hidden_size / num_attention_heads`.
+        max_position_embeddings (`int`): trained context length; the size of a learned or sinusoidal table.
+        embedding_size (`int`): width of the token embedding when factorised (ALBERT, ELECTRA, OPT-350m).
+        embedding_projection_bias (`bool`): bias of the projection from `embedding_size` to `hidden_size`.
+        embedding_projection_position (`str`): project the token embedding alone, `"before_positions"` (OPT), or the
+            normalised sum, `"after_norm"` (ELECTRA).
+        output_projection (`bool`): project back to `embedding_size` before the LM head (OPT-350m).
+
+    Normalisation:
+        norm_type (`str`): `"layernorm"` or `"rmsnorm"` (https://arxiv.org/abs/1910.07467).
+        norm_eps (`float`): added to the variance or mean square.
+        norm_affine, norm_bias (`bool`): learned weight; learned bias (layernorm only).
+        norm_unit_offset (`bool`): the stored weight is `w` and the applied one `1 + w` (Gemma, Nemotron).
+        norm_casting_mode (`str`): order of casts below float32. `"llama"`: normalise in float32, cast, then multiply;
+            `"gemma"`: everything in float32, cast once; `"none"`: in the input's dtype (LayerNorm: torch's kernel).
+        norm_placement (`str`): `"pre"` (Llama, GPT-2), `"post"` (2017, BERT), `"branch"` (OLMo 2), `"sandwich"`
+            (Gemma 2), `"deepnorm"` (https://arxiv.org/abs/2203.00555).
+        parallel_block (`str`): `"none"`, `"shared_norm"` (GPT-J, PaLM, Cohere) or `"two_norms"` (GPT-NeoX).
+        parallel_sum_order (`str`): `"branches_first"`: (attention + FFN) + residual; `"residual_first"`: (residual +
+            attention) + FFN. The same sum, rounded differently.
+        final_norm (`bool`): norm after the last block; default: yes unless the blocks end in one (post, deepnorm).
+        embedding_norm (`bool`): norm right after the embeddings (BERT, BLOOM, BART).
+        first_layer_pre_norm (`bool`): whether layer 0's attention has its pre-norm (ModernBERT: no).
+        residual_from_norm (`bool`): the residual branch starts after the pre-norm (BLOOM's option).
+        residual_multiplier (`float`): every branch is multiplied by it before the addition (Granite).
+        layer_scale_type (`str`): `"none"`, `"channel"` (LayerScale, https://arxiv.org/abs/2103.17239) or `"scalar"`
+            (ReZero, https://arxiv.org/abs/2003.04887); `layer_scale_init` (`float`) is the learned scale's start.
+        deepnorm_alpha, deepnorm_beta (`float`): residual multiplier and initialisation gain; derived from the depth.
+
+    Feed-forward:
+        ffn_type (`str`): `"mlp"` or `"glu"` (https://arxiv.org/abs/2002.05202); hidden_act (`str`): a key of
+            transformers' `ACT2FN` (silu + glu is SwiGLU).
+        mlp_bias, mlp_output_bias (`bool`): biases of the inner and the output projection.
+        ffn_sub_norm (`bool`): norm before the output projection (sub-LN, NormFormer, BitNet).
+
+    Attention:
+        attention_bias, attention_output_bias (`bool`): biases of q/k/v and of the output projection.
+        qk_norm (`str`): `"none"`, `"head"` (one weight per head channel, Qwen 3), `"full"` (over all heads, OLMo 2) or
+            `"per_head"` (own weights for every head, StableLM, Cohere).
+        qk_norm_type, qk_norm_eps, qk_norm_affine, qk_norm_bias: as the `norm_*` fields, which they default to.
+        qk_norm_after_rope (`bool`): normalise after the rotation (HunYuan, nanochat).
+        attention_scaling (`float`): multiplier of the scores; default `head_dim ** -0.5`.
+        scale_query (`bool`): multiply the queries instead of the scores (OPT): the same product, rounded differently.
+        attn_logit_softcapping (`float`): scores become `c * tanh(scores / c)` (Gemma 2).
+        attention_sinks (`bool`): one learned extra logit per head in the softmax's denominator (gpt-oss).
+        attention_gate (`str`): `"none"`, `"headwise"` or `"elementwise"` sigmoid gate on the attention's output, from
+            its input (https://arxiv.org/abs/2505.06708).
+        attention_sub_norm (`bool`): norm before the output projection (sub-LN, BitNet).
+        clip_qkv (`float`): clamp q, k and v to [-c, c] (MPT, OLMo).
+        is_causal (`bool`): decoder or bidirectional encoder.
+        add_cross_attention (`bool`): attend to encoder states of width `cross_attention_hidden_size`.
+
+    Layers:
+        layer_types (`list[str]` or `str`): `"full_attention"` / `"sliding_attention"` for every layer, or a pattern of
+            the letters F and S that is repeated over the depth, such as `"SSSF"`.
+        sliding_window (`int`): keys a sliding layer sees, the current one included; in an encoder, keys up to
+            `sliding_window` positions away on either side.
+        per_layer_config (`dict`): transformers' own per-layer overrides of any field.
+
+    Positions:
+        position_embedding_type (`str`): `"rope"`, `"learned"`, `"sinusoidal"`, `"alibi"`, `"relative_bias"` (T5) or
+            `"none"`.
+        rope_parameters (`dict`): transformers' standard dictionary, flat or per layer type (`None`: no rotation there).
+        rope_interleaved (`bool`): rotate pairs (0, 1), (2, 3) (GPT-J, Cohere) instead of halves (Llama).
+        rope_in_float32 (`bool`): rotate in float32 (Cohere); rope_table_in_float32 (`bool`): keep cos and sin in
+            float32 (OLMo 2, ERNIE 4.5); rope_reversed (`bool`): rotate by the negative angle (nanochat).
+        no_rope_layers (`list[int]`): as in SmolLM3: per layer, 1 where the rotation is applied and 0 where not.
+        position_offset (`int`): added to the index into a learned or sinusoidal table (OPT, BART: 2).
+        position_ids_source (`str`): where absent `position_ids` come from: `"sequence"` (0, 1, 2, ...),
+            `"attention_mask"` (count of real tokens so far, OPT) or `"input_ids"` (count of non-padding tokens, with
+            padding at index `pad_token_id`, RoBERTa).
+        sinusoidal_layout (`str`): `"interleaved"` sin/cos pairs (2017), `"half"` sin | cos (Marian) or
+            `"tensor2tensor"` (sin | cos with the exponent's divisor d/2 - 1; XGLM, M2M-100).
+        sinusoidal_padding_zero (`bool`): the table's row `pad_token_id` is zero.
+        alibi_bias_max (`int`): the largest exponent of a slope (https://arxiv.org/abs/2108.12409: 8).
+        alibi_slope_order (`str`): order of slopes when the number of heads is no power of two: `"paper"` or `"mpt"`.
+        alibi_form (`str`): `"distance"` (paper), `"key_position"` (BLOOM: slope times the key's position counted over
+            real tokens) or `"key_offset"` (MPT: slope times the key's index minus the last one). Equal after the
+            softmax in exact arithmetic, not in floating point.
+        alibi_slopes_in_bfloat16 (`bool`): slopes and products are rounded to bfloat16 (Falcon).
+        relative_attention_num_buckets, relative_attention_max_distance (`int`): T5's buckets.
+        relative_attention_per_layer (`bool`): a table in every layer (UMT5) instead of one for the stack (T5).
+
+    Embedding and head:
+        tie_word_embeddings (`bool`), embedding_multiplier (`float`), logit_scale (`float`, multiplies the logits),
+        final_logit_softcapping (`float`), lm_head_bias (`bool`), type_vocab_size (`int`, token types; 0: none).
+        embedding_multiplier_in_weight_dtype (`bool`): round the multiplier to the weights' dtype first (Gemma).
+        padding_embedding_frozen (`bool`): the embedding of `pad_token_id` starts at zero and gets no gradient.
+        lm_head_transform (`bool`): dense + activation + norm before the LM head (BERT), with
+            `lm_head_transform_bias` and `lm_head_transform_act`.
+        pooler (`bool`): dense + tanh on the first token, as an encoder's `pooler_output` (BERT).
+
+    Regularisation: attention_dropout, residual_dropout, embedding_dropout, activation_dropout, layerdrop,
+        classifier_dropout (`float`, probabilities).
+
+    Loss: z_loss_coefficient (`float`; PaLM, https://arxiv.org/abs/2204.02311: 1e-4), label_smoothing (`float`).
+    """
+
+    model_type = "hf_variant"
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    vocab_size: int = 32000
+    hidden_size: int = 768
+    intermediate_size: int | None = None
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    max_position_embeddings: int = 2048
+    embedding_size: int | None = None
+    embedding_projection_bias: bool = False
+    embedding_projection_position: Literal["before_positions", "after_norm"] = "before_positions"
+    output_projection: bool = False
+
+    norm_type: Literal["layernorm", "rmsnorm"] = "rmsnorm"
+    norm_eps: float = 1e-6
+    norm_affine: bool = True
+    norm_bias: bool | None = None
+    norm_unit_offset: bool = False
+    norm_casting_mode: Literal["llama", "gemma", "none"] | None = None
+
+    norm_placement: Literal["pre", "post", "branch", "sandwich", "deepnorm"] = "pre"
+    parallel_block: Literal["none", "shared_norm", "two_norms"] = "none"
+    parallel_sum_order: Literal["branches_first", "residual_first"] = "branches_first"
+    final_norm: bool | None = None
+    embedding_norm: bool = False
+    first_layer_pre_norm: bool = True
+    residual_from_norm: bool = False
+    residual_multiplier: int | float = 1.0
+    layer_scale_type: Literal["none", "channel", "scalar"] = "none"
+    layer_scale_init: int | float | None = None
+    deepnorm_alpha: int | float | None = None
+    deepnorm_beta: int | float | None = None
+
+    ffn_type: Literal["mlp", "glu"] = "glu"
+    hidden_act: str = "silu"
+    mlp_bias: bool = False
+    mlp_output_bias: bool | None = None
+    ffn_sub_norm: bool = False
+
+    attention_bias: bool = False
+    attention_output_bias: bool | None = None
+    qk_norm: Literal["none", "head", "full", "per_head"] = "none"
+    qk_norm_type: Literal["layernorm", "rmsnorm"] | None = None
+    qk_norm_eps: float | None = None
+    qk_norm_affine: bool | None = None
+    qk_norm_bias: bool | None = None
+    qk_norm_after_rope: bool = False
+    attention_scaling: int | float | None = None
+    scale_query: bool = False
+    attn_logit_softcapping: int | float | None = None
+    attention_sinks: bool = False
+    attention_gate: Literal["none", "headwise", "elementwise"] = "none"
+    attention_sub_norm: bool = False
+    clip_qkv: int | float | None = None
+    is_causal: bool = True
+    add_cross_attention: bool = False
+    cross_attention_hidden_size: int | None = None
+
+    layer_types: list[str] | str | None = None
+    sliding_window: int | None = None
+
+    position_embedding_type: Literal["rope", "learned", "sinusoidal", "alibi", "relative_bias", "none"] = "rope"
+    rope_parameters: dict | None = None
+    rope_interleaved: bool = False
+    rope_in_float32: bool = False
+    rope_table_in_float32: bool = False
+    rope_reversed: bool = False
+    no_rope_layers: list[int] | None = None
+    position_offset: int = 0
+    position_ids_source: Literal["sequence", "attention_mask", "input_ids"] = "sequence"
+    sinusoidal_layout: Literal["interleaved", "half", "tensor2tensor"] = "interleaved"
+    sinusoidal_padding_zero: bool = False
+    alibi_bias_max: int = 8
+    alibi_slope_order: Literal["paper", "mpt"] = "paper"
+    alibi_form: Literal["distance", "key_position", "key_offset"] = "distance"
+    alibi_slopes_in_bfloat16: bool = False
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    relative_attention_per_layer: bool = False
+
+    tie_word_embeddings: bool = False
+    embedding_multiplier: int | float = 1.0
+    embedding_multiplier_in_weight_dtype: bool = False
+    padding_embedding_frozen: bool = True
+    logit_scale: int | float = 1.0
+    final_logit_softcapping: int | float | None = None
+    lm_head_bias: bool = False
+    lm_head_transform: bool = False
+    lm_head_transform_bias: bool = True
+    lm_head_transform_act: str | None = None
+    type_vocab_size: int = 0
+    pooler: bool = False
+
+    attention_dropout: int | float = 0.0
+    residual_dropout: int | float = 0.0
+    embedding_dropout: int | float = 0.0
+    activation_dropout: int | float = 0.0
+    layerdrop: int | float = 0.0
+    classifier_dropout: int | float = 0.0
+
+    z_loss_coefficient: int | float = 0.0
+    label_smoothing: int | float = 0.0
+
+    initializer_range: int | float = 0.02
+    use_cache: bool = True
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+    pad_token_id: int | None = None
+
+    def __post_init__(self, **kwargs):
+        self._refuse_near_misses(kwargs)
+        self._derive_defaults()
+        super().__post_init__(**kwargs)
+        if self.no_rope_layers is None:
+            self.no_rope_layers = [1] * self.num_hidden_layers
+        # Before `@strict` runs it again, so that the error is a `ValueError` as everywhere in transformers.
+        self.validate_architecture()
+        self.base_model_tp_plan = self._tensor_parallel_plan()
+        self.base_model_pp_plan = self._pipeline_plan()
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> "VariantConfig":
+        """
+        The axes of a published architecture (`hf_variants.presets()` lists them) with your sizes.
+
+        Args:
+            name (`str`): preset, such as `"gemma2"`.
+            overrides: any field of this config; they win over the preset's.
+
+        Raises:
+            ValueError: if there is no such preset.
+        """
+        # By name, so that this file also works alone, as custom code in a Hub repository.
+        presets = importlib.import_module("hf_variants.presets")
+        return cls(**presets.resolve_preset(name, overrides))
+
+    def _refuse_near_misses(self, unknown: dict[str, Any]) -> None:
+        """Refuse an unknown key that looks like a field: it would otherwise be stored and never read."""
+        field_names = [name for name in type(self).__dataclass_fields__ if not name.startswith("_")]
+        sentences = []
+        for key in unknown:
+            if key in FRAMEWORK_KEYS or key.startswith("_"):
+                continue
+            match = difflib.get_close_matches(key, field_names, n=1, cutoff=0.84)
+            if match:
+                sentences.append(f"`{key}` is not a field; did you mean `{match[0]}`?")
+        if sentences:
+            raise VariantConfigError(" ".join(sentences))
+
+    def _derive_defaults(self) -> None:
+        if self.head_dim is None and self.num_attention_heads > 0:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.intermediate_size is None:
+            width = 8 * self.hidden_size / 3 if self.ffn_type == "glu" else 4 * self.hidden_size
+            self.intermediate_size = -(-int(width) // 64) * 64
+        if self.embedding_size is None:
+            self.embedding_size = self.hidden_size
+        if self.cross_attention_hidden_size is None:
+            self.cross_attention_hidden_size = self.hidden_size
+        if self.norm_bias is None:
+            self.norm_bias = self.norm_type == "layernorm" and self.norm_affine
+        if self.norm_casting_mode is None:
+            self.norm_casting_mode = "llama" if self.norm_type == "rmsnorm" else "none"
+        if self.final_norm is None:
+            self.final_norm = self.norm_placement not in ("post", "deepnorm")
+        if self.mlp_output_bias is None:
+            self.mlp_output_bias = self.mlp_bias
+        if self.attention_output_bias is None:
+            self.attention_output_bias = self.attention_bias
+        if self.qk_norm_type is None:
+            self.qk_norm_type = self.norm_type
+        if self.qk_norm_eps is None:
+            self.qk_norm_eps = self.norm_eps
+        if self.qk_norm_affine is None:
+            self.qk_norm_affine = self.norm_affine
+        if self.qk_norm_bias is None:
+            self.qk_norm_bias = self.qk_norm_type == "layernorm" and self.qk_norm_affine and self.norm_bias
+        if self.layer_scale_init is None:
+            self.layer_scale_init = {"none": 1.0, "channel": 1e-5, "scalar": 0.0}[self.layer_scale_type]
+        if self.lm_head_transform_act is None:
+            self.lm_head_transform_act = self.hidden_act
+        if self.norm_placement == "deepnorm" and self.num_hidden_layers > 0:
+            # Section 4 and table 1 of the paper, for a stack of one kind; encoder-decoders set both explicitly.
+            if self.deepnorm_alpha is None:
+                self.deepnorm_alpha = (2 * self.num_hidden_layers) ** 0.25
+            if self.deepnorm_beta is None:
+                self.deepnorm_beta = (8 * self.num_hidden_layers) ** -0.25
+        if self.layer_types is None:
+            kind = "full_attention" if self.sliding_window is None else "sliding_attention"
+            self.layer_types = [kind] * self.num_hidden_layers
+        elif isinstance(self.layer_types, str):
+            self.layer_types = self._expand_layer_pattern(self.layer_types)
+
+    def _expand_layer_pattern(self, pattern: str) -> list[str]:
+        """`"SSSF"` -> three sliding layers and a full one, repeated over the depth."""
+        if not pattern or set(pattern.upper()) - set(LAYER_TYPE_LETTERS):
+            raise VariantConfigError(
+                f"`layer_types` is the pattern {pattern!r}, which is not made of the letters F (full) and S (sliding). "
+                'Write for example "SSSF", or a list with one layer type per layer.'
+            )
+        letters = pattern.upper()
+        return [LAYER_TYPE_LETTERS[letters[i % len(letters)]] for i in range(self.num_hidden_layers)]
+
+    # The properties below are questions that several rooms ask of a config.
+
+    @property
+    def has_sequence_bias(self) -> bool:
+        """Whether an additive position bias (ALiBi, relative) enters the attention scores."""
+        return self.position_embedding_type in ("alibi", "relative_bias")
+
+    @property
+    def attention_features(self) -> dict[str, bool]:
+        """The features of this config that not every attention backend computes, by field name."""
+        layers = list(self.per_layer_config)
+        return {
+            "attn_logit_softcapping": any(layer.attn_logit_softcapping is not None for layer in layers),
+            "attention_sinks": any(layer.attention_sinks for layer in layers),
+            "position_embedding_type": self.has_sequence_bias,
+        }
+
+    def unsupported_attention_features(self, implementation: str) -> list[str]:
+        """
+        The fields of this config that an attention implementation would ignore or refuse.
+
+        Args:
+            implementation (`str`): `"eager"`, `"sdpa"`, `"flex_attention"`, `"flash_attention"` or `"paged"`
+                (continuous batching).
+        """
+        unable = {
+            "eager": (),
+            "sdpa": ("attn_logit_softcapping", "attention_sinks"),
+            "flex_attention": (),
+            "flash_attention": ("attention_sinks", "position_embedding_type"),
+            "paged": ("attn_logit_softcapping", "position_embedding_type"),
+        }[implementation]
+        return [field for field, active in self.attention_features.items() if active and field in unable]
+
+    def rope_parameters_of(self, layer_idx: int) -> dict | None:
+        """The flat RoPE parameters of one layer, or `None` where the layer does not rotate."""
+        if self.position_embedding_type != "rope" or not self.no_rope_layers[layer_idx]:
+            return None
+        parameters = self.per_layer_config[layer_idx].rope_parameters
+        if self.nested_rope_parameter_keys(parameters):
+            return parameters.get(self.layer_types[layer_idx])
+        return parameters
+
+    def _tensor_parallel_plan(self) -> dict[str, str]:
+        """Tensor-parallel styles of exactly the modules that this config builds (transformers' `tp_plan`)."""
+        features = {"qk": set(), "glu": set(), "gate": set(), "sinks": set(), "cross": set()}
+        for layer in self.per_layer_config:
+            features["qk"].add(layer.qk_norm)
+            features["glu"].add(layer.ffn_type)
+            features["gate"].add(layer.attention_gate)
+            features["sinks"].add(layer.attention_sinks)
+            features["cross"].add(layer.add_cross_attention)
+        plan = {}
+        for attention in ("self_attn", "cross_attn") if True in features["cross"] else ("self_attn",):
+            prefix = f"layers.*.{attention}"
+            # A norm over all heads needs the whole projection on every rank.
+            whole = "full" in features["qk"]
+            plan |= {f"{prefix}.{name}_proj": "colwise_gather_output" if whole else "colwise" for name in "qkv"}
+            plan[f"{prefix}.o_proj"] = "rowwise_split_input" if whole else "rowwise"
+            if "head" in features["qk"] and self.qk_norm_affine_anywhere:
+                plan |= {f"{prefix}.{name}_norm": "replicated_with_grad_allreduce" for name in "qk"}
+            if features["gate"] - {"none"}:
+                plan[f"{prefix}.g_proj"] = "colwise_gather_output" if whole else "colwise"
+        plan["layers.*.mlp.up_proj"] = "colwise"
+        plan["layers.*.mlp.down_proj"] = "rowwise"
+        if "glu" in features["glu"]:
+            plan["layers.*.mlp.gate_proj"] = "colwise"
+        return plan
+
+    @property
+    def qk_norm_affine_anywhere(self) -> bool:
+        return any(layer.qk_norm_affine for layer in self.per_layer_config)
+
+    def _pipeline_plan(self) -> dict[str, tuple[list[str], list[str]]]:
+        plan = {
+            "embed_tokens": (["input_ids"], ["inputs_embeds"]),
+            "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+        }
+        if self.final_norm:
+            plan["norm"] = (["hidden_states"], ["hidden_states"])
+        return plan
+
+    def validate_architecture(self):
+        """Report every inconsistency at once: what is wrong, and what to do about it."""
+        layers = list(self.per_layer_config) if self.is_heterogeneous else [self]
+        sentences: list[str] = []
+        for layer in layers:
+            for broken, wrong, remedy in layer._validation_table():
+                if broken and f"{wrong} {remedy}" not in sentences:
+                    sentences.append(f"{wrong} {remedy}")
+        if sentences:
+            raise VariantConfigError("This config cannot be built. " + " ".join(sentences))
+
+    def _validation_table(self) -> list[tuple[bool, str, str]]:
+        """(is it broken, what is wrong, what to do) for one layer's resolved config."""
+        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+        rope = self.position_embedding_type == "rope"
+        table_positions = self.position_embedding_type in ("learned", "sinusoidal")
+        parallel = self.parallel_block != "none"
+        post_norms = self.norm_placement in ("post", "deepnorm")
+        sizes = (
+            "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+            "num_key_value_heads", "head_dim", "max_position_embeddings", "embedding_size",
+        )  # fmt: skip
+        probabilities = (
+            "attention_dropout", "residual_dropout", "embedding_dropout", "activation_dropout", "layerdrop",
+            "classifier_dropout",
+        )  # fmt: skip
+        table = [
+            (getattr(self, name) is None or getattr(self, name) < 1, f"`{name}` is {getattr(self, name)}.",
+             f"Set `{name}` to at least 1.")
+            for name in sizes
+        ]  # fmt: skip
+        table += [
+            (not 0.0 <= getattr(self, name) < 1.0, f"`{name}` is {getattr(self, name)}, not a probability.",
+             f"Set `{name}` to at least 0 and below 1.")
+            for name in probabilities
+        ]  # fmt: skip
+        table += [
+            (
+                self.head_dim is not None and self.head_dim * heads != self.hidden_size and self._head_dim_was_derived,
+                f"`hidden_size` {self.hidden_size} is not a multiple of `num_attention_heads` {heads}.",
+                "Set `head_dim` explicitly, or change one of the two.",
+            ),
+            (
+                bool(kv_heads) and kv_heads > 0 and heads % kv_heads != 0,
+                f"`num_attention_heads` {heads} is not a multiple of `num_key_value_heads` {kv_heads}.",
+                "Choose a number of key/value heads that divides the heads.",
+            ),
+            (self.norm_eps <= 0, f"`norm_eps` is {self.norm_eps}.", "Set `norm_eps` above 0, such as 1e-6."),
+            (
+                self.norm_bias and self.norm_type == "rmsnorm",
+                "`norm_bias` is set, but `norm_type` rmsnorm has no bias.",
+                "Set `norm_bias=False` or `norm_type='layernorm'`.",
+            ),
+            (
+                self.norm_bias and not self.norm_affine,
+                "`norm_bias` is set, but `norm_affine` is not.",
+                "Set `norm_bias=False` or `norm_affine=True`.",
+            ),
+            (
+                self.norm_unit_offset and not self.norm_affine,
+                "`norm_unit_offset` is set, but without `norm_affine` there is no weight to offset.",
+                "Set `norm_unit_offset=False` or `norm_affine=True`.",
+            ),
+            (
+                self.norm_type == "layernorm" and self.norm_casting_mode == "llama",
+                "`norm_casting_mode` llama is defined for rmsnorm only.",
+                "Set `norm_casting_mode` to 'none' (torch's kernel) or 'gemma' (float32 throughout).",
+            ),
+            (
+                self.norm_casting_mode == "gemma" and self.norm_type == "layernorm" and self.norm_bias,
+                "`norm_casting_mode` gemma for layernorm is defined without a bias (Cohere).",
+                "Set `norm_bias=False` or `norm_casting_mode='none'`.",
+            ),
+            (
+                self.qk_norm_bias and self.qk_norm_type == "rmsnorm",
+                "`qk_norm_bias` is set, but `qk_norm_type` rmsnorm has no bias.",
+                "Set `qk_norm_bias=False` or `qk_norm_type='layernorm'`.",
+            ),
+            (
+                self.qk_norm_bias and self.qk_norm == "per_head",
+                "`qk_norm_bias` is set, but `qk_norm` per_head has no bias.",
+                "Set `qk_norm_bias=False` or another `qk_norm`.",
+            ),
+            (
+                self.qk_norm_after_rope and self.qk_norm in ("full", "per_head"),
+                f"`qk_norm_after_rope` is set with `qk_norm` {self.qk_norm}.",
+                "Use `qk_norm='head'`, or normalise before the rotation.",
+            ),
+            (
+                self.qk_norm_after_rope and self.qk_norm == "none",
+                "`qk_norm_after_rope` is set, but `qk_norm` is none.",
+                "Set `qk_norm='head'` or `qk_norm_after_rope=False`.",
+            ),
+            (
+                parallel and self.norm_placement not in ("pre", "sandwich"),
+                f"`parallel_block` {self.parallel_block} is set with `norm_placement` {self.norm_placement}.",
+                "Use `norm_placement` 'pre' or 'sandwich', or `parallel_block='none'`.",
+            ),
+            (
+                parallel and self.residual_from_norm,
+                "`residual_from_norm` is set with a `parallel_block`.",
+                "Set `residual_from_norm=False` or `parallel_block='none'`.",
+            ),
+            (
+                self.residual_from_norm and self.norm_placement not in ("pre", "sandwich"),
+                f"`residual_from_norm` is set, but `norm_placement` {self.norm_placement} has no pre-norm.",
+                "Set `residual_from_norm=False`, or `norm_placement` to 'pre' or 'sandwich'.",
+            ),
+            (
+                not self.first_layer_pre_norm and post_norms,
+                f"`first_layer_pre_norm` is off, but `norm_placement` {self.norm_placement} has no pre-norm.",
+                "Leave `first_layer_pre_norm=True`.",
+            ),
+            (
+                not self.first_layer_pre_norm and parallel,
+                "`first_layer_pre_norm` is off with a `parallel_block`, whose FFN shares that norm.",
+                "Leave `first_layer_pre_norm=True` or set `parallel_block='none'`.",
+            ),
+            (
+                self.norm_placement != "deepnorm" and (self.deepnorm_alpha, self.deepnorm_beta) != (None, None),
+                f"`deepnorm_alpha` or `deepnorm_beta` is set, but `norm_placement` is {self.norm_placement}.",
+                "Set `norm_placement='deepnorm'` or leave both unset.",
+            ),
+            (
+                self.norm_placement == "deepnorm" and self.residual_multiplier != 1.0,
+                "`residual_multiplier` is set with `norm_placement` deepnorm, which scales the residual itself.",
+                "Set `residual_multiplier=1.0` and `deepnorm_alpha` instead.",
+            ),
+            (
+                self.norm_placement == "deepnorm" and self.layer_scale_type != "none",
+                "`layer_scale_type` is set with `norm_placement` deepnorm.",
+                "Use one of the two.",
+            ),
+            (
+                self.layer_scale_type != "none" and self.residual_multiplier != 1.0,
+                "`layer_scale_type` and `residual_multiplier` both scale the branch.",
+                "Use one of the two.",
+            ),
+            (
+                self.attn_logit_softcapping is not None and self.attn_logit_softcapping <= 0,
+                f"`attn_logit_softcapping` is {self.attn_logit_softcapping}.",
+                "Set it above 0, or to None for no cap.",
+            ),
+            (
+                self.final_logit_softcapping is not None and self.final_logit_softcapping <= 0,
+                f"`final_logit_softcapping` is {self.final_logit_softcapping}.",
+                "Set it above 0, or to None for no cap.",
+            ),
+            (
+                self.attn_logit_softcapping is not None and self.attention_sinks,
+                "`attn_logit_softcapping` and `attention_sinks` are both set, which no attention backend combines.",
+                "Use one of the two.",
+            ),
+            (
+                self.clip_qkv is not None and self.clip_qkv <= 0,
+                f"`clip_qkv` is {self.clip_qkv}.",
+                "Set it above 0, or to None for no clipping.",
+            ),
+            (
+                "sliding_attention" in self.layer_types and not self.sliding_window,
+                "`layer_types` has sliding layers, but `sliding_window` is not set.",
+                "Set `sliding_window`, or make every layer full_attention.",
+            ),
+            (
+                self.sliding_window is not None and self.sliding_window < 1,
+                f"`sliding_window` is {self.sliding_window}.",
+                "Set it to at least 1, or to None.",
+            ),
+            (
+                bool(set(self.layer_types) - set(LAYER_TYPE_LETTERS.values())),
+                f"`layer_types` has {sorted(set(self.layer_types) - set(LAYER_TYPE_LETTERS.values()))}.",
+                "A dense stack has full_attention and sliding_attention layers only.",
+            ),
+            (
+                len(self.layer_types) != self.num_hidden_layers,
+                f"`layer_types` has {len(self.layer_types)} entries for {self.num_hidden_layers} layers.",
+                "Give one per layer, or a pattern such as 'SSSF'.",
+            ),
+            (
+                len(self.no_rope_layers) != self.num_hidden_layers,
+                f"`no_rope_layers` has {len(self.no_rope_layers)} entries for {self.num_hidden_layers} layers.",
+                "Give one per layer: 1 where the rotation is applied, 0 where not.",
+            ),
+            (
+                bool(set(self.no_rope_layers) - {0, 1}),
+                "`no_rope_layers` has entries other than 0 and 1.",
+                "Write 1 where the rotation is applied and 0 where not.",
+            ),
+            (
+                not rope and 0 in self.no_rope_layers,
+                f"`no_rope_layers` switches the rotation off in some layers, but `position_embedding_type` is "
+                f"{self.position_embedding_type}.",
+                "Set `position_embedding_type='rope'` or leave `no_rope_layers` unset.",
+            ),
+            (
+                not rope and any((self.rope_interleaved, self.rope_in_float32, self.rope_table_in_float32,
+                                  self.rope_reversed)),
+                f"A `rope_*` field is set, but `position_embedding_type` is {self.position_embedding_type}.",
+                "Set `position_embedding_type='rope'` or leave those fields unset.",
+            ),
+            (
+                self.rope_table_in_float32 and not self.rope_in_float32,
+                "`rope_table_in_float32` is set without `rope_in_float32`, so the rotation would change q's dtype.",
+                "Set both, or neither.",
+            ),
+            (
+                rope and bool(self.head_dim) and self._rotary_dims_are_odd(),
+                "The rotated part of `head_dim` is odd or empty, and RoPE rotates pairs.",
+                "Choose an even `head_dim`, or a `partial_rotary_factor` that leaves an even part.",
+            ),
+            (
+                rope and bool(self._unknown_rope_types()),
+                f"`rope_parameters` has the unknown rope_type {', '.join(self._unknown_rope_types())}.",
+                f"Use one of {', '.join(ROPE_TYPES)}.",
+            ),
+            (
+                not table_positions and self.position_offset != 0,
+                f"`position_offset` is set, but `position_embedding_type` {self.position_embedding_type} has no table.",
+                "Set it to 0, or use learned or sinusoidal positions.",
+            ),
+            (self.position_offset < 0, f"`position_offset` is {self.position_offset}.", "Set it to at least 0."),
+            (
+                self.position_embedding_type == "sinusoidal" and self._position_width() % 2 != 0,
+                f"Sinusoidal positions need an even width, not {self._position_width()}.",
+                "Choose an even `hidden_size` (or `embedding_size`), or learned positions.",
+            ),
+            (
+                self.position_ids_source == "input_ids" and self.pad_token_id is None,
+                "`position_ids_source` input_ids counts non-padding tokens, but `pad_token_id` is not set.",
+                "Set `pad_token_id`, or another `position_ids_source`.",
+            ),
+            (
+                self.sinusoidal_padding_zero and self.pad_token_id is None,
+                "`sinusoidal_padding_zero` is set, but `pad_token_id` is not.",
+                "Set `pad_token_id`, or `sinusoidal_padding_zero=False`.",
+            ),
+            (
+                self.relative_attention_num_buckets < 4
+                or self.relative_attention_max_distance
+                <= self.relative_attention_num_buckets // (2 if self.is_causal else 4),
+                "`relative_attention_num_buckets` must be at least 4 and `relative_attention_max_distance` larger than "
+                "the buckets that hold one distance each.",
+                "T5 uses 32 and 128.",
+            ),
+            (
+                self.position_embedding_type == "relative_bias" and self.is_heterogeneous_in("num_attention_heads"),
+                "`per_layer_config` changes `num_attention_heads` under one shared relative bias.",
+                "Set `relative_attention_per_layer=True`, or keep the heads equal.",
+            ),
+            (
+                not self.is_causal and self.alibi_form != "distance",
+                f"`alibi_form` {self.alibi_form} depends on the key alone, which only a causal stack can use.",
+                "Set `alibi_form='distance'`.",
+            ),
+            (
+                self.embedding_size != self.hidden_size
+                and self.tie_word_embeddings
+                and not self.output_projection
+                and not self.lm_head_transform,
+                "`tie_word_embeddings` is set, but `embedding_size` differs from `hidden_size`.",
+                "Set `output_projection=True` or `lm_head_transform=True`, untie, or make the two equal.",
+            ),
+            (
+                self.output_projection and self.embedding_size == self.hidden_size,
+                "`output_projection` is set, but `embedding_size` equals `hidden_size`.",
+                "Set `output_projection=False`, or another `embedding_size`.",
+            ),
+            (
+                self.output_projection and self.lm_head_transform,
+                "`output_projection` and `lm_head_transform` both stand before the LM head.",
+                "Use one of the two.",
+            ),
+            (
+                self.add_cross_attention and not self.is_causal,
+                "`add_cross_attention` is set on an encoder (`is_causal=False`).",
+                "Only a decoder attends to an encoder; set `is_causal=True` or `add_cross_attention=False`.",
+            ),
+            (self.pooler and self.is_causal, "`pooler` is set on a decoder, whose first token sees only itself.",
+             "Set `pooler=False` or `is_causal=False`."),
+            (self.z_loss_coefficient < 0, f"`z_loss_coefficient` is {self.z_loss_coefficient}.",
+             "Set it to at least 0; PaLM used 1e-4."),
+            (not 0 <= self.label_smoothing < 1, f"`label_smoothing` is {self.label_smoothing}.",
+             "Set it to at least 0 and below 1."),
+            (
+                self.alibi_bias_max < 1,
+                f"`alibi_bias_max` is {self.alibi_bias_max}.",
+                "Set it to at least 1; the paper uses 8.",
+            ),
+        ]  # fmt: skip
+        return table
+
+    @property
+    def _head_dim_was_derived(self) -> bool:
+        return self.head_dim == self.hidden_size // self.num_attention_heads if self.num_attention_heads else False
+
+    def is_heterogeneous_in(self, field: str) -> bool:
+        """Whether `per_layer_config` gives some layer another value of `field`."""
+        spec = self.__dict__.get("_heterogeneity_spec")
+        return spec is not None and field in spec.per_layer_attributes
+
+    def _position_width(self) -> int:
+        """Width of the position table: that of the vectors it is added to."""
+        projected = self.embedding_projection_position == "before_positions"
+        return self.hidden_size if projected else self.embedding_size
+
+    def _flat_rope_parameters(self) -> list[dict]:
+        parameters = self.rope_parameters or {}
+        nested = self.nested_rope_parameter_keys(parameters)
+        flat = [parameters[key] for key in nested] if nested else [parameters]
+        return [entry for entry in flat if entry]
+
+    def _rotary_dims_are_odd(self) -> bool:
+        widths = [int(self.head_dim * (p.get("partial_rotary_factor") or 1.0)) for p in self._flat_rope_parameters()]
+        return any(width < 2 or width % 2 for width in widths)
+
+    def _unknown_rope_types(self) -> list[str]:
+        types = {entry.get("rope_type", "default") for entry in self._flat_rope_parameters()}
+        return sorted(types - set(ROPE_TYPES))
+
+
+__all__ = ["VariantConfig"]

@@ -1,0 +1,208 @@
+"""How activations are normalised: RMSNorm and LayerNorm, plain or zero-centred, in every order of casts in use."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def _scale_after_cast(normalised: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Llama's order: float32 statistics, rounded to the activations' dtype before the weight is applied."""
+    return weight * normalised.to(dtype)
+
+
+def _scale_before_cast(normalised: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Gemma's order: the weight is applied in float32, and the product is rounded once."""
+    return (normalised * weight.float()).to(dtype)
+
+
+# casting_mode -> (dtype of the statistics, None for the input's own; how the weight is applied)
+_RMS_CASTS: dict[str, tuple[torch.dtype | None, Callable]] = {
+    "llama": (torch.float32, _scale_after_cast),
+    "gemma": (torch.float32, _scale_before_cast),
+    "none": (None, _scale_after_cast),
+}
+
+
+class RMSNorm(nn.Module):
+    """
+    Root mean square norm over the last dimension (https://arxiv.org/abs/1910.07467).
+
+    Args:
+        shape (`int` or `tuple[int, int]`): size of the last dimension, or (heads, head_dim) for own weights per head.
+        eps (`float`): added to the mean square.
+        casting_mode (`str`): order of casts below float32: `"llama"`, `"gemma"` or `"none"` (see `VariantConfig`).
+        affine (`bool`): learn a weight; without one the module has no parameters.
+
+    Shape: (..., *shape) -> (..., *shape), in the input's dtype.
+    """
+
+    def __init__(
+        self, shape: int | tuple[int, int], eps: float = 1e-6, casting_mode: str = "llama", affine: bool = True
+    ):
+        super().__init__()
+        self.eps = eps
+        self.casting_mode = casting_mode
+        # SGLang replaces classes of this name and reads the flag to know whether there is a weight.
+        self.with_scale = affine
+        self.statistics_dtype, self.apply_weight = _RMS_CASTS[casting_mode]
+        self.weight = nn.Parameter(self._initial_weight(shape)) if affine else None
+
+    @staticmethod
+    def _initial_weight(shape: int | tuple[int, int]) -> torch.Tensor:
+        return torch.ones(shape)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        dtype = hidden_states.dtype
+        hidden_states = hidden_states.to(self.statistics_dtype or dtype)
+        variance = hidden_states.pow(2).mean(-1, keepdim=True)
+        hidden_states = hidden_states * torch.rsqrt(variance + self.eps)
+        return self.apply_weight(hidden_states, self.weight, dtype)
+
+    def extra_repr(self) -> str:
+        shape = tuple(self.weight.shape) if self.weight is not None else None
+        return f"{shape}, eps={self.eps}, casting_mode={self.casting_mode}"
+
+
+class WeightlessRMSNorm(RMSNorm):
+    """RMSNorm without a learned weight (nanochat)."""
+
+    def __init__(self, shape: int | tuple[int, int], eps: float = 1e-6, casting_mode: str = "llama"):
+        super().__init__(shape, eps=eps, casting_mode=casting_mode, affine=False)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        dtype = hidden_states.dtype
+        hidden_states = hidden_states.to(self.statistics_dtype or dtype)
+        variance = hidden_states.pow(2).mean(-1, keepdim=True)
+        return (hidden_states * torch.rsqrt(variance + self.eps)).to(dtype)
+
+
+class ZeroCenteredRMSNorm(RMSNorm):
+    """RMSNorm whose stored weight `w` is applied as `1 + w` (Gemma), so that weight decay pulls towards the identity."""
+
+    def __init__(
+        self, shape: int | tuple[int, int], eps: float = 1e-6, casting_mode: str = "gemma", affine: bool = True
+    ):
+        super().__init__(shape, eps=eps, casting_mode=casting_mode, affine=affine)
+
+    @staticmethod
+    def _initial_weight(shape: int | tuple[int, int]) -> torch.Tensor:
+        return torch.zeros(shape)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        dtype = hidden_states.dtype
+        hidden_states = hidden_states.to(self.statistics_dtype or dtype)
+        variance = hidden_states.pow(2).mean(-1, keepdim=True)
+        hidden_states = hidden_states * torch.rsqrt(variance + self.eps)
+        # In float32, as Gemma does: `1 + w` stored or computed in bfloat16 would lose the low bits of w.
+        return self.apply_weight(hidden_states, 1.0 + self.weight.to(hidden_states.dtype), dtype)
+
+
+class ZeroCenteredLayerNorm(nn.LayerNorm):
+    """LayerNorm whose stored weight `w` is applied as `1 + w` (Nemotron's LayerNorm1P)."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(hidden_states, self.normalized_shape, self.weight + 1.0, self.bias, self.eps)
+
+
+class Float32LayerNorm(nn.Module):
+    """
+    LayerNorm without a bias, computed in float32 up to the product with the weight (Cohere).
+
+    Args:
+        shape (`int` or `tuple[int, int]`): size of the last dimension, or (heads, head_dim) for own weights per head.
+        eps (`float`): added to the variance.
+        affine (`bool`): learn a weight.
+        unit_offset (`bool`): apply the stored weight `w` as `1 + w`.
+
+    Shape: (..., *shape) -> (..., *shape), in the input's dtype.
+    """
+
+    def __init__(
+        self, shape: int | tuple[int, int], eps: float = 1e-5, affine: bool = True, unit_offset: bool = False
+    ):
+        super().__init__()
+        self.eps = eps
+        self.unit_offset = unit_offset
+        initial = torch.zeros(shape) if unit_offset else torch.ones(shape)
+        self.weight = nn.Parameter(initial) if affine else None
+
+    def _applied_weight(self) -> torch.Tensor | float:
+        if self.weight is None:
+            return 1.0
+        return 1.0 + self.weight.float() if self.unit_offset else self.weight.float()
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        dtype = hidden_states.dtype
+        hidden_states = hidden_states.to(torch.float32)
+        mean = hidden_states.mean(-1, keepdim=True)
+        variance = (hidden_states - mean).pow(2).mean(-1, keepdim=True)
+        hidden_states = (hidden_states - mean) * torch.rsqrt(variance + self.eps)
+        return (self._applied_weight() * hidden_states).to(dtype)
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.weight.shape) if self.weight is not None else None}, eps={self.eps}"
+
+
+class PerHeadLayerNorm(nn.Module):
+    """
+    A LayerNorm with own weights for every head (StableLM 2), each through torch's kernel.
+
+    Shape: (..., heads, head_dim) -> (..., heads, head_dim).
+    """
+
+    def __init__(self, shape: tuple[int, int], eps: float = 1e-5, unit_offset: bool = False):
+        super().__init__()
+        self.eps = eps
+        self.unit_offset = unit_offset
+        self.weight = nn.Parameter(torch.zeros(shape) if unit_offset else torch.ones(shape))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        weight = self.weight + 1.0 if self.unit_offset else self.weight
+        heads = [
+            F.layer_norm(head, head.shape[-1:], weight[index], None, self.eps)
+            for index, head in enumerate(hidden_states.unbind(-2))
+        ]
+        return torch.stack(heads, dim=-2)
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.weight.shape)}, eps={self.eps}"
+
+
+def make_norm(
+    norm_type: str,
+    shape: int | tuple[int, int],
+    *,
+    eps: float,
+    affine: bool,
+    bias: bool,
+    unit_offset: bool,
+    casting_mode: str,
+) -> nn.Module:
+    """
+    The norm of this kind over the last dimension.
+
+    Args:
+        norm_type (`str`): `"layernorm"` or `"rmsnorm"`.
+        shape (`int` or `tuple[int, int]`): size of the last dimension, or (heads, head_dim) for own weights per head.
+        eps, affine, bias, unit_offset, casting_mode: see `VariantConfig`'s `norm_*` fields.
+    """
+    if norm_type == "rmsnorm":
+        if not affine:
+            return WeightlessRMSNorm(shape, eps=eps, casting_mode=casting_mode)
+        return (ZeroCenteredRMSNorm if unit_offset else RMSNorm)(shape, eps=eps, casting_mode=casting_mode)
+    if casting_mode == "gemma":
+        return Float32LayerNorm(shape, eps=eps, affine=affine, unit_offset=unit_offset)
+    if isinstance(shape, tuple):
+        if affine:
+            return PerHeadLayerNorm(shape, eps=eps, unit_offset=unit_offset)
+        shape = shape[-1]
+    if unit_offset:
+        return ZeroCenteredLayerNorm(shape, eps=eps, bias=bias)
+    return nn.LayerNorm(shape, eps=eps, elementwise_affine=affine, bias=bias)

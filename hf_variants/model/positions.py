@@ -1,0 +1,518 @@
+"""How a layer knows position: rotary, learned, sinusoidal, ALiBi and relative biases, and position ids themselves."""
+
+import copy
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
+
+
+# Rotary positions (https://arxiv.org/abs/2104.09864)
+
+
+class RotaryEmbedding(nn.Module):
+    """
+    Cosines and sines of the rotation angles, for all of transformers' RoPE scalings.
+
+    Args:
+        config (`PreTrainedConfig`): the layer's config; transformers' RoPE functions read `head_dim`,
+            `max_position_embeddings` and the parameters from it.
+        rope_parameters (`dict`): flat parameters of this table, in transformers' standard form. `alpha` with type
+            `"dynamic"` stretches the base once (HunYuan); `llama_4_scaling_beta` adds a query scale (Ministral 3).
+        interleaved (`bool`): angle of pair i at channels 2i and 2i + 1, instead of at i and i + d/2.
+        table_in_float32 (`bool`): return float32 instead of the activations' dtype.
+        reversed (`bool`): rotate by the negative angle.
+    """
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        rope_parameters: dict,
+        interleaved: bool = False,
+        table_in_float32: bool = False,
+        reversed: bool = False,
+    ):
+        super().__init__()
+        # transformers' functions read a flat `config.rope_parameters`, also where layers differ.
+        self.config = copy.copy(config)
+        self.config.rope_parameters = dict(rope_parameters)
+        self.max_seq_len_cached = config.max_position_embeddings
+        self.original_max_seq_len = config.max_position_embeddings
+        self.rope_type = rope_parameters["rope_type"]
+        if self.rope_type == "dynamic" and rope_parameters.get("alpha"):
+            self.rope_type = "ntk_alpha"
+        self.interleaved = interleaved
+        self.table_in_float32 = table_in_float32
+        self.sign = -1.0 if reversed else 1.0
+        inv_freq, self.attention_scaling = self.compute_inverse_frequencies()
+        self.register_buffer("inv_freq", inv_freq, persistent=False)
+        self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
+
+    def compute_inverse_frequencies(self) -> tuple[torch.Tensor, float]:
+        """Inverse frequencies, float32 (rotary_dim / 2,), and the factor on cosines and sines."""
+        own = {
+            "default": self.compute_default_rope_parameters,
+            "ntk_alpha": self.compute_ntk_alpha_rope_parameters,
+        }
+        return {**ROPE_INIT_FUNCTIONS, **own}[self.rope_type](self.config)
+
+    @staticmethod
+    def _inverse_frequencies(base: float, dim: int) -> torch.Tensor:
+        return 1.0 / (base ** (torch.arange(0, dim, 2, dtype=torch.float) / dim))
+
+    @staticmethod
+    def compute_default_rope_parameters(config: PreTrainedConfig, **kwargs) -> tuple[torch.Tensor, float]:
+        parameters = config.rope_parameters
+        dim = int(config.head_dim * (parameters.get("partial_rotary_factor") or 1.0))
+        return RotaryEmbedding._inverse_frequencies(parameters["rope_theta"], dim), 1.0
+
+    @staticmethod
+    def compute_ntk_alpha_rope_parameters(config: PreTrainedConfig, **kwargs) -> tuple[torch.Tensor, float]:
+        """NTK-aware scaling with a fixed alpha: the base is multiplied by alpha^(d / (d - 2)) (HunYuan)."""
+        parameters, dim = config.rope_parameters, config.head_dim
+        base = parameters["rope_theta"] * parameters["alpha"] ** (dim / (dim - 2))
+        return RotaryEmbedding._inverse_frequencies(base, dim), 1.0
+
+    def reset_buffers(self) -> None:
+        """Recompute what `from_pretrained` leaves uninitialised: buffers that are not in a checkpoint."""
+        inv_freq, self.attention_scaling = self.compute_inverse_frequencies()
+        init.copy_(self.inv_freq, inv_freq)
+        init.copy_(self.original_inv_freq, inv_freq)
+
+    @torch.no_grad()
+    @dynamic_rope_update
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            x: any tensor of the activations' dtype and device.
+            position_ids: (batch or 1, length).
+
+        Returns:
+            cos, sin: (batch or 1, length, rotary_dim).
+        """
+        freqs = position_ids[..., None].float() * self.inv_freq.to(device=x.device, dtype=torch.float)
+        angles = freqs.repeat_interleave(2, dim=-1) if self.interleaved else torch.cat((freqs, freqs), dim=-1)
+        cos = angles.cos() * self.attention_scaling
+        sin = angles.sin() * (self.sign * self.attention_scaling)
+        dtype = torch.float32 if self.table_in_float32 else x.dtype
+        return cos.to(dtype), sin.to(dtype)
+
+
+class QueryScalingRotaryEmbedding(RotaryEmbedding):
+    """Adds the scale of the queries that grows with the logarithm of the position (Llama 4, Ministral 3)."""
+
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Returns cos, sin and the query scale (batch or 1, 1, length, 1) in the activations' dtype."""
+        cos, sin = super().forward(x, position_ids)
+        parameters = self.config.rope_parameters
+        blocks = torch.floor(position_ids / parameters["original_max_position_embeddings"])
+        scale = 1 + parameters["llama_4_scaling_beta"] * torch.log(1 + blocks)
+        return cos, sin, scale[:, None, :, None].to(x.dtype)
+
+
+def rotate_halves(x: torch.Tensor) -> torch.Tensor:
+    """(x1, x2) -> (-x2, x1), with x1 and x2 the halves of the last dimension."""
+    x1, x2 = x.chunk(2, dim=-1)
+    return torch.cat((-x2, x1), dim=-1)
+
+
+def rotate_pairs(x: torch.Tensor) -> torch.Tensor:
+    """(x0, x1, x2, x3, ...) -> (-x1, x0, -x3, x2, ...)."""
+    return torch.stack((-x[..., 1::2], x[..., 0::2]), dim=-1).flatten(-2)
+
+
+class NoRotation(nn.Module):
+    """Queries and keys as they are: layers without rotary positions."""
+
+    def forward(self, query: torch.Tensor, key: torch.Tensor, position_embeddings: tuple | None):
+        return query, key
+
+
+class Rotation(nn.Module):
+    """
+    Rotates queries and keys.
+
+    Args:
+        interleaved (`bool`): pairs (0, 1), (2, 3), ... instead of (0, d/2), (1, d/2 + 1), ...
+        in_float32 (`bool`): rotate in float32 and round once.
+
+    Shape: query (batch, heads, length, head_dim) and key alike; cos, sin (batch or 1, length, head_dim).
+    """
+
+    def __init__(self, interleaved: bool = False, in_float32: bool = False):
+        super().__init__()
+        self.rotate = rotate_pairs if interleaved else rotate_halves
+        self.in_float32 = in_float32
+
+    def turn(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        dtype = x.dtype
+        if self.in_float32:
+            x = x.float()
+        return ((x * cos) + (self.rotate(x) * sin)).to(dtype)
+
+    def forward(
+        self, query: torch.Tensor, key: torch.Tensor, position_embeddings: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        cos, sin = (table.unsqueeze(1) for table in position_embeddings[:2])
+        return self.turn(query, cos, sin), self.turn(key, cos, sin)
+
+
+class PartialRotation(Rotation):
+    """Rotates the first channels of every head, as many as the table has, and passes the others through."""
+
+    def turn(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        rotary_dim = cos.shape[-1]
+        return torch.cat((super().turn(x[..., :rotary_dim], cos, sin), x[..., rotary_dim:]), dim=-1)
+
+
+class QueryScalingRotation(nn.Module):
+    """A rotation followed by the position-dependent query scale of `QueryScalingRotaryEmbedding`."""
+
+    def __init__(self, rotation: Rotation):
+        super().__init__()
+        self.rotation = rotation
+
+    def forward(self, query: torch.Tensor, key: torch.Tensor, position_embeddings: tuple[torch.Tensor, ...]):
+        query, key = self.rotation(query, key, position_embeddings)
+        return query * position_embeddings[2], key
+
+
+# Absolute positions, added to the embeddings
+
+
+class NoPositions(nn.Module):
+    """Nothing is added to the embeddings."""
+
+    def forward(self, embeddings: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        return embeddings
+
+
+class LearnedPositions(nn.Embedding):
+    """
+    Adds a learned vector per position (GPT-2, BERT, OPT).
+
+    Args:
+        num_positions (`int`): trained length; the table has `num_positions + offset` rows.
+        dim (`int`): width of the embeddings.
+        offset (`int`): added to every position id.
+    """
+
+    def __init__(self, num_positions: int, dim: int, offset: int = 0):
+        super().__init__(num_positions + offset, dim)
+        self.offset = offset
+
+    def forward(self, embeddings: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        """embeddings (batch, length, dim), position_ids (batch or 1, length) -> (batch, length, dim)."""
+        return embeddings + super().forward(position_ids + self.offset).to(embeddings.device)
+
+
+def sinusoidal_table(num_positions: int, dim: int, layout: str, padding_idx: int | None = None) -> torch.Tensor:
+    """
+    Table of sinusoids, float32 (num_positions, dim).
+
+    Args:
+        layout (`str`): `"interleaved"`: sin and cos of frequency 10000^(-2i/dim) at channels 2i and 2i + 1
+            (https://arxiv.org/abs/1706.03762); `"half"`: all sines, then all cosines (Marian); `"tensor2tensor"`:
+            as half, with frequencies 10000^(-i/(dim/2 - 1)) computed in float32 (XGLM, M2M-100).
+        padding_idx (`int`): a row of zeros.
+    """
+    half = dim // 2
+    if layout == "tensor2tensor":
+        steps = torch.arange(half, dtype=torch.int64).float()
+        frequencies = torch.exp(steps * -(math.log(10000) / (half - 1)))
+        angles = torch.arange(num_positions, dtype=torch.int64).float().unsqueeze(1) * frequencies.unsqueeze(0)
+    else:
+        exponents = 2 * torch.arange(half, dtype=torch.float64) / dim
+        angles = torch.arange(num_positions, dtype=torch.float64).unsqueeze(1) / torch.pow(10000.0, exponents)
+    parts = (angles.sin().float(), angles.cos().float())
+    table = torch.stack(parts, dim=-1).flatten(1) if layout == "interleaved" else torch.cat(parts, dim=-1)
+    if padding_idx is not None:
+        table[padding_idx] = 0.0
+    return table
+
+
+class SinusoidalPositions(nn.Module):
+    """
+    Adds fixed sinusoids (2017 Transformer, Marian, XGLM). The table is not part of a checkpoint.
+
+    Args:
+        num_positions, dim, layout: see `sinusoidal_table`; the table has `num_positions + offset` rows.
+        offset (`int`): added to every position id.
+        padding_idx (`int`): a row of zeros.
+    """
+
+    def __init__(self, num_positions: int, dim: int, layout: str, offset: int = 0, padding_idx: int | None = None):
+        super().__init__()
+        self.num_positions = num_positions
+        self.dim = dim
+        self.layout = layout
+        self.offset = offset
+        self.padding_idx = padding_idx
+        self.register_buffer("weight", self.compute_table(), persistent=False)
+
+    def compute_table(self) -> torch.Tensor:
+        return sinusoidal_table(self.num_positions + self.offset, self.dim, self.layout, self.padding_idx)
+
+    def reset_buffers(self) -> None:
+        init.copy_(self.weight, self.compute_table())
+
+    def forward(self, embeddings: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        """embeddings (batch, length, dim), position_ids (batch or 1, length) -> (batch, length, dim)."""
+        return embeddings + F.embedding(position_ids + self.offset, self.weight).to(embeddings)
+
+
+# Position ids
+
+
+def sequence_positions(
+    input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, padding_mask: torch.Tensor | None, past: int
+) -> torch.Tensor:
+    """0, 1, 2, ... after the `past` cached tokens: (1, length)."""
+    return (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past).unsqueeze(0)
+
+
+def attention_mask_positions(
+    input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, padding_mask: torch.Tensor | None, past: int
+) -> torch.Tensor:
+    """The number of real tokens before each, -1 at padding (OPT): (batch, length)."""
+    if padding_mask is None:
+        return sequence_positions(input_ids, inputs_embeds, padding_mask, past)
+    mask = padding_mask.long()
+    positions = torch.cumsum(mask, dim=1) * mask - 1
+    return positions[:, -inputs_embeds.shape[1] :]
+
+
+class InputIdPositions:
+    """Counts the tokens that are not padding, from `padding_idx + 1`; padding has `padding_idx` (RoBERTa)."""
+
+    def __init__(self, padding_idx: int):
+        self.padding_idx = padding_idx
+
+    def __call__(
+        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, padding_mask: torch.Tensor | None, past: int
+    ) -> torch.Tensor:
+        if input_ids is None:
+            return sequence_positions(input_ids, inputs_embeds, padding_mask, past) + self.padding_idx + 1
+        mask = input_ids.ne(self.padding_idx).int()
+        positions = (torch.cumsum(mask, dim=1).type_as(mask) + past) * mask
+        return positions.long() + self.padding_idx
+
+
+# Additive biases on the attention scores
+
+
+def attention_geometry(
+    query_length: int, past_key_values: Cache | None, layer_idx: int
+) -> tuple[int | torch.Tensor, int, int]:
+    """Index of the first query, number of keys, and index of the first key, as the layer's cache will return them."""
+    if past_key_values is None:
+        return 0, query_length, 0
+    query_offset = past_key_values.get_seq_length(layer_idx)
+    if isinstance(query_offset, torch.Tensor):
+        # A static cache counts in place, after this has been read.
+        query_offset = query_offset.clone()
+    kv_length, kv_offset = past_key_values.get_mask_sizes(query_length, layer_idx)
+    return query_offset, kv_length, kv_offset
+
+
+class NoPositionBias(nn.Module):
+    """No additive bias."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        past_key_values: Cache | None,
+        padding_mask: torch.Tensor | None,
+        layer_types: list[str],
+    ) -> list[None]:
+        return [None] * len(layer_types)
+
+
+class PositionBias(nn.Module):
+    """Base of the additive biases: one per layer type, or one per layer where layers have tables of their own."""
+
+    per_layer = False
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        past_key_values: Cache | None,
+        padding_mask: torch.Tensor | None,
+        layer_types: list[str],
+    ) -> list[torch.Tensor]:
+        """
+        Args:
+            hidden_states: (batch, query_length, hidden_size).
+            padding_mask: (batch, seen length) with 1 at real tokens, or `None`.
+            layer_types: attention type of every layer; sliding caches hold fewer keys.
+
+        Returns:
+            for every layer (batch, heads, query_length, key_length) in the activations' dtype.
+        """
+        batch, query_length = hidden_states.shape[:2]
+        computed: dict = {}
+        for layer_idx, layer_type in enumerate(layer_types):
+            key = layer_idx if self.per_layer else layer_type
+            if key in computed:
+                continue
+            geometry = attention_geometry(query_length, past_key_values, layer_idx)
+            bias = self.compute(query_length, *geometry, padding_mask, hidden_states.device, layer_idx)
+            computed[key] = bias.to(hidden_states.dtype).expand(batch, -1, -1, -1)
+        return [computed[i if self.per_layer else kind] for i, kind in enumerate(layer_types)]
+
+    def compute(
+        self,
+        query_length: int,
+        query_offset: int | torch.Tensor,
+        key_length: int,
+        key_offset: int,
+        padding_mask: torch.Tensor | None,
+        device: torch.device,
+        layer_idx: int,
+    ) -> torch.Tensor:
+        """(batch or 1, heads, query_length or 1, key_length)."""
+        raise NotImplementedError
+
+    @staticmethod
+    def relative_positions(query_length, query_offset, key_length, key_offset, device) -> torch.Tensor:
+        """Index of the key minus index of the query: (query_length, key_length)."""
+        queries = torch.arange(query_length, device=device)[:, None] + query_offset
+        keys = torch.arange(key_length, device=device)[None, :] + key_offset
+        return keys - queries
+
+
+def alibi_slopes(num_heads: int, bias_max: int = 8, order: str = "paper") -> torch.Tensor:
+    """
+    Slopes of ALiBi (https://arxiv.org/abs/2108.12409), float32 (num_heads,).
+
+    For a power of two n: 2^(-bias_max/n), 2^(-2 bias_max/n), ... Otherwise `"paper"` takes those of the next lower
+    power and fills up with every second one of double that number; `"mpt"` takes the odd and then the even ones of
+    the next higher power.
+    """
+    if order == "mpt":
+        power = 2 ** math.ceil(math.log2(num_heads))
+        exponents = torch.arange(1, power + 1, dtype=torch.int64).float() * (bias_max / power)
+        slopes = 1.0 / torch.pow(2, exponents)
+        return slopes if power == num_heads else torch.cat([slopes[1::2], slopes[::2]])[:num_heads]
+    power = 2 ** math.floor(math.log2(num_heads))
+    base = torch.tensor(2.0 ** -(bias_max / power), dtype=torch.float32)
+    slopes = torch.pow(base, torch.arange(1, power + 1, dtype=torch.int32))
+    if power == num_heads:
+        return slopes
+    extra_base = torch.tensor(2.0 ** -(bias_max / (2 * power)), dtype=torch.float32)
+    extra = torch.pow(extra_base, torch.arange(1, 2 * (num_heads - power) + 1, 2, dtype=torch.int32))
+    return torch.cat([slopes, extra])
+
+
+class AlibiBias(PositionBias):
+    """
+    ALiBi: slope times distance, negative into the past (and, in an encoder, on both sides).
+
+    Args:
+        num_heads, bias_max, order: see `alibi_slopes`.
+        form (`str`): `"distance"`, `"key_position"` (BLOOM) or `"key_offset"` (MPT); see `VariantConfig`.
+        in_bfloat16 (`bool`): round slopes and products to bfloat16 (Falcon).
+    """
+
+    def __init__(self, num_heads: int, bias_max: int, order: str, form: str, in_bfloat16: bool):
+        super().__init__()
+        self.num_heads = num_heads
+        self.bias_max = bias_max
+        self.order = order
+        self.form = form
+        self.in_bfloat16 = in_bfloat16
+        self.register_buffer("slopes", self.compute_slopes(), persistent=False)
+
+    def compute_slopes(self) -> torch.Tensor:
+        return alibi_slopes(self.num_heads, self.bias_max, self.order)
+
+    def reset_buffers(self) -> None:
+        init.copy_(self.slopes, self.compute_slopes())
+
+    def compute(self, query_length, query_offset, key_length, key_offset, padding_mask, device, layer_idx):
+        if self.form == "distance":
+            distance = self.relative_positions(query_length, query_offset, key_length, key_offset, device)
+            positions = -distance.abs()[None, None]
+        elif self.form == "key_position":
+            positions = self.key_positions(key_length, key_offset, padding_mask, device)[:, None, None, :]
+        else:
+            last_query = query_offset + query_length - 1
+            positions = (torch.arange(key_length, device=device) + key_offset - last_query)[None, None, None]
+        slopes = self.slopes.to(device)[:, None, None]
+        if self.in_bfloat16:
+            slopes = slopes.bfloat16()
+        return slopes * positions
+
+    @staticmethod
+    def key_positions(key_length, key_offset, padding_mask, device) -> torch.Tensor:
+        """Position of every key, counted over real tokens where the padding mask is known: (batch or 1, keys)."""
+        if padding_mask is None:
+            return (torch.arange(key_length, device=device) + key_offset).unsqueeze(0)
+        mask = padding_mask.to(device).long()
+        positions = (mask.cumsum(dim=-1) - 1) * mask
+        # A static cache has room for keys that the mask does not know yet; they are masked anyway.
+        return F.pad(positions[:, key_offset:], (0, max(key_offset + key_length - positions.shape[-1], 0)))[
+            :, :key_length
+        ]
+
+
+def relative_position_bucket(
+    relative_position: torch.Tensor, bidirectional: bool, num_buckets: int, max_distance: int
+) -> torch.Tensor:
+    """
+    T5's bucket of every distance (https://arxiv.org/abs/1910.10683): half of the buckets hold one distance each, the
+    others logarithmic ranges up to `max_distance`; a bidirectional stack has a set for each side.
+
+    Args:
+        relative_position: index of the key minus index of the query, int64, any shape.
+
+    Returns:
+        int64 in [0, num_buckets), the same shape.
+    """
+    side = 0
+    if bidirectional:
+        num_buckets //= 2
+        side = (relative_position > 0).long() * num_buckets
+        distance = relative_position.abs()
+    else:
+        distance = -relative_position.clamp(max=0)
+    exact = num_buckets // 2
+    logarithmic = exact + (
+        torch.log(distance.float() / exact) / math.log(max_distance / exact) * (num_buckets - exact)
+    ).to(torch.long)
+    logarithmic = logarithmic.clamp(max=num_buckets - 1)
+    return side + torch.where(distance < exact, distance, logarithmic)
+
+
+class RelativeBias(PositionBias):
+    """
+    A learned bias per head and bucket of distance, one table for the stack (T5) or one per layer (UMT5).
+
+    Args:
+        num_heads, num_buckets, max_distance (`int`): see `relative_position_bucket`.
+        bidirectional (`bool`): an encoder's buckets.
+        num_tables (`int`): number of layers with own tables, or 1.
+    """
+
+    def __init__(self, num_heads: int, num_buckets: int, max_distance: int, bidirectional: bool, num_tables: int):
+        super().__init__()
+        self.num_buckets = num_buckets
+        self.max_distance = max_distance
+        self.bidirectional = bidirectional
+        self.per_layer = num_tables > 1
+        self.tables = nn.ModuleDict({str(i): nn.Embedding(num_buckets, num_heads) for i in range(num_tables)})
+
+    def compute(self, query_length, query_offset, key_length, key_offset, padding_mask, device, layer_idx):
+        relative = self.relative_positions(query_length, query_offset, key_length, key_offset, device)
+        buckets = relative_position_bucket(relative, self.bidirectional, self.num_buckets, self.max_distance)
+        table = self.tables[str(layer_idx if self.per_layer else 0)]
+        return table(buckets).permute(2, 0, 1).unsqueeze(0)
+
+
+PositionIdSource = Callable[[torch.Tensor | None, torch.Tensor, torch.Tensor | None, int], torch.Tensor]
