@@ -18,6 +18,7 @@ from .model.modeling_variant import (
     VariantModel,
     VariantPreTrainedModel,
 )
+from .presets import presets
 
 
 AutoConfig.register(VariantConfig.model_type, VariantConfig, exist_ok=True)
@@ -26,5 +27,8 @@ AutoModelForCausalLM.register(VariantConfig, VariantForCausalLM, exist_ok=True)
 AutoModelForSequenceClassification.register(VariantConfig, VariantForSequenceClassification, exist_ok=True)
 AutoModelForTokenClassification.register(VariantConfig, VariantForTokenClassification, exist_ok=True)
 AutoModelForQuestionAnswering.register(VariantConfig, VariantForQuestionAnswering, exist_ok=True)
+
+from .conversion import from_native, to_native  # noqa: E402 (reads the classes above)
+
 
 __version__ = "0.1.0"

@@ -1,17 +1,45 @@
 """The configuration of one Transformer stack: every architectural axis is a field, none is keyed on a model's name."""
 
+import copy
 import difflib
 import importlib
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassClassValidationError
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 
 
 LAYER_TYPE_LETTERS = {"F": "full_attention", "S": "sliding_attention"}
 
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
+
+# What transformers' RoPE functions read without a default, beside `rope_theta`.
+ROPE_KEYS = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "longrope": ("short_factor", "long_factor"),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+}
+
+# Fields that `per_layer_config` may change: what the builder reads from a layer's own config. All others are read for
+# the stack as a whole (masks, caches, embeddings, final norm), where a layer's value would be ignored or mixed up.
+PER_LAYER_FIELDS = frozenset(
+    {
+        "activation_dropout", "attention_bias", "attention_dropout", "attention_gate", "attention_output_bias",
+        "attention_scaling", "attention_sinks", "attention_sub_norm", "attn_logit_softcapping", "clip_qkv",
+        "deepnorm_alpha", "deepnorm_beta", "ffn_sub_norm", "ffn_type", "head_dim", "hidden_act", "intermediate_size",
+        "layer_scale_init", "layer_scale_type", "mlp_bias", "mlp_output_bias", "norm_placement",
+        "num_attention_heads", "num_key_value_heads", "parallel_block", "parallel_sum_order", "qk_norm",
+        "qk_norm_affine", "qk_norm_after_rope", "qk_norm_bias", "qk_norm_eps", "qk_norm_type", "residual_dropout",
+        "residual_from_norm", "residual_multiplier", "scale_query",
+    }
+)  # fmt: skip
+
+# Sublayers that `per_layer_config` may leave out with `skip`.
+SKIPPABLE = ("self_attn", "mlp")
 
 # Keys that transformers and its tools put into a config.json next to a model's own fields.
 FRAMEWORK_KEYS = frozenset(
@@ -103,12 +131,13 @@ class VariantConfig(PreTrainedConfig):
             the letters F and S that is repeated over the depth, such as `"SSSF"`.
         sliding_window (`int`): keys a sliding layer sees, the current one included; in an encoder, keys up to
             `sliding_window` positions away on either side.
-        per_layer_config (`dict`): transformers' own per-layer overrides of any field.
+        per_layer_config (`dict`): transformers' own per-layer overrides, of the fields in `PER_LAYER_FIELDS`, such as
+            `{1: {"num_key_value_heads": 1}, 3: {"skip": ["mlp"]}}`.
 
     Positions:
         position_embedding_type (`str`): `"rope"`, `"learned"`, `"sinusoidal"`, `"alibi"`, `"relative_bias"` (T5) or
             `"none"`.
-        rope_parameters (`dict`): transformers' standard dictionary, flat or per layer type (`None`: no rotation there).
+        rope_parameters (`dict`): transformers' standard dictionary, flat or per layer type (`None`: no rotation).
         rope_interleaved (`bool`): rotate pairs (0, 1), (2, 3) (GPT-J, Cohere) instead of halves (Llama).
         rope_in_float32 (`bool`): rotate in float32 (Cohere); rope_table_in_float32 (`bool`): keep cos and sin in
             float32 (OLMo 2, ERNIE 4.5); rope_reversed (`bool`): rotate by the negative angle (nanochat).
@@ -140,6 +169,9 @@ class VariantConfig(PreTrainedConfig):
 
     Regularisation: attention_dropout, residual_dropout, embedding_dropout, activation_dropout, layerdrop,
         classifier_dropout (`float`, probabilities).
+
+    native_leftovers (`dict`): where the model was converted from: its `model_type`, and keys of that config which do
+        not change what the model computes, kept for the way back.
 
     Loss: z_loss_coefficient (`float`; PaLM, https://arxiv.org/abs/2204.02311: 1e-4), label_smoothing (`float`).
     """
@@ -251,6 +283,7 @@ class VariantConfig(PreTrainedConfig):
     label_smoothing: int | float = 0.0
 
     initializer_range: int | float = 0.02
+    native_leftovers: dict | None = None
     use_cache: bool = True
     bos_token_id: int | None = 1
     eos_token_id: int | list[int] | None = 2
@@ -297,7 +330,10 @@ class VariantConfig(PreTrainedConfig):
             raise VariantConfigError(" ".join(sentences))
 
     def _derive_defaults(self) -> None:
-        if self.head_dim is None and self.num_attention_heads > 0:
+        # A copy, because transformers completes the dictionary in place, with this config's context length.
+        self.rope_parameters = copy.deepcopy(self.rope_parameters)
+        # Left unset where the division leaves a remainder, which validation reports.
+        if self.head_dim is None and self.num_attention_heads > 0 and self.hidden_size % self.num_attention_heads == 0:
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
@@ -325,7 +361,12 @@ class VariantConfig(PreTrainedConfig):
         if self.qk_norm_affine is None:
             self.qk_norm_affine = self.norm_affine
         if self.qk_norm_bias is None:
-            self.qk_norm_bias = self.qk_norm_type == "layernorm" and self.qk_norm_affine and self.norm_bias
+            self.qk_norm_bias = (
+                self.qk_norm_type == "layernorm"
+                and self.qk_norm_affine
+                and self.norm_bias
+                and self.qk_norm != "per_head"
+            )
         if self.layer_scale_init is None:
             self.layer_scale_init = {"none": 1.0, "channel": 1e-5, "scalar": 0.0}[self.layer_scale_type]
         if self.lm_head_transform_act is None:
@@ -346,8 +387,8 @@ class VariantConfig(PreTrainedConfig):
         """`"SSSF"` -> three sliding layers and a full one, repeated over the depth."""
         if not pattern or set(pattern.upper()) - set(LAYER_TYPE_LETTERS):
             raise VariantConfigError(
-                f"`layer_types` is the pattern {pattern!r}, which is not made of the letters F (full) and S (sliding). "
-                'Write for example "SSSF", or a list with one layer type per layer.'
+                f"`layer_types` is the pattern {pattern!r}, which is not made of the letters F (full) and S "
+                '(sliding). Write for example "SSSF", or a list with one layer type per layer.'
             )
         letters = pattern.upper()
         return [LAYER_TYPE_LETTERS[letters[i % len(letters)]] for i in range(self.num_hidden_layers)]
@@ -436,14 +477,51 @@ class VariantConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Report every inconsistency at once: what is wrong, and what to do about it."""
-        layers = list(self.per_layer_config) if self.is_heterogeneous else [self]
-        sentences: list[str] = []
-        for layer in layers:
-            for broken, wrong, remedy in layer._validation_table():
-                if broken and f"{wrong} {remedy}" not in sentences:
-                    sentences.append(f"{wrong} {remedy}")
+        tables = [layer._validation_table() for layer in self.per_layer_config] if self.is_heterogeneous else []
+        tables.insert(0, self._per_layer_table() if self.is_heterogeneous else self._validation_table())
+        sentences = [f"{wrong} {remedy}" for table in tables for broken, wrong, remedy in table if broken]
         if sentences:
-            raise VariantConfigError("This config cannot be built. " + " ".join(sentences))
+            raise VariantConfigError("This config cannot be built. " + " ".join(dict.fromkeys(sentences)))
+
+    def _per_layer_table(self) -> list[tuple[bool, str, str]]:
+        """(is it broken, what is wrong, what to do) for what `per_layer_config` changes."""
+        spec = self.__dict__["_heterogeneity_spec"]
+        skips = {i: set(overrides.get("skip", ())) for i, overrides in spec.per_layer_overrides.items()}
+        shared = ", ".join(f"`{field}`" for field in sorted(spec.per_layer_attributes - PER_LAYER_FIELDS))
+        unknown = sorted(set().union(*skips.values()) - set(SKIPPABLE))
+        empty = [i for i, skip in skips.items() if skip.issuperset(SKIPPABLE)]
+        first_layers = {self.layer_types.index(kind) for kind in self.layer_types}
+        lengthless = sorted(i for i in first_layers if "self_attn" in skips.get(i, ()))
+        return [
+            (
+                bool(shared),
+                f"`per_layer_config` changes {shared}, which all layers share.",
+                "Set it for the whole stack; layers may differ in "
+                f"{', '.join(f'`{field}`' for field in sorted(PER_LAYER_FIELDS))}.",
+            ),
+            (
+                self.has_sequence_bias and self.is_heterogeneous_in("num_attention_heads"),
+                f"`per_layer_config` changes `num_attention_heads`, but `position_embedding_type` "
+                f"{self.position_embedding_type} has one bias per head, shared by the layers.",
+                "Keep the heads equal, or use another `position_embedding_type`.",
+            ),
+            (
+                bool(unknown),
+                f"`per_layer_config` skips {', '.join(f'`{name}`' for name in unknown)}.",
+                f"A layer can skip {' or '.join(f'`{name}`' for name in SKIPPABLE)}.",
+            ),
+            (
+                bool(empty),
+                f"`per_layer_config` skips everything in layer {', '.join(map(str, empty))}.",
+                "Keep one of the two, or lower `num_hidden_layers`.",
+            ),
+            (
+                bool(lengthless),
+                f"`per_layer_config` skips `self_attn` in layer {', '.join(map(str, lengthless))}, the first of its "
+                "layer type, whose cache tells how long the past is.",
+                "Skip it in a later layer of that type.",
+            ),
+        ]
 
     def _validation_table(self) -> list[tuple[bool, str, str]]:
         """(is it broken, what is wrong, what to do) for one layer's resolved config."""
@@ -451,7 +529,7 @@ class VariantConfig(PreTrainedConfig):
         rope = self.position_embedding_type == "rope"
         table_positions = self.position_embedding_type in ("learned", "sinusoidal")
         parallel = self.parallel_block != "none"
-        post_norms = self.norm_placement in ("post", "deepnorm")
+        skip = getattr(self, "skip", ())
         sizes = (
             "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
             "num_key_value_heads", "head_dim", "max_position_embeddings", "embedding_size",
@@ -461,7 +539,7 @@ class VariantConfig(PreTrainedConfig):
             "classifier_dropout",
         )  # fmt: skip
         table = [
-            (getattr(self, name) is None or getattr(self, name) < 1, f"`{name}` is {getattr(self, name)}.",
+            (getattr(self, name) is not None and getattr(self, name) < 1, f"`{name}` is {getattr(self, name)}.",
              f"Set `{name}` to at least 1.")
             for name in sizes
         ]  # fmt: skip
@@ -472,7 +550,7 @@ class VariantConfig(PreTrainedConfig):
         ]  # fmt: skip
         table += [
             (
-                self.head_dim is not None and self.head_dim * heads != self.hidden_size and self._head_dim_was_derived,
+                self.head_dim is None and heads > 0,
                 f"`hidden_size` {self.hidden_size} is not a multiple of `num_attention_heads` {heads}.",
                 "Set `head_dim` explicitly, or change one of the two.",
             ),
@@ -480,6 +558,25 @@ class VariantConfig(PreTrainedConfig):
                 bool(kv_heads) and kv_heads > 0 and heads % kv_heads != 0,
                 f"`num_attention_heads` {heads} is not a multiple of `num_key_value_heads` {kv_heads}.",
                 "Choose a number of key/value heads that divides the heads.",
+            ),
+            *[
+                (
+                    name not in ACT2FN,
+                    f"`{field}` {name} is not an activation that transformers has.",
+                    f"Choose a key of its ACT2FN, such as "
+                    f"{' or '.join(difflib.get_close_matches(name, ACT2FN) or ('silu', 'gelu'))}.",
+                )
+                # By name, so that a derived `lm_head_transform_act` is not reported a second time.
+                for name, field in {
+                    self.lm_head_transform_act: "lm_head_transform_act", self.hidden_act: "hidden_act"
+                }.items()
+            ],
+            (
+                self.padding_embedding_frozen
+                and self.pad_token_id is not None
+                and not -self.vocab_size <= self.pad_token_id < self.vocab_size,
+                f"`pad_token_id` {self.pad_token_id} is outside the vocabulary of {self.vocab_size}.",
+                "Choose a token of the vocabulary, set it to None, or set `padding_embedding_frozen=False`.",
             ),
             (self.norm_eps <= 0, f"`norm_eps` is {self.norm_eps}.", "Set `norm_eps` above 0, such as 1e-6."),
             (
@@ -518,6 +615,16 @@ class VariantConfig(PreTrainedConfig):
                 "Set `qk_norm_bias=False` or another `qk_norm`.",
             ),
             (
+                self.qk_norm_bias and not self.qk_norm_affine,
+                "`qk_norm_bias` is set, but `qk_norm_affine` is not.",
+                "Set `qk_norm_bias=False` or `qk_norm_affine=True`.",
+            ),
+            (
+                self.qk_norm_bias and self.norm_casting_mode == "gemma" and self.norm_type == "layernorm",
+                "`qk_norm_bias` is set, but `norm_casting_mode` gemma for layernorm has no bias (Cohere).",
+                "Set `qk_norm_bias=False` or `norm_casting_mode='none'`.",
+            ),
+            (
                 self.qk_norm_after_rope and self.qk_norm in ("full", "per_head"),
                 f"`qk_norm_after_rope` is set with `qk_norm` {self.qk_norm}.",
                 "Use `qk_norm='head'`, or normalise before the rotation.",
@@ -543,7 +650,7 @@ class VariantConfig(PreTrainedConfig):
                 "Set `residual_from_norm=False`, or `norm_placement` to 'pre' or 'sandwich'.",
             ),
             (
-                not self.first_layer_pre_norm and post_norms,
+                not self.first_layer_pre_norm and self.norm_placement not in ("pre", "sandwich"),
                 f"`first_layer_pre_norm` is off, but `norm_placement` {self.norm_placement} has no pre-norm.",
                 "Leave `first_layer_pre_norm=True`.",
             ),
@@ -556,6 +663,11 @@ class VariantConfig(PreTrainedConfig):
                 self.norm_placement != "deepnorm" and (self.deepnorm_alpha, self.deepnorm_beta) != (None, None),
                 f"`deepnorm_alpha` or `deepnorm_beta` is set, but `norm_placement` is {self.norm_placement}.",
                 "Set `norm_placement='deepnorm'` or leave both unset.",
+            ),
+            (
+                self.norm_placement == "deepnorm" and None in (self.deepnorm_alpha, self.deepnorm_beta),
+                "`per_layer_config` sets `norm_placement` deepnorm without `deepnorm_alpha` and `deepnorm_beta`.",
+                "Set the two beside it: they are derived for a stack of one kind only.",
             ),
             (
                 self.norm_placement == "deepnorm" and self.residual_multiplier != 1.0,
@@ -649,9 +761,30 @@ class VariantConfig(PreTrainedConfig):
                 f"`rope_parameters` has the unknown rope_type {', '.join(self._unknown_rope_types())}.",
                 f"Use one of {', '.join(ROPE_TYPES)}.",
             ),
+            *[
+                (
+                    rope,
+                    f"`rope_parameters` of type {entry['rope_type']} has no {' and '.join(missing)}.",
+                    "Add what is missing, or choose another `rope_type`.",
+                )
+                for entry in self._flat_rope_parameters()
+                if (missing := self._missing_rope_keys(entry))
+            ],
+            (
+                rope and bool(self.head_dim) and self._longrope_factors_are_misfits(),
+                "`rope_parameters` of type longrope has not one factor for every pair of rotated channels.",
+                "Give `short_factor` and `long_factor` half as many entries as rotated channels.",
+            ),
+            (
+                rope and bool(self._layer_types_without_rope_entry()),
+                f"`rope_parameters` has entries per layer type, but none for "
+                f"{' and '.join(self._layer_types_without_rope_entry())}.",
+                "Add one, or write None there for layers without a rotation.",
+            ),
             (
                 not table_positions and self.position_offset != 0,
-                f"`position_offset` is set, but `position_embedding_type` {self.position_embedding_type} has no table.",
+                f"`position_offset` is set, but `position_embedding_type` {self.position_embedding_type} has no "
+                "table.",
                 "Set it to 0, or use learned or sinusoidal positions.",
             ),
             (self.position_offset < 0, f"`position_offset` is {self.position_offset}.", "Set it to at least 0."),
@@ -666,6 +799,11 @@ class VariantConfig(PreTrainedConfig):
                 "Set `pad_token_id`, or another `position_ids_source`.",
             ),
             (
+                self.position_ids_source == "attention_mask" and table_positions and self.position_offset == 0,
+                "`position_ids_source` attention_mask gives padding the position -1, and the table has no row for it.",
+                "Set `position_offset` to at least 1 (OPT: 2), or another `position_ids_source`.",
+            ),
+            (
                 self.sinusoidal_padding_zero and self.pad_token_id is None,
                 "`sinusoidal_padding_zero` is set, but `pad_token_id` is not.",
                 "Set `pad_token_id`, or `sinusoidal_padding_zero=False`.",
@@ -674,14 +812,9 @@ class VariantConfig(PreTrainedConfig):
                 self.relative_attention_num_buckets < 4
                 or self.relative_attention_max_distance
                 <= self.relative_attention_num_buckets // (2 if self.is_causal else 4),
-                "`relative_attention_num_buckets` must be at least 4 and `relative_attention_max_distance` larger than "
-                "the buckets that hold one distance each.",
+                "`relative_attention_num_buckets` must be at least 4 and `relative_attention_max_distance` larger "
+                "than the buckets that hold one distance each.",
                 "T5 uses 32 and 128.",
-            ),
-            (
-                self.position_embedding_type == "relative_bias" and self.is_heterogeneous_in("num_attention_heads"),
-                "`per_layer_config` changes `num_attention_heads` under one shared relative bias.",
-                "Set `relative_attention_per_layer=True`, or keep the heads equal.",
             ),
             (
                 not self.is_causal and self.alibi_form != "distance",
@@ -707,6 +840,11 @@ class VariantConfig(PreTrainedConfig):
                 "Use one of the two.",
             ),
             (
+                bool(skip) and (parallel or self.add_cross_attention),
+                "`per_layer_config` skips a sublayer of a layer with `parallel_block` or `add_cross_attention`.",
+                "Skip sublayers only where self-attention and the FFN follow each other and nothing else is there.",
+            ),
+            (
                 self.add_cross_attention and not self.is_causal,
                 "`add_cross_attention` is set on an encoder (`is_causal=False`).",
                 "Only a decoder attends to an encoder; set `is_causal=True` or `add_cross_attention=False`.",
@@ -725,10 +863,6 @@ class VariantConfig(PreTrainedConfig):
         ]  # fmt: skip
         return table
 
-    @property
-    def _head_dim_was_derived(self) -> bool:
-        return self.head_dim == self.hidden_size // self.num_attention_heads if self.num_attention_heads else False
-
     def is_heterogeneous_in(self, field: str) -> bool:
         """Whether `per_layer_config` gives some layer another value of `field`."""
         spec = self.__dict__.get("_heterogeneity_spec")
@@ -744,6 +878,26 @@ class VariantConfig(PreTrainedConfig):
         nested = self.nested_rope_parameter_keys(parameters)
         flat = [parameters[key] for key in nested] if nested else [parameters]
         return [entry for entry in flat if entry]
+
+    @staticmethod
+    def _missing_rope_keys(entry: dict) -> list[str]:
+        needed = ROPE_KEYS.get(entry["rope_type"], ())
+        if "llama_4_scaling_beta" in entry:
+            needed = (*needed, "original_max_position_embeddings")
+        return [key for key in needed if entry.get(key) is None]
+
+    def _longrope_factors_are_misfits(self) -> bool:
+        lists = [
+            (entry.get(name) or (), int(self.head_dim * (entry.get("partial_rotary_factor") or 1.0)) // 2)
+            for entry in self._flat_rope_parameters()
+            if entry["rope_type"] == "longrope"
+            for name in ("short_factor", "long_factor")
+        ]
+        return any(factors and len(factors) != pairs for factors, pairs in lists)
+
+    def _layer_types_without_rope_entry(self) -> list[str]:
+        named = set(self.rope_parameters or ()) & set(LAYER_TYPE_LETTERS.values())
+        return sorted(set(self.layer_types) - named) if named else []
 
     def _rotary_dims_are_odd(self) -> bool:
         widths = [int(self.head_dim * (p.get("partial_rotary_factor") or 1.0)) for p in self._flat_rope_parameters()]

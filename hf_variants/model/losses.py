@@ -79,7 +79,7 @@ def token_loss(
 ) -> torch.Tensor:
     """As `causal_lm_loss`, for labels that stand at the position they are predicted from (masked LM, seq2seq)."""
     return regularised_cross_entropy(
-        logits.float().view(-1, vocab_size),
+        logits.float().reshape(-1, vocab_size),
         labels.contiguous().view(-1).to(logits.device),
         z_loss_coefficient=z_loss_coefficient,
         label_smoothing=label_smoothing,

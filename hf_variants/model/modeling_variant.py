@@ -107,8 +107,7 @@ class VariantPreTrainedModel(PreTrainedModel):
             if getattr(module, "bias", None) is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, (Float32LayerNorm, PerHeadLayerNorm)):
-            if module.weight is not None:
-                init.ones_(module.weight)
+            init.ones_(module.weight)
         elif isinstance(module, LearnedScaleResidual):
             init.constant_(module.scale, module.init)
         elif isinstance(module, nn.Linear) and hasattr(module, "xavier_gain"):

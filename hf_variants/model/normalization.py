@@ -118,24 +118,18 @@ class Float32LayerNorm(nn.Module):
     Args:
         shape (`int` or `tuple[int, int]`): size of the last dimension, or (heads, head_dim) for own weights per head.
         eps (`float`): added to the variance.
-        affine (`bool`): learn a weight.
         unit_offset (`bool`): apply the stored weight `w` as `1 + w`.
 
     Shape: (..., *shape) -> (..., *shape), in the input's dtype.
     """
 
-    def __init__(
-        self, shape: int | tuple[int, int], eps: float = 1e-5, affine: bool = True, unit_offset: bool = False
-    ):
+    def __init__(self, shape: int | tuple[int, int], eps: float = 1e-5, unit_offset: bool = False):
         super().__init__()
         self.eps = eps
         self.unit_offset = unit_offset
-        initial = torch.zeros(shape) if unit_offset else torch.ones(shape)
-        self.weight = nn.Parameter(initial) if affine else None
+        self.weight = nn.Parameter(torch.zeros(shape) if unit_offset else torch.ones(shape))
 
-    def _applied_weight(self) -> torch.Tensor | float:
-        if self.weight is None:
-            return 1.0
+    def _applied_weight(self) -> torch.Tensor:
         return 1.0 + self.weight.float() if self.unit_offset else self.weight.float()
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -147,7 +141,23 @@ class Float32LayerNorm(nn.Module):
         return (self._applied_weight() * hidden_states).to(dtype)
 
     def extra_repr(self) -> str:
-        return f"{tuple(self.weight.shape) if self.weight is not None else None}, eps={self.eps}"
+        return f"{tuple(self.weight.shape)}, eps={self.eps}"
+
+
+class WeightlessFloat32LayerNorm(nn.Module):
+    """LayerNorm without learned parameters, through torch's kernel in float32 (OLMo)."""
+
+    def __init__(self, dim: int, eps: float = 1e-5):
+        super().__init__()
+        self.dim = dim
+        self.eps = eps
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        dtype = hidden_states.dtype
+        return F.layer_norm(hidden_states.to(torch.float32), (self.dim,), eps=self.eps).to(dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, eps={self.eps}"
 
 
 class PerHeadLayerNorm(nn.Module):
@@ -197,12 +207,12 @@ def make_norm(
         if not affine:
             return WeightlessRMSNorm(shape, eps=eps, casting_mode=casting_mode)
         return (ZeroCenteredRMSNorm if unit_offset else RMSNorm)(shape, eps=eps, casting_mode=casting_mode)
-    if casting_mode == "gemma":
-        return Float32LayerNorm(shape, eps=eps, affine=affine, unit_offset=unit_offset)
-    if isinstance(shape, tuple):
-        if affine:
-            return PerHeadLayerNorm(shape, eps=eps, unit_offset=unit_offset)
+    if isinstance(shape, tuple) and not affine:
         shape = shape[-1]
+    if casting_mode == "gemma":
+        return Float32LayerNorm(shape, eps, unit_offset) if affine else WeightlessFloat32LayerNorm(shape, eps)
+    if isinstance(shape, tuple):
+        return PerHeadLayerNorm(shape, eps=eps, unit_offset=unit_offset)
     if unit_offset:
         return ZeroCenteredLayerNorm(shape, eps=eps, bias=bias)
     return nn.LayerNorm(shape, eps=eps, elementwise_affine=affine, bias=bias)

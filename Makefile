@@ -1,0 +1,47 @@
+PYTHON ?= python3
+WORKERS ?= 2
+OUTPUT ?= demo-output
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+TYPES := build/types
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED)  ## real weights: convert, prove, chat, fine-tune, export back (OUTPUT=folder)
+	$(BIN)/hf-variants demo --output "$(OUTPUT)"
+
+# One OpenMP thread per worker: two workers with a full thread pool each are slower than one.
+test: $(INSTALLED)  ## run the tests (WORKERS=2, ARGS="-k pattern"); needs no network
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+# mypy cannot follow the folder mapping of an editable install, so it reads the package in its installed shape, as links.
+check: $(INSTALLED)  ## formatting, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	rm -rf $(TYPES) && mkdir -p $(TYPES)/hf_variants
+	ln -s "$(CURDIR)"/hf_variants/* $(TYPES)/hf_variants/
+	ln -s "$(CURDIR)/conversion" "$(CURDIR)/model_cards" $(TYPES)/hf_variants/
+	ln -s "$(CURDIR)/hf_variants_cli.py" $(TYPES)/
+	cd $(TYPES) && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" \
+		--cache-dir "$(CURDIR)/.mypy_cache" -p hf_variants -m hf_variants_cli
+
+clean:  ## remove the virtual environment, caches and build output, but not the demo's results
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch goes first and pinned, so that no other package's open range picks a different and far larger build.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit( \
+		"Python %d.%d is too old for hf-variants. Run make PYTHON=python3.10, or newer." % sys.version_info[:2])'
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+		echo "$(PYTHON) cannot make virtual environments. Install its venv package, e.g. apt install python3-venv."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt torch
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	@touch $@

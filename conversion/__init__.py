@@ -1,0 +1,21 @@
+"""Native checkpoints in, variants out again, with proof. A family per native type, each written once for both ways."""
+
+from .errors import ConversionError, NotRepresentable, UnsupportedModelType
+from .family import supported_model_types
+from .translate import Report, convert, export, from_native, to_native
+from .verification import VerificationReport, verify
+
+
+__all__ = [
+    "ConversionError",
+    "NotRepresentable",
+    "Report",
+    "UnsupportedModelType",
+    "VerificationReport",
+    "convert",
+    "export",
+    "from_native",
+    "supported_model_types",
+    "to_native",
+    "verify",
+]

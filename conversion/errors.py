@@ -1,0 +1,28 @@
+"""What can go wrong in a conversion, each as an exception that says what to do."""
+
+
+class ConversionError(ValueError):
+    """A checkpoint cannot be converted as it is."""
+
+
+class UnsupportedModelType(ConversionError):
+    """The native architecture has a mechanism that a `VariantConfig` cannot express."""
+
+
+class NotRepresentable(ConversionError):
+    """
+    A variant has no exact counterpart in a native architecture.
+
+    Attributes:
+        model_type (`str`): the native architecture that was asked for, or the nearest one.
+        fields (`dict[str, tuple]`): for every field in the way its value here and the only one the native type has.
+    """
+
+    def __init__(self, model_type: str, fields: dict[str, tuple], advice: str = ""):
+        self.model_type = model_type
+        self.fields = fields
+        ways = "; ".join(f"`{name}` is {ours!r} but {model_type} has {native!r}" for name, (ours, native) in fields.items())
+        super().__init__(
+            f"This variant is not a {model_type} model: {ways}. "
+            + (advice or "Change those fields, or export to another type (`hf-variants families` lists them).")
+        )

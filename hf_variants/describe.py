@@ -1,0 +1,113 @@
+"""What architecture a config stands for, as a table for people."""
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import hf_variants
+
+
+# The axis that begins at each field, in the order in which the config declares them: a new field falls into its place.
+AXES = {
+    "vocab_size": "size",
+    "norm_type": "normalisation",
+    "norm_placement": "block",
+    "ffn_type": "feed-forward",
+    "attention_bias": "attention",
+    "layer_types": "layers",
+    "position_embedding_type": "positions",
+    "tie_word_embeddings": "embedding and head",
+    "attention_dropout": "regularisation",
+    "z_loss_coefficient": "loss",
+    "initializer_range": "other",
+}
+# What other fields' defaults are derived from.
+DEFINING = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim", "norm_type", "ffn_type",
+)  # fmt: skip
+# Any other field is shown only where it differs from what a plain stack with the same defining fields has.
+ALWAYS_SHOWN = frozenset(
+    {
+        *DEFINING, "intermediate_size", "num_key_value_heads", "norm_placement", "hidden_act", "attention_bias",
+        "qk_norm", "is_causal", "layer_types", "position_embedding_type", "tie_word_embeddings",
+    }
+)  # fmt: skip
+
+
+def load_config(name: str) -> "hf_variants.VariantConfig":
+    """The config in a `config.json`, in a folder that holds one, or of a preset."""
+    path = Path(name)
+    if not path.exists():
+        presets = sorted(hf_variants.presets())
+        if name in presets:
+            return hf_variants.VariantConfig.from_preset(name)
+        raise ValueError(
+            f"{name} is neither a file, nor a folder, nor a preset. Give the path of a config.json, or one of: "
+            f"{', '.join(presets)}."
+        )
+    file = path / "config.json" if path.is_dir() else path
+    if not file.exists():
+        raise FileNotFoundError(f"{path} holds no config.json. Give the folder of a saved model.")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        model_type = values.get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{file} is not a config: {error}. Give a config.json as transformers writes it.") from error
+    if model_type != hf_variants.VariantConfig.model_type:
+        raise ValueError(
+            f"{file} has model_type {model_type!r}, and only {hf_variants.VariantConfig.model_type!r} can be "
+            "described. Convert the model first."
+        )
+    return hf_variants.VariantConfig.from_dict(values)
+
+
+def describe(config: "hf_variants.VariantConfig") -> str:
+    """One line per field that says something, under the axis it belongs to, and the number of parameters."""
+    values = config.to_dict()
+    # Positions aside, since rotary ones would restrict the sizes.
+    plain = type(config)(**{name: values[name] for name in DEFINING}, position_embedding_type="none").to_dict()
+    rows: list[tuple[str, str, str]] = []
+    axis = ""
+    for field in dataclasses.fields(config):
+        axis = AXES.get(field.name, axis)
+        # transformers' own fields come before the first axis, and describe no architecture.
+        if axis and (field.name in ALWAYS_SHOWN or values.get(field.name) != plain.get(field.name)):
+            rows.append((axis, field.name, _one_line(values[field.name])))
+    for layer, overrides in values.get("per_layer_config", {}).items():
+        rows.append(
+            ("exceptions", f"layer {layer}", ", ".join(f"{name} {value}" for name, value in overrides.items()))
+        )
+    width = max(len(name) for _, name, _ in rows)
+    lines = []
+    previous = ""
+    for axis, name, shown in rows:
+        lines.append(f"{'' if axis == previous else axis:<20}{name:<{width}}  {shown}")
+        previous = axis
+    kind = "causal" if config.is_causal else "masked"
+    return "\n".join([*lines, "", f"{_parameter_count(config):,} parameters as a {kind} language model"])
+
+
+def _one_line(value: Any) -> str:
+    """A value on one line; a list with one entry per layer as its repeated pattern."""
+    if not isinstance(value, list):
+        return str(value)
+    period = next(n for n in range(1, len(value) + 1) if value == value[:n] * (len(value) // n))
+    unit = ", ".join(
+        f"{entry} x {count}" if count > 1 else str(entry)
+        for entry, count in ((entry, len(list(run))) for entry, run in itertools.groupby(value[:period]))
+    )
+    repeats = len(value) // period
+    if repeats == 1:
+        return unit
+    return f"{unit} x {repeats}" if period == 1 else f"({unit}) x {repeats}"
+
+
+def _parameter_count(config: "hf_variants.VariantConfig") -> int:
+    model_class = hf_variants.VariantForCausalLM if config.is_causal else hf_variants.VariantForMaskedLM
+    # Nothing is allocated on the meta device: a 70B config takes no more memory than a toy.
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in model_class(config).parameters())

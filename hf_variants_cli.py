@@ -1,0 +1,178 @@
+"""The `hf-variants` command.
+
+This module sits beside the package, not in it: importing anything under `hf_variants` first runs the package's
+`__init__`, which registers with transformers' Auto classes and so imports torch. `hf-variants --help`, a typing error
+and shell completion should not wait for that, so the parser lives here, and each command imports what it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+# The names torch gives its own dtypes; "auto" keeps what the source has.
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0 done, 1 a check said no, 2 wrong use, 3 a fault of ours."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        # What a user can cause is raised as one of these two, with a message that stands on its own.
+        if arguments.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if arguments.debug:
+            raise
+        print(
+            f"error: unexpected {type(error).__name__}: {error}. This is a fault in hf-variants or in a package it "
+            "uses: run the command again with --debug and report what it prints.",
+            file=sys.stderr,
+        )
+        return 3
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line, built without importing torch or transformers."""
+    # SUPPRESS keeps a subcommand's default from overwriting a --debug given before the subcommand.
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+    )
+
+    parser = argparse.ArgumentParser(
+        prog="hf-variants",
+        description="Every dense Transformer as one config: convert, change, verify, export.",
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, run: Any, summary: str) -> argparse.ArgumentParser:
+        subparser = commands.add_parser(name, parents=[common], help=summary, description=summary)
+        subparser.set_defaults(run=run)
+        return subparser
+
+    convert = command("convert", _convert, "Convert a native checkpoint into a variant.")
+    convert.add_argument("source", metavar="SRC", help="checkpoint folder, .gguf file, or Hub id")
+    convert.add_argument("destination", metavar="DST", type=Path, help="folder to create")
+    convert.add_argument("--dtype", choices=DTYPES, default="auto", help="dtype to store (default: the source's)")
+
+    export = command("export", _export, "Export a variant to a native architecture.")
+    export.add_argument("source", metavar="SRC", help="folder of a variant")
+    export.add_argument("destination", metavar="DST", type=Path, help="folder to create")
+    export.add_argument(
+        "--to", metavar="TYPE", dest="model_type", help="native model type (default: the one it came from)"
+    )
+
+    verify = command("verify", _verify, "Compare two checkpoints, native or variant; exit with 1 when they differ.")
+    verify.add_argument("a", metavar="A", help="reference checkpoint")
+    verify.add_argument("b", metavar="B", help="checkpoint to compare with it")
+    verify.add_argument("--json", metavar="REPORT", type=Path, dest="report", help="also write the report as JSON")
+
+    describe = command("describe", _describe, "Show the architecture that a config stands for.")
+    describe.add_argument("config", metavar="CONFIG", help="config.json, a folder with one, or the name of a preset")
+
+    command("families", _families, "List the native model types that can be converted.")
+    command("presets", _presets, "List the named variants.")
+
+    demo = command("demo", _demo, "Convert, prove, chat with, fine-tune and export a real small model.")
+    demo.add_argument("--output", metavar="DIR", type=Path, default=Path("demo-output"), help="default: %(default)s")
+    demo.add_argument(
+        "--steps", metavar="N", type=_positive, default=40, help="fine-tuning steps (default: %(default)s)"
+    )
+    return parser
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        # Reading package metadata takes longer than building the parser, so only this option does it.
+        from importlib.metadata import version
+
+        print(version("hf-variants"))
+        parser.exit()
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is too small. Give 1 or more.")
+    return number
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from hf_variants.conversion import convert
+
+    report = convert(arguments.source, arguments.destination, dtype=_dtype(arguments.dtype))
+    print(report.to_markdown())
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from hf_variants.conversion import export
+
+    report = export(arguments.source, arguments.destination, model_type=arguments.model_type)
+    print(report.to_markdown())
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from hf_variants.conversion import verify
+
+    report = verify(arguments.a, arguments.b)
+    print(report.to_markdown())
+    if arguments.report is not None:
+        arguments.report.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+    return 0 if report.ok else 1
+
+
+def _describe(arguments: argparse.Namespace) -> int:
+    from hf_variants.describe import describe, load_config
+
+    print(describe(load_config(arguments.config)))
+    return 0
+
+
+def _families(arguments: argparse.Namespace) -> int:
+    from hf_variants.conversion import supported_model_types
+
+    print("\n".join(sorted(supported_model_types())))
+    return 0
+
+
+def _presets(arguments: argparse.Namespace) -> int:
+    import hf_variants
+
+    print("\n".join(sorted(hf_variants.presets())))
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from hf_variants.demo import run
+
+    run(arguments.output, steps=arguments.steps)
+    return 0
+
+
+def _dtype(name: str) -> Any:
+    if name == "auto":
+        return None
+    import torch
+
+    return getattr(torch, name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,25 @@
+"""Every native type against its stock class, on random configs with hostile weights."""
+
+import os
+
+import pytest
+
+from hf_variants.conversion import supported_model_types
+from tests.native_rows import all_rows
+from tests.parity import check_row
+
+
+ROWS = all_rows()
+# More configs than the quick run draws; the nightly and the drift run set it.
+EXTRA_SEEDS = int(os.environ.get("HF_VARIANTS_EXTRA_SEEDS", "0"))
+
+CASES = [(model_type, seed) for model_type, row in ROWS.items() for seed in range(row.seeds + EXTRA_SEEDS)]
+
+
+@pytest.mark.parametrize(("model_type", "seed"), CASES)
+def test_stock_class_and_variant_agree(model_type, seed):
+    assert check_row(ROWS[model_type], seed) == []
+
+
+def test_every_supported_type_has_a_row():
+    assert sorted(ROWS) == supported_model_types()
