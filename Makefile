@@ -1,14 +1,19 @@
 PYTHON ?= python3
 WORKERS ?= 2
 OUTPUT ?= demo-output
+SEEDS ?= 12
 
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# The lower end of pyproject.toml's range, in an environment of its own, with the Hub client that it wants.
+OLDEST_TRANSFORMERS := 5.17.0
+OLDEST := .venv-oldest
+OLDEST_INSTALLED := $(OLDEST)/.installed
 TYPES := build/types
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check clean
+.PHONY: help demo test check drift oldest clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,8 +36,14 @@ check: $(INSTALLED)  ## formatting, lint, types
 	cd $(TYPES) && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" \
 		--cache-dir "$(CURDIR)/.mypy_cache" -p hf_variants -m hf_variants_cli
 
+drift: $(INSTALLED)  ## compare every native type with the installed transformers, as a table (SEEDS=12)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tests.drift --seeds $(SEEDS) --workers $(WORKERS)
+
+oldest: $(OLDEST_INSTALLED)  ## the same with the oldest supported transformers, shortly
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(OLDEST)/bin/python -m tests.drift --seeds 1 --workers $(WORKERS) --minutes 12
+
 clean:  ## remove the virtual environment, caches and build output, but not the demo's results
-	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch goes first and pinned, so that no other package's open range picks a different and far larger build.
@@ -44,4 +55,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt torch
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(OLDEST_INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(OLDEST)
+	grep -Ev '^(transformers|huggingface_hub)=' constraints.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install -c $(OLDEST)/constraints.txt torch
+	$(OLDEST)/bin/python -m pip install -c $(OLDEST)/constraints.txt -e . transformers==$(OLDEST_TRANSFORMERS)
 	@touch $@

@@ -85,7 +85,8 @@ def build_parser() -> argparse.ArgumentParser:
     describe = command("describe", _describe, "Show the architecture that a config stands for.")
     describe.add_argument("config", metavar="CONFIG", help="config.json, a folder with one, or the name of a preset")
 
-    command("families", _families, "List the native model types that can be converted.")
+    families = command("families", _families, "List the native model types that can be converted.")
+    families.add_argument("--markdown", action="store_true", help="as a page, with exactness and what is missing")
     command("presets", _presets, "List the named variants.")
 
     demo = command("demo", _demo, "Convert, prove, chat with, fine-tune and export a real small model.")
@@ -146,6 +147,11 @@ def _describe(arguments: argparse.Namespace) -> int:
 
 
 def _families(arguments: argparse.Namespace) -> int:
+    if arguments.markdown:
+        from hf_variants.conversion.catalogue import families_markdown
+
+        print(families_markdown(), end="")
+        return 0
     from hf_variants.conversion import supported_model_types
 
     print("\n".join(sorted(supported_model_types())))

@@ -2,6 +2,7 @@
 
 from .errors import ConversionError, NotRepresentable, UnsupportedModelType
 from .family import supported_model_types
+from .torch_modules import from_torch, to_torch
 from .translate import Report, convert, export, from_native, to_native
 from .verification import VerificationReport, verify
 
@@ -15,7 +16,9 @@ __all__ = [
     "convert",
     "export",
     "from_native",
+    "from_torch",
     "supported_model_types",
     "to_native",
+    "to_torch",
     "verify",
 ]

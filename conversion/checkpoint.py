@@ -81,7 +81,7 @@ class SafetensorsReader:
                 )
             return dict.fromkeys(self._names_in(SAFE_WEIGHTS_NAME), SAFE_WEIGHTS_NAME)
         weight_map = json.loads(index_path.read_text()).get("weight_map", {})
-        for file in sorted(set(weight_map.values())):
+        for file in sorted(set(weight_map.values()), key=str):
             # transformers follows such paths; a malicious index could read any file of this machine.
             if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
                 raise ConversionError(
@@ -112,6 +112,11 @@ class SafetensorsReader:
 
     def names(self) -> list[str]:
         return list(self.files)
+
+    def dtype(self) -> torch.dtype:
+        """Of the first floating-point tensor."""
+        tensors = (self(name) for name in self.files)
+        return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
 
     def __call__(self, name: str) -> torch.Tensor:
         file = self.files[name]

@@ -5,26 +5,44 @@ entries one by one and then runs the forward direction on the result: what does 
 type cannot express, field by field. A native key that no entry consumes is an error.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hf_variants.model.configuration_variant import VariantConfig
+from hf_variants.model.configuration_variant_seq2seq import VariantSeq2SeqConfig
 
 from .errors import ConversionError, NotRepresentable
 
 
 Fields = dict[str, Any]
 
+AnyVariantConfig = VariantConfig | VariantSeq2SeqConfig
+
+# Stands among the native values for the head of the checkpoint, which is no key of a config.
+HEAD_KEY = "<head>"
+
+STACKS = ("encoder", "decoder")
+
 
 class Entry:
-    """One translation. `keys` are the native keys it consumes."""
+    """
+    One translation.
+
+    Attributes:
+        keys: the native keys it consumes.
+        kept: those of them that the fields do not fully determine; values that the way back would not give are kept
+            in `native_leftovers` for it.
+    """
 
     keys: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
 
     def forward(self, native: Mapping[str, Any]) -> Fields:
         """Native values -> `VariantConfig` fields."""
@@ -108,6 +126,7 @@ class Computed(Entry):
         keys: native keys that are consumed.
         forward: native config values -> fields; it may read any native key.
         backward: all fields -> values of `keys`.
+        kept: see `Entry`.
     """
 
     def __init__(
@@ -115,8 +134,10 @@ class Computed(Entry):
         keys: Iterable[str],
         forward: Callable[[Mapping[str, Any]], Fields],
         backward: Callable[[Mapping[str, Any]], Fields],
+        kept: Iterable[str] = (),
     ):
         self.keys = tuple(keys)
+        self.kept = tuple(kept)
         self._forward = forward
         self._backward = backward
 
@@ -131,7 +152,7 @@ class Irrelevant(Entry):
     """A native key that does not change what the model computes; its value is kept for the way back."""
 
     def __init__(self, key: str, reason: str):
-        self.keys = (key,)
+        self.keys = self.kept = (key,)
         self.reason = reason
 
     def forward(self, native):
@@ -145,7 +166,7 @@ class Required(Entry):
     """A native key of which only some values are supported."""
 
     def __init__(self, key: str, *values: Any, reason: str):
-        self.keys = (key,)
+        self.keys = self.kept = (key,)
         self.values = values
         self.reason = reason
 
@@ -161,28 +182,190 @@ class Required(Entry):
         return {self.keys[0]: self.values[0]}
 
 
+# Parameters beside transformers' standard ones, each read by few native classes.
+OPTIONAL_ROPE_KEYS = ("llama_4_scaling_beta", "alpha")
+
+
 class RopeParameters(Entry):
-    """`rope_parameters`, the same standard dictionary on both sides, flat or per layer type."""
+    """
+    `rope_parameters`, the same standard dictionary on both sides, flat or per layer type.
+
+    Args:
+        partial: whether the native class rotates a part of every head where `partial_rotary_factor` says so.
+        per_layer_type: whether it reads parameters per layer type.
+        reads: the parameters that it reads beside transformers' standard ones.
+    """
 
     keys = ("rope_parameters",)
 
+    def __init__(self, partial: bool = True, per_layer_type: bool = True, reads: tuple[str, ...] = ()):
+        self.partial = partial
+        self.per_layer_type = per_layer_type
+        self.reads = reads
+
     def forward(self, native):
-        return {"rope_parameters": native["rope_parameters"]}
+        parameters = native["rope_parameters"]
+        nested = [entry for entry in parameters.values() if isinstance(entry, dict)]
+        if nested and not self.per_layer_type:
+            raise ConversionError(
+                "`rope_parameters` has entries per layer type, but the native class rotates all layers alike. Give one "
+                "set of parameters for all."
+            )
+        for entry in (parameters, *nested):
+            ignored = [name for name in OPTIONAL_ROPE_KEYS if entry.get(name) and name not in self.reads]
+            if ignored:
+                raise ConversionError(
+                    f"`rope_parameters` has {' and '.join(f'`{name}`' for name in ignored)}, which the native class does "
+                    "not read. Remove the key."
+                )
+            if entry.get("rope_type") == "proportional":
+                continue
+            if not self.partial and entry.get("partial_rotary_factor") not in (None, 1.0):
+                raise ConversionError(
+                    f"`rope_parameters` has `partial_rotary_factor` {entry['partial_rotary_factor']}, but the native "
+                    "class rotates whole heads. Remove the key."
+                )
+        return {"rope_parameters": parameters}
 
     def backward(self, fields):
-        return {"rope_parameters": fields["rope_parameters"]}
+        parameters = fields["rope_parameters"] or {}
+        nested = [parameters[kind] for kind in fields["layer_types"] if parameters.get(kind) is not None]
+        if not self.per_layer_type and nested and all(entry == nested[0] for entry in nested):
+            parameters = nested[0]
+        return {"rope_parameters": parameters}
+
+
+class NestedRopeParameters(RopeParameters):
+    """`rope_parameters` of a native type that always has one dictionary per layer type, and ignores what is beside."""
+
+    kept = ("rope_parameters",)
+
+    def __init__(self, *layer_types: str):
+        super().__init__(partial=False)
+        self.layer_types = layer_types
+
+    def backward(self, fields):
+        parameters = fields["rope_parameters"] or {}
+        if set(parameters) & set(self.layer_types):
+            return {"rope_parameters": parameters}
+        return {"rope_parameters": dict.fromkeys(self.layer_types, parameters)}
+
+
+class PartialRopeParameters(RopeParameters):
+    """`rope_parameters` of a native type that rotates half of every head where `partial_rotary_factor` is absent."""
+
+    # transformers 5.17 keeps a copy of the factor beside the parameters, which no class reads.
+    keys = ("rope_parameters", "partial_rotary_factor")
+    kept = ("partial_rotary_factor",)
+
+    def __init__(self):
+        super().__init__(per_layer_type=False)
+
+    def backward(self, fields):
+        return {"rope_parameters": {"partial_rotary_factor": 1.0, **super().backward(fields)["rope_parameters"]}}
+
+
+class OnStack(Entry):
+    """
+    Entries of one stack of an encoder-decoder, for native configs that keep both stacks' keys side by side.
+
+    Args:
+        stack: `"encoder"` or `"decoder"`.
+        entries: what they set is set on that stack.
+    """
+
+    def __init__(self, stack: str, *entries: Entry):
+        self.stack = stack
+        self.entries = entries
+        self.keys = tuple(key for entry in entries for key in entry.keys)
+        self.kept = tuple(key for entry in entries for key in entry.kept)
+
+    def forward(self, native):
+        fields: Fields = {}
+        for entry in self.entries:
+            fields |= entry.forward(native)
+        return {f"{self.stack}.{name}": value for name, value in fields.items()}
+
+    def backward(self, fields):
+        own = {name.removeprefix(f"{self.stack}."): value for name, value in fields.items() if name.startswith(self.stack)}
+        values: Fields = {}
+        for entry in self.entries:
+            values |= entry.backward(own)
+        return values
+
+
+class OnBothStacks(Entry):
+    """Entries that describe both stacks at once; the way back reads the decoder, and a difference is found out."""
+
+    def __init__(self, *entries: Entry):
+        self.stacks = (OnStack("encoder", *entries), OnStack("decoder", *entries))
+        self.keys = self.stacks[0].keys
+        self.kept = self.stacks[0].kept
+
+    def forward(self, native):
+        return self.stacks[0].forward(native) | self.stacks[1].forward(native)
+
+    def backward(self, fields):
+        return self.stacks[1].backward(fields)
+
+
+class NestedStack(Entry):
+    """
+    A stack that the native config keeps as a config of its own under one key (T5Gemma).
+
+    Args:
+        key: the native key; `stack`: `"encoder"` or `"decoder"`.
+        entries: read the keys of that config; framework keys in it are left alone.
+    """
+
+    def __init__(self, key: str, stack: str, *entries: Entry):
+        self.keys = self.kept = (key,)
+        self.inner = OnStack(stack, *entries)
+
+    def forward(self, native):
+        values = {key: value for key, value in native[self.keys[0]].items() if key not in FRAMEWORK_KEYS}
+        unknown = sorted(set(values) - set(self.inner.keys) - set(SHARED_KEYS) - set(COMMON_KEYS) - set(NOISE_KEYS))
+        if unknown:
+            raise ConversionError(f"`{self.keys[0]}` has the keys {unknown}, whose meaning is not known here.")
+        return self.inner.forward(values)
+
+    def backward(self, fields):
+        return {self.keys[0]: self.inner.backward(fields)}
+
+
+class PerHead(Entry):
+    """Fields that depend on the head of the checkpoint (a pooler that only the bare model has)."""
+
+    def __init__(self, **fields_by_head: Fields):
+        self.fields_by_head = fields_by_head
+
+    def forward(self, native):
+        return dict(self.fields_by_head.get(native[HEAD_KEY], {}))
+
+    def backward(self, fields):
+        return {}
 
 
 class LayerTypes(Entry):
-    """`layer_types` and `sliding_window`, the same on both sides; the window is kept also where no layer slides."""
+    """
+    `layer_types` and `sliding_window`, the same on both sides; the window is kept also where no layer slides.
+
+    Args:
+        window: written where the variant has none, for native classes that need one even if no layer slides.
+    """
 
     keys = ("layer_types", "sliding_window")
+
+    def __init__(self, window: int | None = None):
+        self.window = window
+        self.kept = ("sliding_window",) if window else ()
 
     def forward(self, native):
         return {"layer_types": list(native["layer_types"]), "sliding_window": native["sliding_window"]}
 
     def backward(self, fields):
-        return {"layer_types": list(fields["layer_types"]), "sliding_window": fields["sliding_window"]}
+        window = self.window if fields["sliding_window"] is None else fields["sliding_window"]
+        return {"layer_types": list(fields["layer_types"]), "sliding_window": window}
 
 
 # What PreTrainedConfig itself declares means the same in every config.
@@ -205,7 +388,10 @@ NOISE_KEYS = {
     "is_llama_config": "a note of the training code",
     "rope_interleaved": "a note of the training code; the native class rotates halves whatever it says",
     "transformers.js_config": "read by transformers.js only",
+    "_model_name_or_path": "the name that a GGUF file gives its model",
     "gradient_checkpointing": "a training setting",
+    "cache_implementation": "a setting of generation",
+    "_num_labels": "an obsolete copy of the number of labels",
     "task_specific_params": "generation settings",
     "finetuning_task": "a note of the training code",
     "unk_token_id": "read by tokenizers only",
@@ -221,11 +407,15 @@ NOISE_KEYS = {
 # Fields without effect on a trained model's outputs.
 TRAINING_FIELDS = frozenset(
     {
-        "attention_dropout", "residual_dropout", "embedding_dropout", "activation_dropout", "layerdrop",
-        "classifier_dropout", "z_loss_coefficient", "label_smoothing", "initializer_range", "layer_scale_init",
-        "deepnorm_beta", "padding_embedding_frozen", "use_cache", "native_leftovers",
+        "attention_dropout", "residual_dropout", "attention_residual_dropout", "embedding_dropout", "activation_dropout",
+        "layerdrop", "classifier_dropout", "classifier_transform_dropout", "z_loss_coefficient", "label_smoothing",
+        "initializer_range", "layer_scale_init", "deepnorm_beta", "padding_embedding_frozen", "use_cache",
+        "native_leftovers",
     }
 )  # fmt: skip
+
+
+BIASES = ("attention_bias", "attention_output_bias", "mlp_bias", "mlp_output_bias")
 
 
 def active_fields(config: VariantConfig) -> Fields:
@@ -239,7 +429,8 @@ def active_fields(config: VariantConfig) -> Fields:
         fields["rope_parameters"] = [_canonical_rope(config.rope_parameters_of(i)) for i in range(len(config.layer_types))]
     else:
         inactive += [name for name in fields if name.startswith("rope_")]
-    inactive.append("no_rope_layers")
+    # What a layer's own parameters show by now.
+    inactive += ["no_rope_layers", "layer_rope_theta"]
     if position != "alibi":
         inactive += [name for name in fields if name.startswith("alibi_")]
     if position != "relative_bias":
@@ -260,10 +451,19 @@ def active_fields(config: VariantConfig) -> Fields:
         inactive += ["lm_head_transform_bias", "lm_head_transform_act"]
     if fields["embedding_multiplier"] == 1.0:
         inactive.append("embedding_multiplier_in_weight_dtype")
+    if math.frexp(fields["logit_scale"])[0] == 0.5:
+        # A power of two: both operations are exact.
+        inactive.append("logit_scale_by_division")
     if fields["parallel_block"] == "none":
         inactive.append("parallel_sum_order")
+    if not fields["classifier_transform"]:
+        inactive += [name for name in fields if name.startswith("classifier_transform_")]
     if not fields["add_cross_attention"]:
         inactive.append("cross_attention_hidden_size")
+    if not any(fields[name] for name in BIASES):
+        inactive.append("unfused_bias")
+    if fields["num_attention_heads"] == 1:
+        inactive.append("broadcast_key_value")
     if not fields["norm_affine"]:
         inactive.append("norm_unit_offset")
     if not config.is_heterogeneous and fields["attention_scaling"] is None:
@@ -282,9 +482,35 @@ def _canonical_rope(parameters: dict | None) -> dict | None:
     return kept
 
 
-def differing_fields(ours: VariantConfig, other: VariantConfig) -> dict[str, tuple]:
+SEQ2SEQ_FIELDS = (
+    "share_embeddings", "tie_word_embeddings", "final_logits_bias", "label_shift", "decoder_start_token_id",
+    "bos_token_id", "eos_token_id", "pad_token_id",
+)  # fmt: skip
+
+# Of a stack inside an encoder-decoder, these are read from the whole.
+FIELDS_OF_THE_WHOLE = ("tie_word_embeddings", "bos_token_id", "eos_token_id")
+
+
+def _active_fields_of_all(config: AnyVariantConfig) -> Fields:
+    """`active_fields`; of an encoder-decoder with the stack's name in front."""
+    if isinstance(config, VariantConfig):
+        return active_fields(config)
+    fields = {name: getattr(config, name) for name in SEQ2SEQ_FIELDS}
+    for stack in STACKS:
+        own = active_fields(getattr(config, stack))
+        # An encoder has no head, so what describes one has no effect on it.
+        heads = ("lm_head_", "logit_", "final_logit_", "output_projection") if stack == "encoder" else ()
+        fields |= {
+            f"{stack}.{name}": value
+            for name, value in own.items()
+            if name not in FIELDS_OF_THE_WHOLE and not name.startswith(heads or ("\0",))
+        }
+    return fields
+
+
+def differing_fields(ours: AnyVariantConfig, other: AnyVariantConfig) -> dict[str, tuple]:
     """Active fields that differ, with both values. Numbers that are equal up to one rounding count as equal."""
-    left, right = active_fields(ours), active_fields(other)
+    left, right = _active_fields_of_all(ours), _active_fields_of_all(other)
     different = {}
     for name in left.keys() | right.keys():
         a, b = left.get(name), right.get(name)
@@ -294,16 +520,58 @@ def differing_fields(ours: VariantConfig, other: VariantConfig) -> dict[str, tup
     return dict(sorted(different.items()))
 
 
+def rotated_layers(fields: Mapping[str, Any]) -> list[bool]:
+    """Which layers of a rotary stack are rotated, by `no_rope_layers` and by an empty entry of `rope_parameters`."""
+    parameters = fields["rope_parameters"] or {}
+    without = {kind for kind in fields["layer_types"] if kind in parameters and parameters[kind] is None}
+    return [bool(flag) and kind not in without for flag, kind in zip(fields["no_rope_layers"], fields["layer_types"])]
+
+
+def _nested(fields: Fields) -> Fields:
+    """Fields with a stack's name in front, gathered per stack."""
+    nested: Fields = {stack: {} for stack in STACKS}
+    for name, value in fields.items():
+        stack, dot, field = name.partition(".")
+        if dot:
+            nested[stack][field] = value
+        else:
+            nested[name] = value
+    return nested
+
+
+def _fields_of(config: AnyVariantConfig) -> Fields:
+    """Every field by name, a stack's with its name in front; `None` where layers differ."""
+    if isinstance(config, VariantSeq2SeqConfig):
+        fields = {name: getattr(config, name) for name in config.to_dict() if name not in STACKS}
+        for stack in STACKS:
+            fields |= {f"{stack}.{name}": value for name, value in _fields_of(getattr(config, stack)).items()}
+        return fields
+    fields = {name: getattr(config, name) for name in config.to_dict() if not config.is_heterogeneous_in(name)}
+    return fields | {name: None for name in VariantConfig.__annotations__ if config.is_heterogeneous_in(name)}
+
+
 @dataclass(frozen=True)
 class ConfigMap:
-    """The config translation of one native type."""
+    """
+    The config translation of one native type.
+
+    Args:
+        model_type: as in transformers.
+        entries: of the family.
+        config_class: `VariantConfig`, or `VariantSeq2SeqConfig` for encoder-decoders.
+        own_config: the native config class, of a type that transformers does not have.
+        told_by_weights: fields that the native config does not decide, because its class looks at the weights.
+    """
 
     model_type: str
     entries: tuple[Entry, ...]
+    config_class: type[PreTrainedConfig] = VariantConfig
+    own_config: type[PreTrainedConfig] | None = None
+    told_by_weights: tuple[str, ...] = ()
 
     @property
     def native_class(self) -> type[PreTrainedConfig]:
-        return CONFIG_MAPPING[self.model_type]
+        return self.own_config or CONFIG_MAPPING[self.model_type]
 
     def _all_entries(self, native_keys: Iterable[str]) -> list[Entry]:
         taken = {key for entry in self.entries for key in entry.keys}
@@ -311,13 +579,16 @@ class ConfigMap:
         noise = [Irrelevant(key, reason) for key, reason in NOISE_KEYS.items() if key in native_keys and key not in taken]
         return [Same(*shared), *self.entries, *noise]
 
-    def to_variant(self, native: PreTrainedConfig, ignore_keys: Iterable[str] = ()) -> VariantConfig:
+    def to_variant(
+        self, native: PreTrainedConfig, ignore_keys: Iterable[str] = (), head: str = ""
+    ) -> AnyVariantConfig:
         """
         The config of the same model here.
 
         Args:
             native: a config of this type.
             ignore_keys: keys of it that the caller knows to be meaningless.
+            head: of the checkpoint, where fields depend on it.
 
         Raises:
             ConversionError: for a key that is not understood or an option that is not supported.
@@ -338,37 +609,60 @@ class ConfigMap:
                 f"The {self.model_type} config has the keys {unknown}, whose meaning is not known here. If they do "
                 f"not change what the model computes, name them in `ignore_keys`."
             )
+        values[HEAD_KEY] = head
         fields: Fields = {}
         for entry in entries:
             fields.update(entry.forward(values))
-        defaults = self.native_class().to_dict()
-        irrelevant = [entry.keys[0] for entry in entries if isinstance(entry, Irrelevant)]
-        kept = {key: values[key] for key in [*irrelevant, *ignore_keys] if key in values}
-        leftovers = {key: value for key, value in kept.items() if key not in defaults or defaults[key] != value}
-        fields["native_leftovers"] = {"model_type": self.model_type, **leftovers}
-        return VariantConfig(**fields, dtype=native.dtype)
+        if self.config_class is VariantSeq2SeqConfig:
+            fields = _nested(fields)
+        config = self.config_class(**fields, dtype=native.dtype)
+        restored = self.native_class().to_dict()
+        for entry in entries:
+            restored.update(entry.backward(_fields_of(config)))
+        undetermined = [key for entry in entries for key in entry.kept]
+        kept = {key: values[key] for key in [*undetermined, *ignore_keys] if key in values}
+        leftovers = {key: value for key, value in kept.items() if key not in restored or restored[key] != value}
+        config.native_leftovers = {"model_type": self.model_type, **leftovers}
+        return config
 
-    def to_native(self, config: VariantConfig) -> PreTrainedConfig:
+    def to_native(self, config: AnyVariantConfig, head: str = "") -> PreTrainedConfig:
         """
         The native config of the same model.
+
+        Args:
+            config: ours.
+            head: of the checkpoint, where fields depend on it.
 
         Raises:
             NotRepresentable: naming every field that the native type cannot express.
         """
         native_keys = self.native_class().to_dict()
         values: Fields = {}
-        fields = {name: getattr(config, name) for name in config.to_dict() if not config.is_heterogeneous_in(name)}
-        fields |= {name: None for name in VariantConfig.__annotations__ if config.is_heterogeneous_in(name)}
-        for entry in self._all_entries(native_keys):
-            values.update(entry.backward(fields))
+        if not isinstance(config, self.config_class):
+            kinds = (config.model_type, self.config_class.model_type)
+            raise NotRepresentable(self.model_type, {"model_type": kinds})
+        fields = _fields_of(config)
         leftovers = dict(config.native_leftovers or {})
-        if leftovers.pop("model_type", None) == self.model_type:
-            values.update(leftovers)
+        if leftovers.pop("model_type", None) != self.model_type:
+            leftovers = {}
         try:
-            native = self.native_class(**values, dtype=config.dtype)
-            differences = differing_fields(config, self.to_variant(native, ignore_keys=leftovers))
-        except (ConversionError, ValueError, TypeError, KeyError, ZeroDivisionError) as error:
+            for entry in self._all_entries(native_keys):
+                values.update(entry.backward(fields))
+            native, differences = self._native_and_differences(config, {**values, **leftovers}, head, leftovers)
+            if differences and leftovers:
+                # The variant has changed since it was converted, in what a leftover says about it.
+                native, differences = self._native_and_differences(config, values, head)
+        except (ValueError, TypeError, KeyError, ZeroDivisionError, StrictDataclassError) as error:
             raise NotRepresentable(self.model_type, {"config": ("this variant", str(error))}) from error
         if differences:
             raise NotRepresentable(self.model_type, differences)
         return native
+
+    def _native_and_differences(
+        self, config: AnyVariantConfig, values: Fields, head: str, ignore_keys: Iterable[str] = ()
+    ) -> tuple[PreTrainedConfig, dict[str, tuple]]:
+        """A native config, and the fields of ours that do not come out of it again."""
+        # Copies, because config classes complete dictionaries and lists in place.
+        native = self.native_class(**copy.deepcopy(values), dtype=config.dtype)
+        differences = differing_fields(config, self.to_variant(native, ignore_keys, head))
+        return native, {name: values for name, values in differences.items() if name not in self.told_by_weights}

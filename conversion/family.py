@@ -1,22 +1,26 @@
 """What a native family is: its config translation, its weight rules, and where its arithmetic must differ from ours."""
 
 import importlib
+import json
 import pkgutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.auto_factory import getattribute_from_module
-from transformers.models.auto.configuration_auto import model_type_to_module_name
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, model_type_to_module_name
+from transformers.utils import CONFIG_NAME
 
 import hf_variants
 from hf_variants.model.configuration_variant import VariantConfig
+from hf_variants.model.configuration_variant_seq2seq import VariantSeq2SeqConfig
 
 from . import families, refusals
 from .config_map import ConfigMap, Entry
-from .errors import UnsupportedModelType
+from .errors import ConversionError, UnsupportedModelType
 from .rules import Drop, Rule
 
 
@@ -24,10 +28,27 @@ from .rules import Drop, Rule
 HEADS = {
     "base": (modeling_auto.MODEL_MAPPING_NAMES, "VariantModel"),
     "causal_lm": (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "VariantForCausalLM"),
+    "masked_lm": (modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, "VariantForMaskedLM"),
     "sequence_classification": (
         modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
         "VariantForSequenceClassification",
     ),
+    "token_classification": (
+        modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+        "VariantForTokenClassification",
+    ),
+    "question_answering": (modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES, "VariantForQuestionAnswering"),
+}
+# The same for encoder-decoders.
+SEQ2SEQ_HEADS = {
+    "base": (modeling_auto.MODEL_MAPPING_NAMES, "VariantSeq2SeqModel"),
+    "seq2seq_lm": (modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, "VariantForConditionalGeneration"),
+}
+# What most native classes call the tensors of their heads; a family with other names lists its own.
+HEAD_WEIGHTS: dict[str, tuple[Rule, ...]] = {
+    "sequence_classification": (Rule("score.{leaf}", "score.{leaf}"),),
+    "token_classification": (Rule("score.{leaf}", "score.{leaf}"),),
+    "question_answering": (Rule("qa_outputs.{leaf}", "qa_outputs.{leaf}"),),
 }
 
 
@@ -40,10 +61,12 @@ class Deviation:
         reason: which operation, and why it must differ.
         bound: the largest difference of logits in float32, relative to their standard deviation.
         applies: whether a config is affected.
+        gradients_only: whether the logits are bit-identical all the same; the bound is then the gradients'.
     """
 
     reason: str
     bound: float = 1e-5
+    gradients_only: bool = False
     applies: Callable[[VariantConfig], bool] = lambda config: True
 
 
@@ -57,80 +80,136 @@ class Family:
         config: entries of the config translation, see `config_map`.
         weights: rules for the tensors of the causal LM, see `rules`; names of the bare model and of other heads follow.
         deviations: where logits are not bit-identical, and why.
+        primary: the head whose class `weights` describes.
+        base_weights: rules for tensors of the bare model that the class of the primary head lacks (a pooler).
+        head_weights: rules for the tensors of other heads, where their names are not the usual ones.
+        loosely_tied: the native name of an LM head that the config ties in any case and transformers unties where the
+            checkpoint has other values for it (T5 1.1), or `None`.
+        own_config, own_models: for a type that transformers does not have, its config class, and for every head a class
+            that holds the weights in the type's layout; what they compute is in the checkpoint's own code.
     """
 
     model_type: str
     config: tuple[Entry, ...]
     weights: tuple[Rule | Drop, ...]
     deviations: tuple[Deviation, ...] = ()
+    primary: str = "causal_lm"
+    base_weights: tuple[Rule | Drop, ...] = ()
+    head_weights: Mapping[str, tuple[Rule | Drop, ...]] = field(default_factory=dict)
+    loosely_tied: str | None = None
+    own_config: type[PreTrainedConfig] | None = None
+    own_models: Mapping[str, type[PreTrainedModel]] = field(default_factory=dict)
+
+    @property
+    def is_seq2seq(self) -> bool:
+        return self.primary == "seq2seq_lm"
+
+    @property
+    def heads(self) -> dict[str, tuple[dict, str]]:
+        """The heads that models of this kind can have."""
+        return SEQ2SEQ_HEADS if self.is_seq2seq else HEADS
+
+    @property
+    def converted_heads(self) -> list[str]:
+        """The heads that transformers has for this type and we convert; an encoder is not converted as a decoder."""
+        heads = [head for head in self.heads if self.native_class(head) is not None]
+        return [head for head in heads if (head, self.primary) != ("causal_lm", "masked_lm")]
 
     @property
     def config_map(self) -> ConfigMap:
-        return ConfigMap(self.model_type, self.config)
+        config_class = VariantSeq2SeqConfig if self.is_seq2seq else VariantConfig
+        told_by_weights = ("tie_word_embeddings",) if self.loosely_tied else ()
+        return ConfigMap(self.model_type, self.config, config_class, self.own_config, told_by_weights)
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether there is a config class for this type, of this transformers or our own."""
+        return self.own_config is not None or self.model_type in CONFIG_MAPPING
 
     def native_class(self, head: str) -> type[PreTrainedModel] | None:
         """transformers' class for this type and head, or `None` if it has none."""
-        name = HEADS[head][0].get(self.model_type)
+        if self.own_models:
+            return self.own_models.get(head)
+        name = self.heads[head][0].get(self.model_type) if head in self.heads else None
         if name is None:
             return None
         name = name if isinstance(name, str) else name[0]
         module = importlib.import_module(f"transformers.models.{model_type_to_module_name(self.model_type)}")
         return getattribute_from_module(module, name)
 
+    def variant_class(self, head: str) -> type[PreTrainedModel]:
+        """Our class for this head."""
+        return getattr(hf_variants, self.heads[head][1])
+
     def head_of(self, class_name: str) -> str:
         """The head of a native class, by its name."""
-        for head in HEADS:
+        for head in self.heads:
             native = self.native_class(head)
             if native is not None and native.__name__ == class_name:
                 return head
         raise UnsupportedModelType(
             f"{class_name} has no counterpart here. Load the checkpoint as one of: "
-            + ", ".join(c.__name__ for head in HEADS if (c := self.native_class(head)) is not None)
+            + ", ".join(c.__name__ for head in self.heads if (c := self.native_class(head)) is not None)
             + "."
         )
 
     def rules_for(self, head: str) -> list[Rule | Drop]:
         """The weight rules with the names that the classes of this head use."""
-        causal = self.native_class("causal_lm")
-        native_prefix = causal.base_model_prefix + "."
-        if head == "causal_lm":
+        if head == self.primary:
             return list(self.weights)
-        rules = [rule for rule in self.weights if rule.native_names()[0].startswith(native_prefix)]
+        native_prefix = self._native_prefix
+        rules = [rule for rule in (*self.weights, *self.base_weights) if rule.is_inside("model.", native_prefix)]
         if head == "base":
             return [rule.without_prefixes(native_prefix, "model.") for rule in rules]
-        head_prefix = self.native_class(head).base_model_prefix + "."
-        return [rule.with_native_prefix(native_prefix, head_prefix) for rule in rules] + [
-            Rule("score.{leaf}", "score.{leaf}")
-        ]
+        inner = self.native_class(head).base_model_prefix + "." if native_prefix else ""
+        own = self.head_weights.get(head, HEAD_WEIGHTS.get(head, ()))
+        return [*(rule.with_native_prefix(native_prefix, inner) for rule in rules), *own]
+
+    @property
+    def _native_prefix(self) -> str:
+        """What stands before the bare model's names inside the class of the primary head; T5 has nothing there."""
+        prefix = self.native_class(self.primary).base_model_prefix + "."
+        return prefix if any(name.startswith(prefix) for rule in self.weights for name in rule.native_names()) else ""
 
     def deviations_of(self, config: VariantConfig) -> list[Deviation]:
         """The deviations that affect this config."""
         return [deviation for deviation in self.deviations if deviation.applies(config)]
 
 
-def variant_class(head: str) -> type[PreTrainedModel]:
-    return getattr(hf_variants, HEADS[head][1])
+def variant_class(class_name: str) -> type[PreTrainedModel]:
+    """One of our classes, by the name that `architectures` gives."""
+    if all(class_name != ours for heads in (HEADS, SEQ2SEQ_HEADS) for _, ours in heads.values()):
+        raise UnsupportedModelType(
+            f"{class_name} is none of the models here. Correct `architectures` in the checkpoint's config.json."
+        )
+    return getattr(hf_variants, class_name)
 
 
 def head_of_variant(class_name: str) -> str:
     """The head of one of our classes, by its name."""
-    for head, (_, ours) in HEADS.items():
-        if ours == class_name:
-            return head
+    for heads in (HEADS, SEQ2SEQ_HEADS):
+        for head, (_, ours) in heads.items():
+            if ours == class_name:
+                return head
     raise UnsupportedModelType(f"{class_name} has no native counterpart. Convert the model without its head.")
 
 
 @cache
-def all_families() -> dict[str, Family]:
-    """Every family by model type, from the modules of `families`."""
+def known_families() -> dict[str, Family]:
+    """Every family by model type, from the modules of `families`, whether or not this transformers has the type."""
     found = {}
     for module_info in pkgutil.iter_modules(families.__path__):
         if module_info.name.startswith("_"):
             continue
         module = importlib.import_module(f"{families.__name__}.{module_info.name}")
-        for family in module.FAMILIES:
-            found[family.model_type] = family
+        found |= {family.model_type: family for family in module.FAMILIES}
     return dict(sorted(found.items()))
+
+
+@cache
+def all_families() -> dict[str, Family]:
+    """The families whose type this transformers has, by model type."""
+    return {model_type: family for model_type, family in known_families().items() if family.is_installed}
 
 
 def supported_model_types() -> list[str]:
@@ -147,9 +226,34 @@ def family_of(model_type: str) -> Family:
     """
     family = all_families().get(model_type)
     if family is None:
-        raise UnsupportedModelType(refusals.sentence(model_type))
+        raise UnsupportedModelType(refusals.sentence(model_type, all_families()))
     return family
 
 
+def read_config(folder: Path) -> PreTrainedConfig:
+    """
+    The config of a checkpoint folder; code that the checkpoint brings is never run.
+
+    Raises:
+        FileNotFoundError: if the folder has no config.json.
+        UnsupportedModelType: if transformers does not know its model type.
+    """
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no {CONFIG_NAME}. Give the folder of a checkpoint.")
+    try:
+        model_type = json.loads(path.read_text()).get("model_type", "")
+    except (ValueError, AttributeError) as error:
+        raise ConversionError(
+            f"{path} is not a JSON object ({error}). The checkpoint is damaged; fetch it again."
+        ) from error
+    family = all_families().get(model_type)
+    if family is not None and family.own_config is not None:
+        return family.own_config.from_pretrained(folder)
+    if model_type not in CONFIG_MAPPING:
+        raise UnsupportedModelType(refusals.sentence(model_type))
+    return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
 def is_variant(config: PreTrainedConfig) -> bool:
-    return config.model_type == VariantConfig.model_type
+    return config.model_type in (VariantConfig.model_type, VariantSeq2SeqConfig.model_type)

@@ -132,6 +132,10 @@ class Rule:
     def native_names(self) -> tuple[str, ...]:
         return _as_tuple(self.native)
 
+    def is_inside(self, ours: str, native: str) -> bool:
+        """Whether it is about the bare model, by the prefixes of the names on either side."""
+        return _as_tuple(self.ours)[0].startswith(ours)
+
     def without_prefixes(self, native: str, ours: str) -> "Rule":
         """The same rule for the bare models, whose names lack the prefix of the model inside a head."""
         return replace(
@@ -154,6 +158,13 @@ class Drop:
 
     def native_names(self) -> tuple[str, ...]:
         return (self.native,)
+
+    def matches(self, name: str) -> bool:
+        """Whether this native tensor is one of those."""
+        return _pattern(self.native).match(name) is not None
+
+    def is_inside(self, ours: str, native: str) -> bool:
+        return self.native.startswith(native)
 
     def without_prefixes(self, native: str, ours: str) -> "Drop":
         return replace(self, native=self.native.removeprefix(native))
@@ -217,10 +228,17 @@ def plan(
         for position, template in enumerate(_as_tuple(rule.ours if to_native else rule.native)):
             patterns.append((rule, position, _pattern(template)))
 
+    target_names = set(target_names)
     groups: dict[tuple, dict[tuple[int, int], str]] = {}
     unknown = []
     for name in source_names:
         matches = [(rule, position, match) for rule, position, p in patterns if (match := p.match(name))]
+        if len(matches) > 1:
+            # A norm before or after its branch, say: of several places the config builds one.
+            matches = [found for found in matches if _has_place(found[0], found[2].groupdict(), target_names, to_native)]
+            # A rule that drops gives way to one that keeps, and that to one that takes other tensors along.
+            most = max((_claim(found[0]) for found in matches), default=0)
+            matches = [found for found in matches if _claim(found[0]) == most]
         if len(matches) > 1:
             raise ConversionError(f"Two rules claim the tensor {name}. The family's rules must not overlap.")
         if not matches:
@@ -275,6 +293,19 @@ def _collected(rule: Rule) -> set[str]:
     return {name for template in templates for name in re.findall(r"\{(\w+)\*\}", template)}
 
 
+def _claim(rule: Rule | Drop) -> int:
+    """How many tensors it takes together; a rule that drops its tensor takes none."""
+    return 0 if isinstance(rule, Drop) else len(_as_tuple(rule.native))
+
+
+def _has_place(rule: Rule | Drop, bindings: dict[str, str], target_names: set[str], to_native: bool) -> bool:
+    """Whether what this rule makes exists in the target."""
+    if isinstance(rule, Drop):
+        return True
+    templates = _as_tuple(rule.native if to_native else rule.ours)
+    return all(_fill(template, bindings) in target_names for template in templates)
+
+
 def _target_names(rule: Rule, bindings: dict[str, str], targets_left: set[str], to_native: bool) -> list[str]:
     names = []
     for template in _as_tuple(rule.native if to_native else rule.ours):
@@ -291,6 +322,14 @@ def _target_names(rule: Rule, bindings: dict[str, str], targets_left: set[str], 
 
 def _some(names: list[str], limit: int = 6) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _resolved(config: Any, step: Step, to_native: bool) -> Any:
+    """The config that a step's operation reads: of its stack and of its layer."""
+    stack = (step.sources if to_native else step.targets)[0].removeprefix("model.").partition(".")[0]
+    if config.is_encoder_decoder and stack in ("encoder", "decoder"):
+        config = getattr(config, stack)
+    return config if step.layer is None or config.is_encoder_decoder else config.per_layer_config[step.layer]
 
 
 def run(
@@ -312,7 +351,7 @@ def run(
         name and contiguous tensor, independent of the source's memory.
     """
     for step in steps:
-        layer = config if step.layer is None else config.per_layer_config[step.layer]
+        layer = _resolved(config, step, to_native)
         tensors = [source(name) for name in step.sources]
         op = step.rule.op
         made = op.backward(tensors, layer) if to_native else op.forward(tensors, layer)

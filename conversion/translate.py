@@ -1,7 +1,7 @@
 """Conversion itself: in memory (`from_native`, `to_native`) and on disk (`convert`, `export`), by the same rules."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,34 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
+from transformers.utils import logging
 
 from hf_variants.model.configuration_variant import VariantConfig
+from hf_variants.model.custom_code import auto_map_of, write_code
 
-from . import checkpoint, rules
+from . import checkpoint, folds, rules
 from .errors import ConversionError, NotRepresentable
-from .family import Family, all_families, family_of, head_of_variant, is_variant, variant_class
+from .family import Family, all_families, family_of, head_of_variant, is_variant, read_config
+from .folds import Folding
+from .skeleton import empty_model, stored_tensors
+
+
+logger = logging.get_logger(__name__)
+
+# What engines and tools support best, tried first where several types fit.
+WIDELY_KNOWN = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3_text",
+    "olmo2",
+    "gpt2",
+    "gpt_neox",
+    "t5",
+    "bart",
+)
 
 
 @dataclass
@@ -28,8 +50,11 @@ class Report:
         model_type: the native type.
         head: `"base"`, `"causal_lm"`, ...
         tensors, parameters: how many of the result.
-        exactness: `"bit-exact"`: every value is a copy.
+        exactness: `"bit-exact"`: every value is a copy; or the weakest class of the folds (see `folds`), or the dtype
+            that values were cast to.
+        folds: rewrites of the weights that the native type asked for needed, each with its class.
         deviations: where the two classes' arithmetic differs, and why.
+        non_finite: tensors of the result with NaN or infinite values.
         dropped: training settings that the native config has no place for, with their values.
     """
 
@@ -41,7 +66,9 @@ class Report:
     tensors: int
     parameters: int
     exactness: str = "bit-exact"
+    folds: list[str] = field(default_factory=list)
     deviations: list[str] = field(default_factory=list)
+    non_finite: list[str] = field(default_factory=list)
     dropped: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -51,25 +78,12 @@ class Report:
         what = f"{self.model_type} -> variant" if self.direction == "convert" else f"variant -> {self.model_type}"
         lines = [
             f"**{what}** ({self.head}): {self.tensors} tensors, {self.parameters:,} parameters, {self.exactness}.",
+            *(f"- Folded: {fold}" for fold in self.folds),
             *(f"- Rounding differs from the stock class: {reason}" for reason in self.deviations),
+            *(f"- NaN or infinite values in {name}" for name in self.non_finite),
             *(f"- Not kept, for training only: `{name}` = {value!r}" for name, value in self.dropped.items()),
         ]
         return "\n".join(lines)
-
-
-def _empty(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
-    """The model without memory for its weights."""
-    with torch.device("meta"):
-        return model_class(copy.deepcopy(config))
-
-
-def stored_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The state dict as a checkpoint stores it: of tied tensors only the source."""
-    state = model.state_dict()
-    if not getattr(model.config, "tie_word_embeddings", False):
-        return state
-    tied = getattr(model, "all_tied_weights_keys", None) or {}
-    return {name: tensor for name, tensor in state.items() if name not in tied}
 
 
 def _parameters(tensors: Mapping[str, torch.Tensor]) -> int:
@@ -85,7 +99,6 @@ def _check_ties(model: PreTrainedModel, names: Iterable[str], load: checkpoint.T
     """
     kept, present = [], set(names)
     tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
-    tied = tied if getattr(model.config, "tie_word_embeddings", False) else {}
     for name in names:
         source = tied.get(name)
         if source is None or source not in present:
@@ -98,6 +111,36 @@ def _check_ties(model: PreTrainedModel, names: Iterable[str], load: checkpoint.T
     return kept
 
 
+def _as_the_class_stores_them(
+    native: PreTrainedModel, reader: checkpoint.SafetensorsReader
+) -> tuple[list[str], checkpoint.TensorSource]:
+    """
+    A checkpoint's tensors under the names that its class writes today.
+
+    Old checkpoints call norms' weights gamma and beta, and many lack the prefix of the model inside the head, or have
+    it where the class is the bare model (GPT-2, BLOOM); transformers loads all of them.
+    """
+    expected = set(native.state_dict())
+    prefix = f"{native.base_model_prefix}."
+    wants_prefix = any(name.startswith(prefix) for name in expected)
+    has_prefix = any(name.startswith(prefix) for name in reader.names())
+
+    def current(name: str) -> str:
+        for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
+            if name.endswith(old):
+                name = name.removesuffix(old) + new
+        if name in expected or wants_prefix == has_prefix:
+            return name
+        return prefix + name if wants_prefix else name.removeprefix(prefix)
+
+    stored = {current(name): name for name in reader.names()}
+    if len(stored) < len(reader.names()):
+        raise ConversionError(
+            f"The checkpoint in {reader.folder} has tensors twice, under an old and a new name. Remove one of them."
+        )
+    return list(stored), lambda name: reader(stored[name])
+
+
 def _translated(
     family: Family,
     head: str,
@@ -107,18 +150,18 @@ def _translated(
     load: checkpoint.TensorSource,
     variant_config: VariantConfig,
     to_native: bool,
-) -> tuple[list[rules.Step], Any]:
-    """The plan and a generator of the target's tensors; every check of names runs before the first tensor is made."""
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The target's tensors one by one; every check of names runs before the first is made."""
     shapes = {name: tensor.shape for name, tensor in stored_tensors(target_model).items()}
     names = _check_ties(source_model, list(names), load)
     steps = rules.plan(family.rules_for(head), names, shapes, to_native=to_native)
-    return steps, rules.run(steps, load, variant_config, shapes, to_native=to_native)
+    return rules.run(steps, load, variant_config, shapes, to_native=to_native)
 
 
 def _native_head(family: Family, config: PreTrainedConfig) -> str:
-    """The head of a checkpoint, from `architectures`; a causal LM where it says nothing."""
+    """The head of a checkpoint, from `architectures`; the family's usual one where it says nothing."""
     architectures = config.architectures or []
-    return family.head_of(architectures[0]) if architectures else "causal_lm"
+    return family.head_of(architectures[0]) if architectures else family.primary
 
 
 def _build(
@@ -132,10 +175,31 @@ def _build(
     arguments = {} if device_map is None else {"device_map": device_map}
     if dtype in (None, "auto"):
         dtype = own
+    nested = {name: inner.dtype for name in config.sub_configs if (inner := getattr(config, name, None)) is not None}
     model = model_class.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype, **arguments)
     # `from_pretrained` records where it loaded from, which was nowhere.
     model.config.name_or_path = model.name_or_path = ""
+    # It also writes the dtype into nested configs, which may not have had one.
+    for name, inner_dtype in nested.items():
+        getattr(model.config, name).dtype = inner_dtype
     return model.eval()
+
+
+def _follow_loose_tie(
+    family: Family,
+    native: PreTrainedModel,
+    config: PreTrainedConfig,
+    names: Iterable[str],
+    load: checkpoint.TensorSource,
+) -> None:
+    """Untie a loosely tied head, of the native model and in our config, where its weights are other than the tie says."""
+    head, present = family.loosely_tied, set(names)
+    if head is None or head not in present:
+        return
+    embedding = native.all_tied_weights_keys.get(head)
+    if embedding is None or (embedding in present and not torch.equal(load(head), load(embedding))):
+        native.all_tied_weights_keys.pop(head, None)
+        config.tie_word_embeddings = False
 
 
 def _generation_config(model: PreTrainedModel, source: PreTrainedModel) -> None:
@@ -169,22 +233,24 @@ def from_native(
         if _is_gguf(source):
             return from_native(_load_gguf(Path(source)), dtype, device_map, ignore_keys)
         folder = checkpoint.resolve_folder(source)
-        native_config = AutoConfig.from_pretrained(folder)
+        native_config = read_config(folder)
         family = family_of(native_config.model_type)
         head = _native_head(family, native_config)
-        variant_config = family.config_map.to_variant(native_config, ignore_keys)
+        variant_config = family.config_map.to_variant(native_config, ignore_keys, head)
         reader = checkpoint.SafetensorsReader(folder)
-        native, names, load = _empty(family.native_class(head), native_config), reader.names(), reader
+        native = empty_model(family.native_class(head), native_config)
+        names, load = _as_the_class_stores_them(native, reader)
     else:
         native_config = source.config
         family = family_of(native_config.model_type)
         head = family.head_of(type(source).__name__)
-        variant_config = family.config_map.to_variant(native_config, ignore_keys)
+        variant_config = family.config_map.to_variant(native_config, ignore_keys, head)
         state = source.state_dict()
         native, names, load = source, list(state), state.__getitem__
-    target_class = variant_class(head)
-    _, tensors = _translated(
-        family, head, native, _empty(target_class, variant_config), names, load, variant_config, to_native=False
+    _follow_loose_tie(family, native, variant_config, names, load)
+    target_class = family.variant_class(head)
+    tensors = _translated(
+        family, head, native, empty_model(target_class, variant_config), names, load, variant_config, to_native=False
     )
     model = _build(target_class, variant_config, dict(tensors), dtype, device_map)
     if isinstance(source, PreTrainedModel):
@@ -195,37 +261,65 @@ def from_native(
 
 
 def native_config_for(
-    config: VariantConfig, model_type: str | None = None
+    config: VariantConfig, model_type: str | None = None, head: str = "causal_lm"
 ) -> tuple[Family, PreTrainedConfig]:
     """
-    The native family that can express a variant, and its config.
+    The native family that can express a variant as it is, and its config.
 
     Args:
-        model_type: the type to use; by default the one it was converted from, or else the first that fits.
+        model_type: the type to use; by default the one it was converted from, or else the first that fits, of which
+            those that most engines know come first.
+        head: that the type must have a class for.
 
     Raises:
         NotRepresentable: naming every field in the way and, without `model_type`, the nearest type.
     """
     if model_type is not None:
         family = family_of(model_type)
-        return family, family.config_map.to_native(config)
+        return family, family.config_map.to_native(config, head)
     origin = (config.native_leftovers or {}).get("model_type")
-    candidates = sorted(all_families().values(), key=lambda family: family.model_type != origin)
+    candidates = [
+        family
+        for family in all_families().values()
+        if family.native_class(head) is not None and isinstance(config, family.config_map.config_class)
+    ]
     nearest: NotRepresentable | None = None
-    for family in candidates:
+    order = (origin, *WIDELY_KNOWN)
+    ranks = {model_type: rank for rank, model_type in reversed(list(enumerate(order)))}
+    for family in sorted(candidates, key=lambda family: ranks.get(family.model_type, len(order))):
         try:
-            return family, family.config_map.to_native(config)
+            return family, family.config_map.to_native(config, head)
         except NotRepresentable as error:
             if "config" not in error.fields and (nearest is None or len(error.fields) < len(nearest.fields)):
                 nearest = error
     if nearest is None:
         raise NotRepresentable("native", {"config": ("this variant", "no type that comes near")})
-    raise NotRepresentable(
-        nearest.model_type,
-        nearest.fields,
-        advice="No supported native type can express it; this one comes nearest. Change those fields, or share the "
-        "model as a variant.",
-    )
+    raise NotRepresentable(nearest.model_type, nearest.fields, advice=_advice(config, nearest.model_type, head))
+
+
+def _advice(config: VariantConfig, nearest: str, head: str) -> str:
+    """What to do when no native type can express a variant as it is."""
+    try:
+        _, _, folding = folds.plan(config, nearest, head)
+    except NotRepresentable:
+        return (
+            "No supported native type can express it; this one comes nearest. Change those fields, or share the model "
+            "as a variant."
+        )
+    ways = "; ".join(folding.sentences(config.dtype or torch.float32))
+    return f"Ask for {nearest} by name to have the difference folded into the weights: {ways}."
+
+
+def _target_of(config: VariantConfig, model_type: str | None, head: str) -> tuple[Family, PreTrainedConfig, Folding]:
+    """What to export to, with the folds that a type which is asked for by name needs."""
+    if model_type is None:
+        family, native_config = native_config_for(config, head=head)
+        folding = Folding(config)
+    else:
+        family, native_config, folding = folds.plan(config, model_type, head)
+    if family.native_class(head) is None:
+        raise NotRepresentable(family.model_type, {"architectures": (family.variant_class(head).__name__, None)})
+    return family, native_config, folding
 
 
 def to_native(model: PreTrainedModel, model_type: str | None = None) -> PreTrainedModel:
@@ -234,27 +328,59 @@ def to_native(model: PreTrainedModel, model_type: str | None = None) -> PreTrain
 
     Args:
         model: one of ours.
-        model_type: the native type; by default the one it came from, or else one that fits.
+        model_type: the native type; by default the one it came from, or else one that fits as it is. A type that is
+            asked for by name may need folds (see `folds`), which are logged.
 
     Returns:
-        the native model in evaluation mode; it shares no memory with `model`.
+        the native model in evaluation mode; it shares no memory with `model`. Its `conversion_report` says what was
+        done, folds and their exactness included.
 
     Raises:
         NotRepresentable: naming every field in the way.
     """
     head = head_of_variant(type(model).__name__)
-    family, native_config = native_config_for(model.config, model_type)
-    target_class = family.native_class(head)
-    if target_class is None:
-        raise NotRepresentable(family.model_type, {"architectures": (type(model).__name__, None)})
-    state = model.state_dict()
-    _, tensors = _translated(
-        family, head, model, _empty(target_class, native_config), list(state), state.__getitem__, model.config,
-        to_native=True,
-    )  # fmt: skip
-    native = _build(target_class, native_config, dict(tensors), None, None)
+    family, native_config, folding = _target_of(model.config, model_type, head)
+    target, tensors = _exported(
+        family, head, model, list(stored_tensors(model)), model.state_dict().__getitem__, native_config, folding
+    )
+    native = _build(type(target), native_config, dict(tensors), None, None)
     _generation_config(native, model)
+    report = _report(type(model).__name__, type(native).__name__, "export", family, head, model.config, target)
+    _note_folds(report, folding, model.dtype)
+    native.conversion_report = report
     return native
+
+
+def _exported(
+    family: Family,
+    head: str,
+    model: PreTrainedModel,
+    names: list[str],
+    load: checkpoint.TensorSource,
+    native_config: PreTrainedConfig,
+    folding: Folding,
+) -> tuple[PreTrainedModel, Iterator[tuple[str, torch.Tensor]]]:
+    """An empty native model, and a generator of its tensors."""
+    target = empty_model(family.native_class(head), native_config)
+    if not model.config.tie_word_embeddings:
+        target.all_tied_weights_keys.pop(family.loosely_tied, None)
+    names = _check_ties(model, names, load)
+    names, load = folding.apply(names, load)
+    source = folding.rewrites[-1].after if folding.rewrites else model
+    tensors = _translated(family, head, source, target, names, load, folding.config, to_native=True)
+    return target, tensors
+
+
+def _note_folds(report: Report, folding: Folding, dtype: torch.dtype) -> None:
+    """Put the folds into a report, and say them aloud: nothing is folded silently."""
+    if not folding.rewrites:
+        return
+    report.folds = folding.sentences(dtype)
+    report.exactness = folding.exactness(dtype)
+    logger.warning(
+        f"This variant is a {report.model_type} model only after changes to its weights, which keep its function: "
+        f"{'; '.join(report.folds)}."
+    )
 
 
 def _is_gguf(source: str | Path) -> bool:
@@ -267,7 +393,11 @@ def _load_gguf(path: Path) -> PreTrainedModel:
         raise FileNotFoundError(f"{path} is not a file. Give the path of a GGUF file.")
     config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
     family = family_of(config.model_type)
-    return family.native_class("causal_lm").from_pretrained(path.parent, gguf_file=path.name)
+    model = family.native_class("causal_lm").from_pretrained(path.parent, gguf_file=path.name)
+    # The weights are plain floats by now, but the config still speaks of the file's quantisation.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    return model
 
 
 def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
@@ -279,29 +409,35 @@ def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return named
 
 
-def _cast(tensors, dtype: torch.dtype | None):
+def _cast(
+    tensors: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype | None, non_finite: list[str]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors in another dtype; the names of those with NaN or infinite values are collected on the way."""
     for name, tensor in tensors:
-        yield name, tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+        if tensor.is_floating_point():
+            tensor = tensor if dtype is None else tensor.to(dtype)
+            if not torch.isfinite(tensor).all():
+                non_finite.append(name)
+        yield name, tensor
 
 
 def _tokenizer_class(model_type: str) -> str | None:
     entry = TOKENIZER_MAPPING_NAMES.get(model_type)
-    entry = next((name for name in entry if name), None) if isinstance(entry, tuple) else entry
-    return entry
+    return next((name for name in entry if name), None) if isinstance(entry, tuple) else entry
 
 
 def _write(
     folder: Path,
-    model_class: type[PreTrainedModel],
     config: PreTrainedConfig,
-    steps: list[rules.Step],
+    target: PreTrainedModel,
     tensors: Iterable[tuple[str, torch.Tensor]],
     max_shard_bytes: int,
 ) -> None:
-    config.architectures = [model_class.__name__]
-    checkpoint.write_safetensors(
-        tensors, folder, total=sum(len(step.targets) for step in steps), max_shard_bytes=max_shard_bytes
-    )
+    config.architectures = [type(target).__name__]
+    if is_variant(config):
+        config.auto_map = auto_map_of(config)
+        write_code(folder)
+    checkpoint.write_safetensors(tensors, folder, total=len(stored_tensors(target)), max_shard_bytes=max_shard_bytes)
     config.save_pretrained(folder)
 
 
@@ -330,22 +466,26 @@ def convert(
     if _is_gguf(source):
         return _convert_gguf(Path(source), destination, target_dtype, ignore_keys, max_shard_bytes)
     folder = checkpoint.resolve_folder(source)
-    native_config = AutoConfig.from_pretrained(folder)
+    native_config = read_config(folder)
     family = family_of(native_config.model_type)
     head = _native_head(family, native_config)
-    config = family.config_map.to_variant(native_config, ignore_keys)
+    config = family.config_map.to_variant(native_config, ignore_keys, head)
     reader = checkpoint.SafetensorsReader(folder)
-    target = _empty(variant_class(head), config)
-    steps, tensors = _translated(
-        family, head, _empty(family.native_class(head), native_config), target, reader.names(), reader, config,
-        to_native=False,
-    )  # fmt: skip
+    native = empty_model(family.native_class(head), native_config)
+    names, load = _as_the_class_stores_them(native, reader)
+    _follow_loose_tie(family, native, config, names, load)
+    target = empty_model(family.variant_class(head), config)
+    tensors = _translated(family, head, native, target, names, load, config, to_native=False)
     if target_dtype is not None:
         config.dtype = target_dtype
+    non_finite: list[str] = []
     with checkpoint.new_folder(destination) as temporary:
-        _write(temporary, type(target), config, steps, _cast(tensors, target_dtype), max_shard_bytes)
+        _write(temporary, config, target, _cast(tensors, target_dtype, non_finite), max_shard_bytes)
         checkpoint.copy_companions(folder, temporary, _tokenizer_class(family.model_type))
-    return _report(source, destination, "convert", family, head, config, target)
+    report = _report(source, destination, "convert", family, head, config, target)
+    _note_non_finite(report, non_finite)
+    _note_cast(report, reader.dtype(), target_dtype)
+    return report
 
 
 def _convert_gguf(
@@ -354,18 +494,20 @@ def _convert_gguf(
     native = _load_gguf(path)
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     family = family_of(native.config.model_type)
-    config = family.config_map.to_variant(native.config, ignore_keys)
-    target = _empty(variant_class("causal_lm"), config)
+    config = family.config_map.to_variant(native.config, ignore_keys, "causal_lm")
+    target = empty_model(family.variant_class("causal_lm"), config)
     state = native.state_dict()
-    steps, tensors = _translated(
-        family, "causal_lm", native, target, list(state), state.__getitem__, config, to_native=False
-    )
+    tensors = _translated(family, "causal_lm", native, target, list(state), state.__getitem__, config, to_native=False)
     config.dtype = dtype or native.dtype
+    non_finite: list[str] = []
     with checkpoint.new_folder(destination) as temporary:
-        _write(temporary, type(target), config, steps, _cast(tensors, dtype), max_shard_bytes)
+        _write(temporary, config, target, _cast(tensors, dtype, non_finite), max_shard_bytes)
         tokenizer.save_pretrained(temporary)
         native.generation_config.save_pretrained(temporary)
-    return _report(path, destination, "convert", family, "causal_lm", config, target)
+    report = _report(path, destination, "convert", family, "causal_lm", config, target)
+    _note_non_finite(report, non_finite)
+    _note_cast(report, native.dtype, dtype)
+    return report
 
 
 def export(
@@ -382,7 +524,7 @@ def export(
     Args:
         source: a folder or Hub id of one of our checkpoints.
         destination: a folder that does not exist yet.
-        model_type: the native type; by default the one it came from, or else one that fits.
+        model_type: as in `to_native`.
         dtype, max_shard_bytes: as in `convert`.
 
     Raises:
@@ -390,34 +532,53 @@ def export(
     """
     target_dtype = _as_dtype(dtype)
     folder = checkpoint.resolve_folder(source)
-    config = AutoConfig.from_pretrained(folder)
+    config = read_config(folder)
     if not is_variant(config):
         raise ConversionError(
             f"{source} is a {config.model_type} checkpoint, not a variant. Convert it first, or export another folder."
         )
     head = head_of_variant((config.architectures or ["VariantForCausalLM"])[0])
-    family, native_config = native_config_for(config, model_type)
-    target_class = family.native_class(head)
-    if target_class is None:
-        raise NotRepresentable(family.model_type, {"architectures": (config.architectures, None)})
+    family, native_config, folding = _target_of(config, model_type, head)
     reader = checkpoint.SafetensorsReader(folder)
-    target = _empty(target_class, native_config)
-    steps, tensors = _translated(
-        family, head, _empty(variant_class(head), config), target, reader.names(), reader, config, to_native=True
+    target, tensors = _exported(
+        family, head, empty_model(family.variant_class(head), config), reader.names(), reader, native_config, folding
     )
+    stored = reader.dtype()
     if target_dtype is not None:
         native_config.dtype = target_dtype
+    non_finite: list[str] = []
     with checkpoint.new_folder(destination) as temporary:
-        _write(temporary, target_class, native_config, steps, _cast(tensors, target_dtype), max_shard_bytes)
+        _write(temporary, native_config, target, _cast(tensors, target_dtype, non_finite), max_shard_bytes)
         checkpoint.copy_companions(folder, temporary, _tokenizer_class(family.model_type))
-    return _report(source, destination, "export", family, head, config, target)
+    report = _report(source, destination, "export", family, head, config, target)
+    _note_non_finite(report, non_finite)
+    _note_folds(report, folding, target_dtype or stored)
+    _note_cast(report, stored, target_dtype)
+    return report
+
+
+def _note_non_finite(report: Report, names: list[str]) -> None:
+    report.non_finite = names
+    if names:
+        logger.warning(
+            f"{len(names)} tensors have NaN or infinite values, {names[0]} first: the source is damaged, or "
+            "its values are too large for the dtype."
+        )
+
+
+def _note_cast(report: Report, stored: torch.dtype, dtype: torch.dtype | None) -> None:
+    if dtype not in (None, stored):
+        report.exactness = f"cast from {str(stored).removeprefix('torch.')} to {str(dtype).removeprefix('torch.')}"
 
 
 def _report(source, destination, direction, family, head, config, target) -> Report:
     tensors = stored_tensors(target)
     dropped = {}
     if direction == "export":
-        dropped = {name: value for name in ("z_loss_coefficient", "label_smoothing") if (value := getattr(config, name))}
+        decoder = config.decoder if config.is_encoder_decoder else config
+        dropped = {
+            name: value for name in ("z_loss_coefficient", "label_smoothing") if (value := getattr(decoder, name))
+        }
     return Report(
         source=str(source),
         destination=str(destination),

@@ -2,22 +2,32 @@
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, set_seed
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, set_seed
 
-from . import checkpoint, rules
-from .family import Family, family_of, head_of_variant, is_variant, variant_class
-from .translate import _is_gguf, _load_gguf, _native_head, stored_tensors
+from hf_variants.model.configuration_variant import VariantConfig
+
+from . import checkpoint, folds, rules
+from .config_map import differing_fields
+from .errors import NotRepresentable
+from .family import Family, family_of, head_of_variant, is_variant, read_config, variant_class
+from .folds import Folding
+from .skeleton import stored_tensors
+from .translate import _is_gguf, _load_gguf, _native_head
 
 
-# Longest input that is tried; enough to pass most windows of small models, and to leave a laptop usable.
+# Longest input that is tried, to leave a laptop usable. Longer windows are narrowed and farther positions given.
 MAX_LENGTH = 640
+NARROW_WINDOW = 20
 
 
 @dataclass
@@ -56,30 +66,54 @@ class VerificationReport:
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     def to_markdown(self) -> str:
-        lines = [f"**{'Equal' if self.ok else 'DIFFERENT'}**: `{self.a}` and `{self.b}`", "", "| check | holds | seen |"]
+        lines = [
+            f"**{'Equal' if self.ok else 'DIFFERENT'}**: `{self.a}` and `{self.b}`",
+            "",
+            "| check | holds | seen |",
+        ]
         lines.append("|---|---|---|")
         lines += [f"| {check.name} | {'yes' if check.ok else 'NO'} | {check.detail} |" for check in self.checks]
         lines += ["", *(f"Rounding differs by design: {reason}." for reason in self.deviations)]
         return "\n".join(lines).rstrip()
 
 
-def _load(source: str | Path | PreTrainedModel) -> tuple[PreTrainedModel, Path | None]:
-    """A model in evaluation mode with the weights' own dtype, and its folder."""
+@dataclass
+class _Loaded:
+    """A model with the weights' own dtype, its folder or file, and what was wrong with its tensors."""
+
+    model: PreTrainedModel
+    path: Path | None = None
+    faults: list[str] = field(default_factory=list)
+
+
+def _load(source: str | Path | PreTrainedModel) -> _Loaded:
     if isinstance(source, PreTrainedModel):
-        return source, None
+        return _Loaded(source)
     if _is_gguf(source):
-        return _load_gguf(Path(source)).eval(), Path(source)
+        return _Loaded(_load_gguf(Path(source)), Path(source))
     folder = checkpoint.resolve_folder(source)
-    config = AutoConfig.from_pretrained(folder)
+    config = read_config(folder)
+    family = None if is_variant(config) else family_of(config.model_type)
     # Refuses indexes that leave the folder, before transformers follows them.
     checkpoint.SafetensorsReader(folder)
-    if is_variant(config):
-        head = head_of_variant((config.architectures or ["VariantForCausalLM"])[0])
-        model_class = variant_class(head)
+    if family is None:
+        model_class = variant_class((config.architectures or ["VariantForCausalLM"])[0])
+        ignored = []
     else:
-        family = family_of(config.model_type)
-        model_class = family.native_class(_native_head(family, config)) or AutoModel
-    return model_class.from_pretrained(folder, dtype="auto").eval(), folder
+        head = _native_head(family, config)
+        model_class = family.native_class(head)
+        ignored = [rule for rule in family.rules_for(head) if isinstance(rule, rules.Drop)]
+    # transformers fills missing tensors with random values, and leaves out what it has no place for.
+    model, info = model_class.from_pretrained(
+        folder, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    faults = [
+        f"{kind} {name if isinstance(name, str) else name[0]}"
+        for kind in ("missing", "unexpected", "mismatched")
+        for name in sorted(info[f"{kind}_keys"])
+        if kind != "unexpected" or not any(rule.matches(name) for rule in ignored)
+    ]
+    return _Loaded(model, folder, faults)
 
 
 def _inputs(model: PreTrainedModel, length: int, batch: int = 2) -> torch.Tensor:
@@ -92,33 +126,74 @@ def _inputs(model: PreTrainedModel, length: int, batch: int = 2) -> torch.Tensor
     return ids
 
 
+def _adapted(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The inputs as this kind of model takes them: encoders count positions themselves, decoders need inputs."""
+    adapted = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+    if model.config.is_encoder_decoder or not model.can_generate():
+        adapted.pop("position_ids", None)
+    if model.config.is_encoder_decoder:
+        ids = adapted["input_ids"]
+        vocab_size = getattr(model.config, "decoder_vocab_size", None) or model.config.vocab_size
+        adapted["decoder_input_ids"] = ids.flip(1)[:, : max(ids.shape[1] * 3 // 4, 1)] % vocab_size
+    return adapted
+
+
 def _outputs(model: PreTrainedModel, **inputs: torch.Tensor) -> torch.Tensor:
-    """Logits, or hidden states of a model without a head."""
+    """Logits (of a span classifier both), or hidden states of a model without a head."""
     with torch.no_grad():
-        outputs = model(**inputs)
-    return outputs.logits if "logits" in outputs else outputs.last_hidden_state
+        outputs = model(**_adapted(model, inputs))
+    if "start_logits" in outputs:
+        return torch.stack([outputs.start_logits, outputs.end_logits], dim=-1).cpu()
+    return (outputs.logits if "logits" in outputs else outputs.last_hidden_state).cpu()
 
 
-def _interesting_length(model: PreTrainedModel) -> int:
-    """Past the sliding window and the original context, as far as `MAX_LENGTH` allows."""
-    config = model.config
+def _position_limit(config: VariantConfig) -> int | None:
+    """How many positions the model has a table for; `None` where it computes any."""
+    has_table = config.position_embedding_type in ("learned", "sinusoidal") or config.rope_table_stored
+    if not has_table:
+        return None
+    # RoBERTa counts from behind the padding token, in a table of this size.
+    skipped = config.pad_token_id + 1 if config.position_ids_source == "input_ids" else 0
+    return config.max_position_embeddings - skipped
+
+
+def _contexts(config: VariantConfig) -> list[int]:
+    """Lengths at which the position encoding may change its formula."""
+    if config.position_embedding_type != "rope":
+        return []
+    entries = filter(None, (config.rope_parameters_of(i) for i in range(config.num_hidden_layers)))
+    originals = {entry.get("original_max_position_embeddings") for entry in entries}
+    return sorted({config.max_position_embeddings, *filter(None, originals)})
+
+
+def _stacks(config: PreTrainedConfig) -> list[VariantConfig]:
+    return [config] if isinstance(config, VariantConfig) else [config.encoder, config.decoder]
+
+
+def _interesting_length(config: PreTrainedConfig, limit: int | None) -> int:
+    """Past the sliding windows and the original contexts, as far as `MAX_LENGTH` and position tables allow."""
     marks = [64]
-    if getattr(config, "sliding_window", None):
-        marks.append(config.sliding_window + 16)
-    rope = getattr(config, "rope_parameters", None) or {}
-    for entry in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
-        if entry.get("original_max_position_embeddings"):
-            marks.append(entry["original_max_position_embeddings"] + 16)
-    longest = MAX_LENGTH
-    if getattr(config, "position_embedding_type", "") in ("learned", "sinusoidal"):
-        longest = min(longest, config.max_position_embeddings)
-    return min(max(marks), longest)
+    for stack in _stacks(config):
+        marks += [mark + 16 for mark in (*_contexts(stack), stack.sliding_window or 0)]
+    return min(max(marks), MAX_LENGTH, limit or MAX_LENGTH)
+
+
+def _far_positions(config: PreTrainedConfig, limit: int | None, length: int) -> list[torch.Tensor]:
+    """
+    Positions that a long input would reach, for a short one: across the borders where frequencies change, or at the
+    end of the position table.
+    """
+    if not isinstance(config, VariantConfig) or not config.is_causal:
+        return []
+    starts = [context - length // 2 for context in _contexts(config)] if limit is None else [limit - length]
+    return [torch.arange(start, start + length) for start in starts if start > 0]
 
 
 def relative_error(ours: torch.Tensor, reference: torch.Tensor) -> float:
     """The largest difference, relative to the reference's standard deviation."""
-    spread = reference.double().std().item() or 1.0
-    return (ours.double() - reference.double()).abs().max().item() / spread
+    ours, reference = ours.double().cpu(), reference.double().cpu()
+    spread = reference.std().item() or 1.0
+    return (ours - reference).abs().max().item() / spread
 
 
 def _compare(name: str, a: torch.Tensor, b: torch.Tensor, bound: float) -> Check:
@@ -132,18 +207,68 @@ def _compare(name: str, a: torch.Tensor, b: torch.Tensor, bound: float) -> Check
     return Check(name, error <= bound, f"largest difference {error:.1e} of the standard deviation (bound {bound:.0e})")
 
 
-def _family_and_variant(a: PreTrainedModel, b: PreTrainedModel) -> tuple[Family | None, PreTrainedModel | None]:
-    variants = [model for model in (a, b) if is_variant(model.config)]
-    natives = [model for model in (a, b) if not is_variant(model.config)]
-    if len(variants) == len(natives) == 1:
-        return family_of(natives[0].config.model_type), variants[0]
-    return None, None
+@dataclass
+class _Pair:
+    """
+    What is known about two models before they run.
+
+    Attributes:
+        family: of the native one, where the other is a variant.
+        folding: what was folded into the native one's weights, where the two configs differ by that alone.
+        config: of the architecture, as ours.
+        limit: how many positions both models have tables for.
+        check: the comparison of the configs.
+    """
+
+    family: Family | None
+    folding: Folding | None
+    config: PreTrainedConfig
+    limit: int | None
+    check: Check
 
 
-def _check_tensors(a: PreTrainedModel, b: PreTrainedModel, family: Family | None) -> Check:
+def _as_variant(model: PreTrainedModel, other: PreTrainedModel) -> PreTrainedConfig:
+    """The config of a model as ours; keys that `other` was converted without may be ignored again."""
+    if is_variant(model.config):
+        return model.config
+    family = family_of(model.config.model_type)
+    leftovers = getattr(other.config, "native_leftovers", None) or {}
+    return family.config_map.to_variant(model.config, leftovers, family.head_of(type(model).__name__))
+
+
+def _pair(a: PreTrainedModel, b: PreTrainedModel) -> _Pair:
+    """Compare the configs, each as ours; a native model may also be what folds make of the variant."""
+    left, right = _as_variant(a, b), _as_variant(b, a)
+    family = folding = None
+    differences = differing_fields(left, right)
+    if is_variant(a.config) != is_variant(b.config):
+        variant, native, as_variant = (a, b, right) if is_variant(a.config) else (b, a, left)
+        family = family_of(native.config.model_type)
+        if differences:
+            folding = _folding_to(variant, native.config.model_type, as_variant)
+    if folding is not None:
+        check = Check("config", True, f"every field, after {'; '.join(folding.sentences(a.dtype))}")
+    else:
+        seen = "; ".join(f"{name}: {x!r} and {y!r}" for name, (x, y) in differences.items())
+        check = Check("config", not differences, seen or "every field that changes what the model computes")
+    limits = [_position_limit(stack) for config in (left, right) for stack in _stacks(config)]
+    limit = min(filter(None, limits), default=None)
+    return _Pair(family, folding, left if is_variant(a.config) else right, limit, check)
+
+
+def _folding_to(variant: PreTrainedModel, model_type: str, as_variant: PreTrainedConfig) -> Folding | None:
+    """The folds that make this native model of a variant, if any do."""
+    try:
+        _, _, folding = folds.plan(variant.config, model_type, head_of_variant(type(variant).__name__))
+    except NotRepresentable:
+        return None
+    return None if differing_fields(folding.config, as_variant) else folding
+
+
+def _check_tensors(a: PreTrainedModel, b: PreTrainedModel, pair: _Pair) -> Check:
     """Bit equality of the weights: through the rules in both directions, or name by name for one class."""
-    if family is None:
-        left, right = stored_tensors(a), stored_tensors(b)
+    left, right = ({n: t.cpu() for n, t in stored_tensors(model).items()} for model in (a, b))
+    if pair.family is None:
         if type(a) is not type(b):
             return Check("weights", True, "two types, compared by outputs only")
         different = sorted(
@@ -152,29 +277,48 @@ def _check_tensors(a: PreTrainedModel, b: PreTrainedModel, family: Family | None
             if name not in left or name not in right or not torch.equal(left[name], right[name])
         )
         return Check("weights", not different, f"different: {different[:4]}" if different else "bit-identical")
-    variant, native = (a, b) if is_variant(a.config) else (b, a)
-    head = head_of_variant(type(variant).__name__)
-    ours, theirs = stored_tensors(variant), stored_tensors(native)
-    shapes = {name: tensor.shape for name, tensor in ours.items()}
-    native_shapes = {name: tensor.shape for name, tensor in theirs.items()}
+    variant, ours, theirs = (a, left, right) if is_variant(a.config) else (b, right, left)
     try:
-        steps = rules.plan(family.rules_for(head), list(theirs), shapes)
-        made = dict(rules.run(steps, theirs.__getitem__, variant.config, shapes))
-        back = rules.plan(family.rules_for(head), list(ours), native_shapes, to_native=True)
-        restored = dict(rules.run(back, ours.__getitem__, variant.config, native_shapes, to_native=True))
+        made = _carried(variant, ours, theirs, pair, to_native=True)
+        different = [name for name, tensor in made.items() if not torch.equal(tensor, theirs[name])]
+        if pair.folding is None:
+            back = _carried(variant, theirs, ours, pair, to_native=False)
+            different += [name for name, tensor in back.items() if not torch.equal(tensor, ours[name])]
     except ValueError as error:
         return Check("weights", False, str(error))
-    different = [name for name, tensor in made.items() if not torch.equal(tensor, ours[name])]
-    different += [name for name, tensor in restored.items() if not torch.equal(tensor, theirs[name])]
-    seen = f"{len(made)} tensors, both ways" if not different else f"different: {sorted(different)[:4]}"
-    return Check("weights", not different, seen)
+    seen = f"{len(made)} tensors, {'both ways' if pair.folding is None else 'folded'}"
+    return Check("weights", not different, seen if not different else f"different: {sorted(different)[:4]}")
 
 
-def _first_divergence(a: PreTrainedModel, b: PreTrainedModel, ids: torch.Tensor, bound: float) -> str:
+def _carried(
+    variant: PreTrainedModel,
+    tensors: dict[str, torch.Tensor],
+    targets: dict[str, torch.Tensor],
+    pair: _Pair,
+    to_native: bool,
+) -> dict[str, torch.Tensor]:
+    """Tensors in the other model's layout."""
+    config, names, load = variant.config, list(tensors), tensors.__getitem__
+    if pair.folding is not None:
+        config, (names, load) = pair.folding.config, pair.folding.apply(names, load)
+    shapes = {name: tensor.shape for name, tensor in targets.items()}
+    head = head_of_variant(type(variant).__name__)
+    steps = rules.plan(pair.family.rules_for(head), names, shapes, to_native=to_native)
+    return dict(rules.run(steps, load, config, shapes, to_native=to_native))
+
+
+def _first_divergence(a: PreTrainedModel, b: PreTrainedModel, inputs: dict[str, torch.Tensor], bound: float) -> str:
     """The first hidden state that differs, to say where to look."""
     with torch.no_grad():
-        states = [model(input_ids=ids, output_hidden_states=True).hidden_states for model in (a, b)]
-    for index, (left, right) in enumerate(zip(*states)):
+        outputs = [model(**_adapted(model, inputs), output_hidden_states=True) for model in (a, b)]
+    if a.config.is_encoder_decoder:
+        sides = [[out.encoder_hidden_states[-1] for out in outputs], [out.decoder_hidden_states for out in outputs]]
+        if relative_error(*sides[0]) > bound:
+            return "in the encoder"
+        states = sides[1]
+    else:
+        states = [out.hidden_states for out in outputs]
+    for index, (left, right) in enumerate(zip(*states, strict=True)):
         if left.shape != right.shape or relative_error(left, right) > bound:
             return "in the embeddings" if index == 0 else f"in layer {index - 1}"
     return "after the last layer"
@@ -188,7 +332,8 @@ def _greedy(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, token
         pad_token_id=model.config.pad_token_id if model.config.pad_token_id is not None else 0,
         temperature=None, top_p=None, top_k=None, eos_token_id=None,
     )  # fmt: skip
-    return model.generate(ids, attention_mask=mask, generation_config=settings)
+    inputs = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
+    return model.generate(**inputs, generation_config=settings).cpu()
 
 
 def _check_tokenizers(a: Path | None, b: Path | None) -> Check | None:
@@ -224,10 +369,12 @@ def verify(
     """
     Prove that two models are the same, whichever of them is native.
 
-    Compared, in the weights' own dtype and with eager attention: every tensor through the conversion rules in both
-    directions; logits on a long input, with right and with left padding; greedy and beam-search tokens with the cache;
-    the tokenizers, where both are folders. Equality is exact unless the family lists an operation that must round
-    differently; its bound is relative to the logits' standard deviation.
+    Compared, in the weights' own dtype and with eager attention: every field of the configs that matters; every tensor
+    through the conversion rules in both directions; logits on a long input, with right and with left padding, at far
+    positions and with a narrow window; greedy and beam-search tokens with the cache; the tokenizers, where both are
+    folders. Equality is exact unless the family lists an operation that must round differently; its bound is relative
+    to the logits' standard deviation. A native model may also be what folds made of the variant (see `folds`): then
+    the folded weights must be equal.
 
     Args:
         a, b: folders, Hub ids, GGUF files or loaded models.
@@ -238,76 +385,139 @@ def verify(
     """
     names = [str(x) if not isinstance(x, PreTrainedModel) else type(x).__name__ for x in (a, b)]
     report = VerificationReport(*names)
-    (left, left_path), (right, right_path) = _load(a), _load(b)
-    if left.config.vocab_size != right.config.vocab_size:
-        report.checks.append(
-            Check("vocabulary", False, f"sizes {left.config.vocab_size} and {right.config.vocab_size}")
-        )
+    loaded = [_load(a), _load(b)]
+    left, right = (side.model for side in loaded)
+    for name, side in zip(names, loaded, strict=True):
+        if side.path is not None:
+            seen = "every tensor of the architecture, and no other" if not side.faults else ", ".join(side.faults[:6])
+            report.checks.append(Check(f"tensors of {name}", not side.faults, seen))
+    for what, (x, y) in {
+        "vocabulary": (left.config.vocab_size, right.config.vocab_size),
+        "dtype": (left.dtype, right.dtype),
+    }.items():
+        if x != y:
+            report.checks.append(Check(what, False, f"{x} and {y}"))
+    if not report.ok and report.checks:
         return report
-    family, variant = _family_and_variant(left, right)
-    deviations = family.deviations_of(variant.config) if family is not None and variant is not None else []
-    report.deviations = [deviation.reason for deviation in deviations]
-    exact = 0.0 if not deviations else max(deviation.bound for deviation in deviations)
-    # bfloat16 has 2^16 times coarser rounding than float32, of which the bounds speak.
-    coarse = {torch.bfloat16: 2.0**16, torch.float16: 2.0**13}.get(left.dtype, 1.0)
-    bound = exact * coarse
-    if family is None and type(left) is not type(right):
-        bound = 1e-5 * coarse
+    pair = _pair(left, right)
+    report.checks.append(pair.check)
+    bound = _bound(left, right, pair, report)
 
-    backends = [model.config._attn_implementation for model in (left, right)]
+    states = [(model, model.training, model.config._attn_implementation) for model in (left, right)]
     for model in (left, right):
-        model.set_attn_implementation("eager")
-    length = _interesting_length(variant if variant is not None else left)
-    ids = _inputs(left, length)
-    short = ids[:, : min(24, length)]
-    mask = torch.ones_like(short)
-    right_padded, left_padded = mask.clone(), mask.clone()
-    right_padded[1, short.shape[1] // 2 :] = 0
-    left_padded[1, : short.shape[1] // 2] = 0
-    left_positions = (left_padded.cumsum(-1) - 1).clamp(min=0)
-    prompt, prompt_mask = ids[:, :12], torch.ones_like(ids[:, :12])
-    prompt_mask[1, :5] = 0
-
-    def logits(name: str, keep: torch.Tensor | None = None, **inputs: torch.Tensor) -> Callable[[], Check]:
-        def check() -> Check:
-            outputs = [_outputs(model, **inputs) for model in (left, right)]
-            if keep is not None:
-                outputs = [output[keep.bool()] for output in outputs]
-            result = _compare(name, *outputs, bound)
-            if not result.ok:
-                result.detail += f", first {_first_divergence(left, right, inputs['input_ids'], bound)}"
-            return result
-
-        return check
-
-    work: list[Callable[[], Check | None]] = [
-        lambda: _check_tensors(left, right, family),
-        logits(f"outputs on {length} tokens", input_ids=ids),
-    ]
-    has_language_head = left.can_generate() and right.can_generate()
-    if has_language_head or "Classification" not in type(left).__name__:
-        work += [
-            logits("outputs with right padding", right_padded, input_ids=short, attention_mask=right_padded),
-            logits(
-                "outputs with left padding", left_padded, input_ids=short, attention_mask=left_padded,
-                position_ids=left_positions,
-            ),
-        ]  # fmt: skip
-    if has_language_head and new_tokens:
-        for beams in (1, 2):
-
-            def tokens(beams: int = beams) -> Check:
-                results = [_greedy(model, prompt, prompt_mask, new_tokens, beams) for model in (left, right)]
-                kind = "greedy" if beams == 1 else "beam-search"
-                return Check(f"{new_tokens} {kind} tokens", torch.equal(*results), "token by token, with the cache")
-
-            work.append(tokens)
-    work.append(lambda: _check_tokenizers(left_path, right_path))
+        model.eval().set_attn_implementation("eager")
+    # A class that cannot switch keeps its own (Falcon), and the other one follows.
+    left.set_attn_implementation(right.config._attn_implementation)
+    right.set_attn_implementation(left.config._attn_implementation)
     try:
-        for step in tqdm(work, desc="Verifying", unit="check", delay=1.0, disable=not progress):
+        steps = _steps(left, right, pair, bound, new_tokens)
+        steps.append(lambda: _check_tokenizers(*(side.path for side in loaded)))
+        for step in tqdm(steps, desc="Verifying", unit="check", delay=1.0, disable=not progress):
             if (check := step()) is not None:
                 report.checks.append(check)
     finally:
-        for model, backend in zip((left, right), backends):
-            model.set_attn_implementation(backend)
+        for model, training, backend in states:
+            model.train(training).set_attn_implementation(backend)
     return report
+
+
+def _bound(left: PreTrainedModel, right: PreTrainedModel, pair: _Pair, report: VerificationReport) -> float:
+    """The largest difference of outputs that is accepted, relative to their spread; its reasons go to the report."""
+    half = left.dtype in (torch.bfloat16, torch.float16)
+    if pair.folding is not None:
+        report.deviations = [f"folded: {fold}" for fold in pair.folding.sentences(left.dtype)]
+        # Only against gross errors: the folded weights themselves are compared bit by bit.
+        return 0.1 if half else 1e-4
+    if pair.family is None:
+        return 0.0 if type(left) is type(right) else (0.1 if half else 1e-5)
+    deviations = [d for d in pair.family.deviations_of(pair.config) if not d.gradients_only]
+    report.deviations = [deviation.reason for deviation in deviations]
+    # bfloat16 has 2^16 times coarser rounding than float32, of which the bounds speak.
+    coarse = {torch.bfloat16: 2.0**16, torch.float16: 2.0**13}.get(left.dtype, 1.0)
+    return coarse * max((deviation.bound for deviation in deviations), default=0.0)
+
+
+def _steps(
+    left: PreTrainedModel, right: PreTrainedModel, pair: _Pair, bound: float, new_tokens: int
+) -> list[Callable[[], Check | None]]:
+    """The comparisons that run the models, cheapest evidence first."""
+    is_language_model = left.can_generate() and right.can_generate()
+    # A classifier of sequences reads the last real token, which it finds by the padding id.
+    is_classifier = "SequenceClassification" in type(left).__name__
+    length = _interesting_length(pair.config, pair.limit)
+    ids = _inputs(left, length, batch=1 if is_classifier else 2)
+    short = ids[:, : min(24, length)]
+
+    def outputs(name: str, keep: torch.Tensor | None = None, **inputs: torch.Tensor) -> Check:
+        try:
+            made = [_outputs(model, **inputs) for model in (left, right)]
+        except (IndexError, RuntimeError, ValueError) as error:
+            return Check(name, False, f"a model stopped with {type(error).__name__}: {error}")
+        if keep is not None and made[0].shape[:2] == keep.shape:
+            made = [output[keep.bool()] for output in made]
+        check = _compare(name, *made, bound)
+        if not check.ok:
+            check.detail += f", first {_first_divergence(left, right, inputs, bound)}"
+        return check
+
+    def narrow_window() -> Check:
+        with _windows(left, right, NARROW_WINDOW):
+            return outputs(f"outputs with a window of {NARROW_WINDOW}", input_ids=ids[:, :64])
+
+    steps: list[Callable[[], Check | None]] = [
+        lambda: _check_tensors(left, right, pair),
+        lambda: outputs(f"outputs on {length} tokens", input_ids=ids),
+    ]
+    windows = [stack.sliding_window for stack in _stacks(pair.config) if stack.sliding_window]
+    if any(window >= length for window in windows) and all(
+        getattr(model.config, "sliding_window", None) for model in (left, right)
+    ):
+        steps.append(narrow_window)
+    if is_language_model and all("position_ids" in signature(model.forward).parameters for model in (left, right)):
+        for positions in _far_positions(pair.config, pair.limit, short.shape[1]):
+            name = f"outputs at positions {positions[0]} to {positions[-1]}"
+            position_ids = positions.expand(short.shape)
+            steps.append(partial(outputs, name, input_ids=short, position_ids=position_ids))
+    if not is_classifier:
+        right_padded = torch.ones_like(short)
+        left_padded = torch.ones_like(short)
+        right_padded[1, short.shape[1] // 2 :] = 0
+        left_padded[1, : short.shape[1] // 2] = 0
+        left_positions = (left_padded.cumsum(-1) - 1).clamp(min=0)
+        steps += [
+            partial(
+                outputs, "outputs with right padding", right_padded, input_ids=short, attention_mask=right_padded
+            ),
+            partial(
+                outputs, "outputs with left padding", left_padded, input_ids=short, attention_mask=left_padded,
+                position_ids=left_positions,
+            ),
+        ]  # fmt: skip
+    prompt = ids[:, : min(12, length)]
+    prompt_mask = torch.ones_like(prompt)
+    prompt_mask[-1, : prompt.shape[1] // 2] = 0
+    new_tokens = min(new_tokens, (pair.limit or MAX_LENGTH) - prompt.shape[1])
+    # Folds to half precision round the weights, so that tokens of nearly equal probability may change places.
+    is_rounded = pair.folding is not None and left.dtype in (torch.bfloat16, torch.float16)
+    if is_language_model and new_tokens > 0 and not is_rounded:
+        for beams, kind in ((1, "greedy"), (2, "beam-search")):
+
+            def tokens(beams: int = beams, kind: str = kind) -> Check:
+                made = [_greedy(model, prompt, prompt_mask, new_tokens, beams) for model in (left, right)]
+                return Check(f"{new_tokens} {kind} tokens", torch.equal(*made), "token by token, with the cache")
+
+            steps.append(tokens)
+    return steps
+
+
+@contextmanager
+def _windows(a: PreTrainedModel, b: PreTrainedModel, width: int) -> Iterator[None]:
+    """Sliding windows of another width, to see them at work on short inputs; eager masks are made from the config."""
+    saved = [model.config.sliding_window for model in (a, b)]
+    try:
+        for model in (a, b):
+            model.config.sliding_window = width
+        yield
+    finally:
+        for model, window in zip((a, b), saved, strict=True):
+            model.config.sliding_window = window

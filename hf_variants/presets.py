@@ -22,7 +22,7 @@ class Preset:
 
     Args:
         description (`str`): what sets it apart, in one line.
-        source (`str`): the paper, or the transformers model type that was read.
+        source (`str`): transformers' model type and the paper, as far as there are such.
         axes (`dict`): fields of `VariantConfig`. A function stands for a value that depends on the sizes: it gets
             a dictionary of all fields, with defaults where neither the preset nor the user sets one.
     """
@@ -107,6 +107,7 @@ PRESETS: dict[str, Preset] = {
             **_ALL_BIASES,
             "ffn_type": "mlp",
             "hidden_act": "gelu_new",
+            "attention_softmax_in_float32": False,
             "position_embedding_type": "learned",
             "tie_word_embeddings": True,
         },
@@ -138,6 +139,7 @@ PRESETS: dict[str, Preset] = {
             "hidden_act": "gelu_fast",
             "position_embedding_type": "alibi",
             "alibi_form": "key_position",
+            "attention_score_form": "biased",
             "tie_word_embeddings": True,
         },
     ),
@@ -151,6 +153,7 @@ PRESETS: dict[str, Preset] = {
             "position_embedding_type": "alibi",
             "alibi_form": "key_offset",
             "alibi_slope_order": "mpt",
+            "alibi_in_float32": True,
             "tie_word_embeddings": True,
         },
     ),
@@ -175,7 +178,11 @@ PRESETS: dict[str, Preset] = {
             "ffn_type": "mlp",
             "hidden_act": "gelu_new",
             "mlp_bias": True,
+            "heads_first_from": "scores",
+            "attention_score_form": "divided",
+            "attention_scores_in_float32": True,
             "rope_interleaved": True,
+            "rope_table_stored": True,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
             "lm_head_bias": True,
         },
@@ -201,6 +208,9 @@ PRESETS: dict[str, Preset] = {
             "num_key_value_heads": 1,
             "ffn_type": "mlp",
             "hidden_act": "gelu",
+            "attention_score_form": "divided",
+            "attention_softmax_in_float32": False,
+            "broadcast_key_value": True,
             "tie_word_embeddings": True,
         },
     ),
@@ -274,6 +284,7 @@ PRESETS: dict[str, Preset] = {
             # The released 2B and 8B models: 1/64 and 1/128 of the scores, 1/8 and 1/16 of the logits.
             "attention_scaling": lambda fields: 1 / _head_dim(fields),
             "logit_scale": lambda fields: 256 / fields["hidden_size"],
+            "logit_scale_by_division": True,
             "tie_word_embeddings": True,
         },
     ),
@@ -312,7 +323,14 @@ PRESETS: dict[str, Preset] = {
     "olmo": Preset(
         "llama with a LayerNorm that learns nothing",
         "olmo, https://arxiv.org/abs/2402.00838",
-        {"norm_type": "layernorm", "norm_eps": 1e-5, "norm_affine": False},
+        {
+            "norm_type": "layernorm",
+            "norm_eps": 1e-5,
+            "norm_affine": False,
+            "norm_casting_mode": "gemma",
+            "rope_in_float32": True,
+            "rope_table_in_float32": True,
+        },
     ),
     "olmo2": Preset(
         "llama with norms after the sublayers, inside the residual branches, and over all query and key heads",
@@ -350,6 +368,7 @@ PRESETS: dict[str, Preset] = {
         {
             "norm_eps": 1.5625e-7,
             "norm_placement": "sandwich",
+            "fused_gate_up": True,
             "attention_bias": True,
             "attention_output_bias": False,
             "rope_interleaved": True,
@@ -423,8 +442,8 @@ def resolve_preset(name: str, overrides: dict[str, Any]) -> dict[str, Any]:
     if name not in PRESETS:
         similar = [known for known, line in presets().items() if name and name.lower() in line.lower()]
         similar = difflib.get_close_matches(name.lower(), PRESETS, n=3, cutoff=0.6) or similar[:3]
-        hint = f"Did you mean {' or '.join(f'`{known}`' for known in similar)}?" if similar else "Choose another one:"
-        raise ValueError(f"There is no preset `{name}`. {hint} `hf_variants.presets()` lists all {len(PRESETS)}.")
+        hint = f"Did you mean {' or '.join(f'`{known}`' for known in similar)}? " if similar else ""
+        raise ValueError(f"There is no preset `{name}`. {hint}`hf_variants.presets()` lists all {len(PRESETS)}.")
     axes = copy.deepcopy(PRESETS[name].axes)
     if "rope_parameters" not in overrides:
         _override_rope(axes.get("rope_parameters"), overrides)

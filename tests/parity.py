@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers import PreTrainedModel, set_seed
 
 import hf_variants
 from hf_variants.conversion import rules
+from hf_variants.conversion.skeleton import stored_tensors
 from hf_variants.conversion.family import family_of
 
 
@@ -31,16 +31,20 @@ class Row:
         draw: a random choice of the type's options -> keyword arguments of its config class, tiny sizes included.
         length: of the long input; larger than every window and original context that `draw` gives.
         seeds: configs to try.
-        backends: attention implementations that the native class has.
+        backends: attention implementations of the native class that are compared, or a function of its config.
         generates: compare generation (a base model or a class without a cache cannot).
+        heads: other heads of the type whose outputs and export are compared as well.
+        reference: the class to compare with, of a type that transformers does not have.
     """
 
     model_type: str
     draw: Callable[[random.Random], dict[str, Any]]
     length: int = 40
     seeds: int = 4
-    backends: tuple[str, ...] = ("eager", "sdpa")
+    backends: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ("eager", "sdpa")
     generates: bool = True
+    heads: tuple[str, ...] = ()
+    reference: type[PreTrainedModel] | None = None
 
 
 def hostile_(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
@@ -69,15 +73,44 @@ def hostile_(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
     return model
 
 
-def random_native(row: Row, seed: int) -> PreTrainedModel:
-    """A stock model with a random config and hostile weights."""
+def random_native(row: Row, seed: int, head: str = "") -> PreTrainedModel:
+    """A stock model with a random config and hostile weights; by default with the type's usual head."""
     rng = random.Random(f"{row.model_type}-{seed}")
+    family = family_of(row.model_type)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = CONFIG_MAPPING[row.model_type](**row.draw(rng))
+        config = family.config_map.native_class(**row.draw(rng))
         torch.manual_seed(seed)
-        model = family_of(row.model_type).native_class("causal_lm")(config)
+        model = (row.reference or family.native_class(head or family.primary))(config)
     return hostile_(model, seed).eval()
+
+
+def inputs_of(model: PreTrainedModel, length: int) -> dict[str, dict[str, torch.Tensor]]:
+    """`padded_inputs` for any kind of model: decoder inputs for an encoder-decoder, token types where there are any."""
+    config = model.config
+    inputs = padded_inputs(config.vocab_size, length, config.pad_token_id)
+    generator = torch.Generator().manual_seed(2)
+    for batch in inputs.values():
+        shape = batch["input_ids"].shape
+        if config.is_encoder_decoder:
+            # Their encoders know no position ids; the decoder's side is not padded.
+            batch.pop("position_ids", None)
+            vocab_size = getattr(config, "decoder_vocab_size", None) or config.vocab_size
+            decoder_shape = (2, max(shape[1] * 3 // 4, 2))
+            batch["decoder_input_ids"] = torch.randint(0, vocab_size, decoder_shape, generator=generator)
+        elif "MaskedLM" in type(model).__name__ or "For" not in type(model).__name__ or not model.can_generate():
+            batch.pop("position_ids", None)
+            if getattr(config, "type_vocab_size", 0) > 1:
+                batch["token_type_ids"] = torch.randint(0, config.type_vocab_size, shape, generator=generator)
+            if getattr(config, "use_task_id", False):
+                batch["task_type_ids"] = torch.randint(0, config.task_type_vocab_size, shape, generator=generator)
+        if "SequenceClassification" in type(model).__name__ and config.pad_token_id is None:
+            # Without a padding token most native classes take one sequence at a time.
+            batch.update({name: tensor[:1] for name, tensor in batch.items()})
+        elif "SequenceClassification" in type(model).__name__ and "attention_mask" in batch:
+            # Most find the last token by its id, and not by the mask.
+            batch["input_ids"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, config.pad_token_id)
+    return inputs
 
 
 def padded_inputs(vocab_size: int, length: int, pad_token_id: int | None) -> dict[str, dict[str, torch.Tensor]]:
@@ -99,11 +132,21 @@ def padded_inputs(vocab_size: int, length: int, pad_token_id: int | None) -> dic
 
 
 def logits_of(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Logits of the real tokens only: (tokens, vocab_size), or (batch, length, vocab_size) without padding."""
+    """
+    Logits of the real tokens only: (tokens, vocab_size), or (batch, length, vocab_size) without padding. Of a model
+    that does not give logits per token, all that it gives, flattened.
+    """
     with torch.no_grad():
-        logits = model(**inputs).logits
+        outputs = model(**inputs)
     mask = inputs.get("attention_mask")
-    return logits if mask is None else logits[mask.bool()]
+    if "start_logits" in outputs:
+        made = torch.stack([outputs.start_logits, outputs.end_logits], dim=-1)
+    else:
+        made = outputs.logits if "logits" in outputs else outputs.last_hidden_state
+    if mask is not None and made.ndim == 3 and made.shape[1] == mask.shape[1] and "decoder_input_ids" not in inputs:
+        made = made[mask.bool()]
+    pooled = outputs.get("pooler_output")
+    return made if pooled is None else torch.cat([made.flatten(), pooled.flatten()])
 
 
 def relative_error(ours: torch.Tensor, reference: torch.Tensor) -> float:
@@ -111,18 +154,24 @@ def relative_error(ours: torch.Tensor, reference: torch.Tensor) -> float:
     return ((ours.double() - reference.double()).abs().max() / reference.double().std()).item()
 
 
+def set_backend(native: PreTrainedModel, ours: PreTrainedModel, backend: str) -> None:
+    """Both models with this attention, also a native class that says it cannot switch but reads its config (Falcon)."""
+    native.set_attn_implementation(backend)
+    native.config._attn_implementation_internal = backend
+    ours.set_attn_implementation(backend)
+
+
 def check_logits(native: PreTrainedModel, ours: PreTrainedModel, row: Row, bound: float) -> list[str]:
     """Compare logits in both dtypes and all backends; returns what differs."""
     failures = []
     exact: dict[str, torch.Tensor] = {}
-    inputs = padded_inputs(native.config.vocab_size, row.length, native.config.pad_token_id)
+    inputs = inputs_of(native, row.length)
     for dtype in (torch.float32, torch.bfloat16):
         native, ours = native.to(dtype), ours.to(dtype)
-        for backend in row.backends:
+        for backend in row.backends if isinstance(row.backends, tuple) else row.backends(native.config):
             if backend == "sdpa" and not ours._supports_sdpa:
                 continue
-            native.set_attn_implementation(backend)
-            ours.set_attn_implementation(backend)
+            set_backend(native, ours, backend)
             for name, batch in inputs.items():
                 reference, made = logits_of(native, batch), logits_of(ours, batch)
                 assert torch.isfinite(reference).all(), "hostile weights overflow the native model itself"
@@ -149,16 +198,28 @@ def upcast_weights(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> 
 
 def check_gradients(native: PreTrainedModel, ours: PreTrainedModel, bound: float) -> list[str]:
     """Gradients of the language-modelling loss, carried to native names by the family's own rules."""
-    batch = padded_inputs(native.config.vocab_size, 16, native.config.pad_token_id)["long"]["input_ids"]
+    batch = inputs_of(native, 16)["long"]
+    labels = batch.get("decoder_input_ids", batch["input_ids"])
+    arguments = {"use_cache": False} if native.can_generate() else {}
     for model in (native, ours):
         model.set_attn_implementation("eager")
+    # What a class that cannot switch has (Falcon).
+    ours.set_attn_implementation(native.config._attn_implementation)
+    for model in (native, ours):
         model.zero_grad()
-        model(input_ids=batch, labels=batch, use_cache=False).loss.backward()
+        model(**batch, labels=labels, **arguments).loss.backward()
     family = family_of(native.config.model_type)
-    gradients = [{n: p.grad for n, p in model.named_parameters() if p.grad is not None} for model in (native, ours)]
-    theirs, own = gradients
+    # By the names under which tied parameters are stored; a parameter that nothing reads has no gradient.
+    theirs, own = (
+        {
+            name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            for name, parameter in model.named_parameters(remove_duplicate=False)
+            if name in stored_tensors(model)
+        }
+        for model in (native, ours)
+    )
     shapes = {name: gradient.shape for name, gradient in theirs.items()}
-    steps = rules.plan(family.rules_for("causal_lm"), list(own), shapes, to_native=True)
+    steps = rules.plan(family.rules_for(family.primary), list(own), shapes, to_native=True)
     made = dict(rules.run(steps, own.__getitem__, ours.config, shapes, to_native=True))
     # A gradient's own spread can vanish (a key bias under softmax), so errors are taken against the largest one.
     scale = max(gradient.std().item() for gradient in theirs.values() if gradient.numel() > 1)
@@ -171,19 +232,23 @@ def check_gradients(native: PreTrainedModel, ours: PreTrainedModel, bound: float
 
 
 def check_generation(native: PreTrainedModel, ours: PreTrainedModel, row: Row) -> list[str]:
-    """Greedy and beam-search tokens with the cache, from a left-padded batch."""
-    inputs = padded_inputs(native.config.vocab_size, 2 * 10, native.config.pad_token_id)["left padding"]
+    """Greedy, beam-search and sampled tokens with the cache, from a left-padded batch (an encoder's: right-padded)."""
+    padding = "right padding" if native.config.is_encoder_decoder else "left padding"
+    inputs = padded_inputs(native.config.vocab_size, 2 * 10, native.config.pad_token_id)[padding]
     failures = []
-    for beams in (1, 3):
-        tokens = [
-            model.generate(
-                inputs["input_ids"], attention_mask=inputs["attention_mask"], do_sample=False, num_beams=beams,
-                max_new_tokens=12, min_new_tokens=12, pad_token_id=0, eos_token_id=None,
-            )
-            for model in (native, ours)
-        ]  # fmt: skip
+    for beams, sampled in ((1, False), (3, False), (1, True)):
+        tokens = []
+        for model in (native, ours):
+            set_seed(0)
+            tokens.append(
+                model.generate(
+                    inputs["input_ids"], attention_mask=inputs["attention_mask"], do_sample=sampled, num_beams=beams,
+                    max_new_tokens=12, min_new_tokens=12, pad_token_id=native.config.pad_token_id or 0,
+                    eos_token_id=None, forced_eos_token_id=None,
+                )
+            )  # fmt: skip
         if not torch.equal(*tokens):
-            failures.append(f"tokens with {beams} beams")
+            failures.append(f"{'sampled ' * sampled}tokens with {beams} beams")
     return failures
 
 
@@ -191,7 +256,7 @@ def check_round_trip(native: PreTrainedModel, ours: PreTrainedModel) -> list[str
     """The export: every tensor and buffer bit-equal, and the config that the stock class itself would write."""
     restored = hf_variants.to_native(ours, native.config.model_type)
     failures = []
-    if type(restored) is not type(native):
+    if type(restored).__name__ != type(native).__name__:
         failures.append(f"export is a {type(restored).__name__}")
     before, after = native.state_dict(), restored.state_dict()
     if before.keys() != after.keys():
@@ -212,8 +277,9 @@ def check_round_trip(native: PreTrainedModel, ours: PreTrainedModel) -> list[str
 def check_config_bijection(native: PreTrainedModel, ours: PreTrainedModel) -> list[str]:
     """native -> ours -> native -> ours gives the same variant, also from the JSON of both."""
     config_map = family_of(native.config.model_type).config_map
-    again = config_map.to_variant(config_map.to_native(ours.config))
-    reloaded = hf_variants.VariantConfig(**json.loads(ours.config.to_json_string(use_diff=False)))
+    head = family_of(native.config.model_type).head_of(type(native).__name__)
+    again = config_map.to_variant(config_map.to_native(ours.config, head), head=head)
+    reloaded = type(ours.config)(**json.loads(ours.config.to_json_string(use_diff=False)))
     first, second, third = (json.loads(c.to_json_string(use_diff=False)) for c in (ours.config, again, reloaded))
     ignored = ("dtype", "architectures", "_name_or_path")
     failures = []
@@ -233,14 +299,20 @@ def check_row(row: Row, seed: int) -> list[str]:
     ours = hf_variants.from_native(native)
     family = family_of(row.model_type)
     deviations = family.deviations_of(ours.config)
-    bound = max((deviation.bound for deviation in deviations), default=0.0)
+    gradient_bound = max((deviation.bound for deviation in deviations), default=0.0)
+    bound = max((deviation.bound for deviation in deviations if not deviation.gradients_only), default=0.0)
     weights = [{k: v.clone() for k, v in model.state_dict().items()} for model in (native, ours)]
     assert ours.num_parameters() == native.num_parameters()
     failures = check_round_trip(native, ours) + check_config_bijection(native, ours)
     failures += check_logits(native, ours, row, bound)
     for model, saved in zip((native, ours), weights):
         upcast_weights(model, saved)
-    failures += check_gradients(native, ours, bound)
-    if row.generates:
+    failures += check_gradients(native, ours, gradient_bound)
+    if row.generates and native.can_generate():
         failures += check_generation(native, ours, row)
+    for head in row.heads:
+        native = random_native(row, seed, head)
+        ours = hf_variants.from_native(native)
+        found = check_round_trip(native, ours) + check_logits(native, ours, row, bound)
+        failures += [f"{head}: {failure}" for failure in found]
     return failures

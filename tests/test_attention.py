@@ -1,7 +1,5 @@
 """Attention against torch's, against the stock modules that have the same features, and against the formulas."""
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -174,7 +172,7 @@ STOCK = {
         {"qk_norm": "head", "qk_norm_after_rope": True}, {},
     ),
 }  # fmt: skip
-STOCK_NAMES = {"q_norm": "query_layernorm", "k_norm": "key_layernorm"}
+HUNYUAN_NAMES = {"q_norm.weight": "query_layernorm.weight", "k_norm.weight": "key_layernorm.weight"}
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
@@ -189,10 +187,8 @@ def test_equals_the_stock_module(name, dtype, implementation):
     stock_config = config_class(**SIZES, rms_norm_eps=1e-5, **stock_fields)
     stock_config._attn_implementation = implementation
     stock = stock_class(stock_config, 0).to(dtype).eval()
-    state = module.state_dict()
-    if name == "hunyuan":
-        state = {key.replace(key[:6], STOCK_NAMES.get(key[:6], key[:6])): value for key, value in state.items()}
-    stock.load_state_dict(state)
+    names = {key: HUNYUAN_NAMES.get(key, key) if name == "hunyuan" else key for key in module.state_dict()}
+    stock.load_state_dict({names[key]: value for key, value in module.state_dict().items()})
     x = inputs(dtype)
     embeddings = rotary_class(stock_config)(x, torch.arange(LENGTH)[None] + 40)
     ours, weights = module(x, embeddings, causal_mask(dtype))
@@ -202,9 +198,9 @@ def test_equals_the_stock_module(name, dtype, implementation):
     direction = inputs(dtype, seed=2)
     ours.backward(direction)
     expected.backward(direction)
-    for mine, theirs in zip(sorted(module.named_parameters()), sorted(stock.named_parameters()), strict=True):
-        if mine[0].startswith(("k_norm", "q_norm")) == theirs[0].startswith(("k_norm", "q_norm")):
-            assert torch.equal(mine[1].grad, theirs[1].grad), mine[0]
+    stock_parameters = dict(stock.named_parameters())
+    for key, parameter in module.named_parameters():
+        assert torch.equal(parameter.grad, stock_parameters[names[key]].grad), key
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -371,4 +367,3 @@ def test_scores_of_wide_heads_stay_finite_in_half_precision():
     module = build(torch.float16)
     out, _ = module(inputs(torch.float16), attention_mask=causal_mask(torch.float16))
     assert torch.isfinite(out).all()
-    assert math.isfinite(out.std())

@@ -56,9 +56,10 @@ def test_ungated_equals_gpt2(dtype):
 def test_formula(ffn_type, act):
     module = build(ffn_type=ffn_type, hidden_act=act, mlp_bias=True, mlp_output_bias=False)
     x = hidden_states()
-    inner = ACT2FN[act](x @ (module.gate_proj if ffn_type == "glu" else module.up_proj).weight.T + (
-        module.gate_proj if ffn_type == "glu" else module.up_proj
-    ).bias)
+    inner = ACT2FN[act](
+        x @ (module.gate_proj if ffn_type == "glu" else module.up_proj).weight.T
+        + (module.gate_proj if ffn_type == "glu" else module.up_proj).bias
+    )
     if ffn_type == "glu":
         inner = inner * (x @ module.up_proj.weight.T + module.up_proj.bias)
     expected = inner @ module.down_proj.weight.T

@@ -9,6 +9,8 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .normalization import unchanged
+
 
 def repeat_heads(states: torch.Tensor, groups: int) -> torch.Tensor:
     """Repeat every key/value head for the query heads of its group: (b, kv_heads, t, d) -> (b, heads, t, d)."""
@@ -17,6 +19,61 @@ def repeat_heads(states: torch.Tensor, groups: int) -> torch.Tensor:
     batch, kv_heads, length, head_dim = states.shape
     states = states[:, :, None].expand(batch, kv_heads, groups, length, head_dim)
     return states.reshape(batch, kv_heads * groups, length, head_dim)
+
+
+def multiplied_scores(
+    query: torch.Tensor, key: torch.Tensor, scaling: float, position_bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """query key^T * scaling: (batch, heads, q, k), and the bias that is still to be added."""
+    return torch.matmul(query, key.transpose(2, 3)) * scaling, position_bias
+
+
+def batched_scores(
+    query: torch.Tensor, key: torch.Tensor, scaling: float, position_bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The same from keys that are contiguous by head, which rounds the queries' gradient differently (XGLM)."""
+    products = torch.bmm(query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2))
+    return products.unflatten(0, query.shape[:2]) * scaling, position_bias
+
+
+def divided_scores(
+    query: torch.Tensor, key: torch.Tensor, scaling: float, position_bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """query key^T / (1 / scaling): the same, rounded differently (GPT-J)."""
+    return torch.matmul(query, key.transpose(2, 3)) / (1.0 / scaling), position_bias
+
+
+def fused_scores(
+    query: torch.Tensor, key: torch.Tensor, scaling: float, position_bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """query key^T * scaling in one product, with no rounding in between (GPT-2)."""
+    ignored = query.new_empty(())
+    products = torch.baddbmm(ignored, query.flatten(0, 1), key.transpose(2, 3).flatten(0, 1), beta=0, alpha=scaling)
+    return products.unflatten(0, query.shape[:2]), position_bias
+
+
+def biased_scores(
+    query: torch.Tensor, key: torch.Tensor, scaling: float, position_bias: torch.Tensor
+) -> tuple[torch.Tensor, None]:
+    """bias + query key^T * scaling in one product, with no rounding in between (BLOOM)."""
+    products = torch.baddbmm(
+        position_bias.expand(query.shape[0], -1, query.shape[2], -1).flatten(0, 1),
+        query.flatten(0, 1),
+        key.flatten(0, 1).transpose(1, 2),
+        alpha=scaling,
+    )
+    return products.unflatten(0, query.shape[:2]), None
+
+
+def float32_scores(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    scaling: float,
+    position_bias: torch.Tensor | None,
+    compute_scores: Callable,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Scores of upcast queries and keys (GPT-J, GPT-Neo)."""
+    return compute_scores(query.float(), key.float(), scaling, position_bias)
 
 
 def eager_attention_forward(
@@ -30,32 +87,36 @@ def eager_attention_forward(
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
     position_bias: torch.Tensor | None = None,
+    compute_scores: Callable = multiplied_scores,
+    softmax_dtype: torch.dtype | None = torch.float32,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Attention written out, with every feature, in the order that transformers' flex attention has: scores, soft-cap,
-    mask, bias, softmax in float32, sinks.
+    mask, bias, softmax, sinks.
 
     Args:
         query: (batch, heads, q, head_dim); key, value: (batch, kv_heads, k, head_dim).
         attention_mask: additive, (batch, 1, q, k) or `None`.
         softcap: scores become softcap * tanh(scores / softcap).
         s_aux: attention sinks, (heads,): a logit per head that takes part in the denominator alone.
-        position_bias: additive, (batch, heads, q, k).
+        position_bias: additive, (batch or 1, heads, q or 1, k).
+        compute_scores: how scale and bias enter the scores, one of the functions above.
+        softmax_dtype: dtype of the weights before they are rounded to the values'; `None`: that of the scores.
 
     Returns:
         (batch, q, heads, head_dim) and the weights (batch, heads, q, k).
     """
     key = repeat_heads(key, module.num_key_value_groups)
     value = repeat_heads(value, module.num_key_value_groups)
-    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    scores, position_bias = compute_scores(query, key, scaling, position_bias)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     if attention_mask is not None:
         scores = scores + attention_mask
     if position_bias is not None:
         scores = scores + position_bias
-    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.softmax(scores, dim=-1, dtype=softmax_dtype).to(value.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     output = torch.matmul(weights, value)
     if s_aux is not None:
@@ -65,16 +126,27 @@ def eager_attention_forward(
     return output.transpose(1, 2).contiguous(), weights
 
 
-def _identity(states: torch.Tensor) -> torch.Tensor:
-    return states
+def self_attention_half(cache: Cache | None) -> Cache | None:
+    """The cache that self-attention uses: the whole of it, or a decoder's half beside its cross-attention cache."""
+    return cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
 
 
 def _clamp(states: torch.Tensor, limit: float) -> torch.Tensor:
     return states.clamp(min=-limit, max=limit)
 
 
-def _multiply(states: torch.Tensor, factor: float) -> torch.Tensor:
+def multiply(states: torch.Tensor, factor: float) -> torch.Tensor:
     return states * factor
+
+
+# score_form -> the function for eager attention
+SCORES: dict[str, Callable] = {
+    "multiplied": multiplied_scores,
+    "batched": batched_scores,
+    "divided": divided_scores,
+    "fused": fused_scores,
+    "biased": biased_scores,
+}
 
 
 class Attention(nn.Module):
@@ -86,17 +158,22 @@ class Attention(nn.Module):
         layer_idx (`int`): the layer's slot in the cache.
         hidden_size, num_heads, num_key_value_heads, head_dim (`int`): sizes.
         bias, output_bias (`bool`): biases of q/k/v and of the output projection.
+        linear_class (`type`): of the projections.
+        broadcast_key_value (`bool`): leave it to the attention function to broadcast the one key/value head.
         scaling (`float`): multiplier of the scores.
         scale_query (`bool`): apply it to the queries instead.
+        score_form (`str`): how eager attention combines scores, scale and bias, a key of `SCORES`.
+        scores_in_float32 (`bool`): whether it upcasts queries and keys first.
+        softmax_in_float32 (`bool`): whether its softmax is computed in float32, or in the scores' dtype.
         dropout (`float`): probability of dropping an attention weight.
         is_causal (`bool`): a query sees no later key.
-        rotation (`nn.Module`): applied to (query, key, position_embeddings).
-        q_norm, k_norm (`nn.Module`): used by the subclasses; `nn.Identity()` here.
+        rotation (`Callable`): applied to (query, key, position_embeddings).
+        q_norm, k_norm (`Callable`): used by the subclasses; `unchanged` here.
         sliding_window (`int`): number of keys a query sees, or `None`.
         softcap, clip (`float`): soft cap of the scores; limit of q, k and v; `None` for none.
         sinks (`bool`): learn a sink per head.
         gate (`str`): `"none"`, `"headwise"` or `"elementwise"`.
-        sub_norm (`nn.Module`): applied before the output projection; `nn.Identity()` for none.
+        sub_norm (`Callable`): applied before the output projection; `unchanged` for none.
         key_value_size (`int`): width of what keys and values are projected from, for cross-attention.
     """
 
@@ -111,37 +188,50 @@ class Attention(nn.Module):
         head_dim: int,
         bias: bool,
         output_bias: bool,
+        linear_class: type[nn.Linear],
+        broadcast_key_value: bool,
         scaling: float,
         scale_query: bool,
+        score_form: str,
+        scores_in_float32: bool,
+        softmax_in_float32: bool,
         dropout: float,
         is_causal: bool,
-        rotation: nn.Module,
-        q_norm: nn.Module,
-        k_norm: nn.Module,
+        rotation: Callable,
+        q_norm: Callable,
+        k_norm: Callable,
         sliding_window: int | None,
         softcap: float | None,
         clip: float | None,
         sinks: bool,
         gate: str,
-        sub_norm: nn.Module,
+        sub_norm: Callable,
         key_value_size: int | None = None,
     ):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
         self.head_dim = head_dim
-        self.num_key_value_groups = num_heads // num_key_value_heads
+        self.num_key_value_groups = 1 if broadcast_key_value else num_heads // num_key_value_heads
         self.attention_dropout = dropout
         self.is_causal = is_causal
         self.sliding_window = sliding_window
         self.scaling = 1.0 if scale_query else scaling
-        self.scale_query = partial(_multiply, factor=scaling) if scale_query else _identity
-        self.clip = _identity if clip is None else partial(_clamp, limit=clip)
+        self.scale_query = partial(multiply, factor=scaling) if scale_query else unchanged
+        compute_scores = SCORES[score_form]
+        if scores_in_float32:
+            compute_scores = partial(float32_scores, compute_scores=compute_scores)
+        self.eager_attention = partial(
+            eager_attention_forward,
+            compute_scores=compute_scores,
+            softmax_dtype=torch.float32 if softmax_in_float32 else None,
+        )
+        self.clip = unchanged if clip is None else partial(_clamp, limit=clip)
         key_value_size = key_value_size or hidden_size
-        self.q_proj = nn.Linear(hidden_size, num_heads * head_dim, bias=bias)
-        self.k_proj = nn.Linear(key_value_size, num_key_value_heads * head_dim, bias=bias)
-        self.v_proj = nn.Linear(key_value_size, num_key_value_heads * head_dim, bias=bias)
-        self.o_proj = nn.Linear(num_heads * head_dim, hidden_size, bias=output_bias)
+        self.q_proj = linear_class(hidden_size, num_heads * head_dim, bias=bias)
+        self.k_proj = linear_class(key_value_size, num_key_value_heads * head_dim, bias=bias)
+        self.v_proj = linear_class(key_value_size, num_key_value_heads * head_dim, bias=bias)
+        self.o_proj = linear_class(num_heads * head_dim, hidden_size, bias=output_bias)
         self.q_norm = q_norm
         self.k_norm = k_norm
         self.sub_norm = sub_norm
@@ -182,12 +272,22 @@ class Attention(nn.Module):
         key: torch.Tensor,
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
+        position_bias: torch.Tensor | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Scores, softmax, gate and output projection: -> (batch, length, hidden_size) and the weights."""
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
+            self.config._attn_implementation, self.eager_attention
         )
+        if position_bias is not None:
+            kwargs["position_bias"] = position_bias
+        if attention_interface is not self.eager_attention:
+            # Kernels take everything in one dtype only.
+            query, key = query.to(value.dtype), key.to(value.dtype)
+            if position_bias is not None:
+                # Flex attention reads it at every index, without broadcasting.
+                position_bias = position_bias.expand(query.shape[0], -1, query.shape[2], -1)
+                kwargs["position_bias"] = position_bias.to(value.dtype)
         if self.has_sinks:
             kwargs["s_aux"] = self.sinks
         output, weights = attention_interface(
@@ -227,8 +327,9 @@ class Attention(nn.Module):
         key = self.project_key(hidden_states)
         value = self.project_value(hidden_states)
         query, key = self.rotate(query, key, position_embeddings)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        cache = self_attention_half(past_key_values)
+        if cache is not None:
+            key, value = cache.update(key.to(value.dtype), value, self.layer_idx)
         return self.attend(hidden_states, query, key, value, attention_mask, **kwargs)
 
 
@@ -242,6 +343,17 @@ class HeadNormAttention(Attention):
     def project_key(self, hidden_states: torch.Tensor) -> torch.Tensor:
         key = self.clip(self.k_proj(hidden_states)).view(*hidden_states.shape[:-1], -1, self.head_dim)
         return self.k_norm(key).transpose(1, 2)
+
+
+class HeadsFirstNormAttention(Attention):
+    """Attention with a norm on every head of queries and keys, heads before positions (Phi)."""
+
+    def project_query(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        query = self.clip(self.q_proj(hidden_states)).view(*hidden_states.shape[:-1], -1, self.head_dim)
+        return self.scale_query(self.q_norm(query.transpose(1, 2)))
+
+    def project_key(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.k_norm(super().project_key(hidden_states))
 
 
 class FullNormAttention(Attention):
@@ -282,8 +394,8 @@ class CrossAttentionMixin:
             encoder_attention_mask: as the attention implementation takes it.
             past_key_values: self- and cross-attention cache.
         """
-        # These describe the decoder's own positions.
-        for name in ("position_embeddings", "position_bias", "attention_mask"):
+        # These describe the decoder's own positions; `is_causal` comes from its config.
+        for name in ("position_embeddings", "position_bias", "attention_mask", "is_causal"):
             kwargs.pop(name, None)
         query = self.project_query(hidden_states)
         is_cached = past_key_values is not None and past_key_values.is_updated.get(self.layer_idx)

@@ -1,7 +1,7 @@
 """Where norms and residuals sit: the block and its slots.
 
 Every sublayer (self-attention, cross-attention, feed-forward) has three norm slots; a slot that the norm placement
-leaves empty holds `nn.Identity`:
+leaves empty passes its input on:
 
     x ───────────────────────────────────────────────┐
     │                                                │
@@ -14,9 +14,15 @@ leaves empty holds `nn.Identity`:
     deepnorm   post_norm, and the residual is multiplied by alpha
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .attention import multiply
+from .normalization import unchanged
 
 
 class Residual(nn.Module):
@@ -24,18 +30,14 @@ class Residual(nn.Module):
 
     def __init__(self, dropout: float = 0.0, branch_multiplier: float = 1.0, residual_scale: float = 1.0):
         super().__init__()
-        self.branch_multiplier = branch_multiplier
-        self.residual_scale = residual_scale
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.dropout = nn.Dropout(dropout) if dropout else unchanged
+        self.multiply_branch = unchanged if branch_multiplier == 1.0 else partial(multiply, factor=branch_multiplier)
+        self.scale_residual = unchanged if residual_scale == 1.0 else partial(multiply, factor=residual_scale)
 
     def scale_branch(self, branch: torch.Tensor) -> torch.Tensor:
-        branch = self.dropout(branch)
-        return branch if self.branch_multiplier == 1.0 else branch * self.branch_multiplier
+        return self.multiply_branch(self.dropout(branch))
 
-    def scale_residual(self, residual: torch.Tensor) -> torch.Tensor:
-        return residual if self.residual_scale == 1.0 else residual * self.residual_scale
-
-    def forward(self, residual: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
+    def add(self, residual: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
         return self.scale_residual(residual) + self.scale_branch(branch)
 
 
@@ -48,6 +50,10 @@ class LearnedScaleResidual(Residual):
         self.scale = nn.Parameter(torch.full(shape, float(init)))
 
     def scale_branch(self, branch: torch.Tensor) -> torch.Tensor:
+        # As a call of the module, at which ZeRO-3 and FSDP gather its parameter.
+        return self(branch)
+
+    def forward(self, branch: torch.Tensor) -> torch.Tensor:
         return self.scale * self.dropout(branch)
 
 
@@ -57,15 +63,18 @@ class Block(GradientCheckpointingLayer):
 
     Args:
         sublayers (`dict[str, nn.Module]`): sublayers by name, of `self_attn`, `cross_attn` and `mlp`.
-        slots (`dict[str, dict[str, nn.Module]]`): for each sublayer its `pre_norm`, `branch_norm`, `post_norm` and
+        slots (`dict[str, dict[str, Callable]]`): for each sublayer its `pre_norm`, `branch_norm`, `post_norm` and
             `residual`.
         residual_from_norm (`bool`): the residual starts after `pre_norm`.
+
+    Tensors that take part in the gradient are positional arguments of `forward`: reentrant checkpointing stops at
+    those, and would go through a keyword's graph once per layer.
     """
 
     def __init__(
         self,
         sublayers: dict[str, nn.Module],
-        slots: dict[str, dict[str, nn.Module]],
+        slots: dict[str, dict[str, Callable]],
         residual_from_norm: bool = False,
     ):
         super().__init__()
@@ -73,25 +82,25 @@ class Block(GradientCheckpointingLayer):
         for name, sublayer in sublayers.items():
             self.add_module(name, sublayer)
             for slot, module in slots[name].items():
-                self.add_module(f"{name}_{slot}", module)
+                setattr(self, f"{name}_{slot}", module)
 
     def attend_to_self(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
         normed = self.self_attn_pre_norm(hidden_states)
         residual = normed if self.residual_from_norm else hidden_states
         branch, _ = self.self_attn(normed, **kwargs)
-        return self.self_attn_post_norm(self.self_attn_residual(residual, self.self_attn_branch_norm(branch)))
+        return self.self_attn_post_norm(self.self_attn_residual.add(residual, self.self_attn_branch_norm(branch)))
 
     def attend_to_encoder(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
         normed = self.cross_attn_pre_norm(hidden_states)
         residual = normed if self.residual_from_norm else hidden_states
         branch, _ = self.cross_attn(normed, **kwargs)
-        return self.cross_attn_post_norm(self.cross_attn_residual(residual, self.cross_attn_branch_norm(branch)))
+        return self.cross_attn_post_norm(self.cross_attn_residual.add(residual, self.cross_attn_branch_norm(branch)))
 
     def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         normed = self.mlp_pre_norm(hidden_states)
         residual = normed if self.residual_from_norm else hidden_states
         branch = self.mlp(normed)
-        return self.mlp_post_norm(self.mlp_residual(residual, self.mlp_branch_norm(branch)))
+        return self.mlp_post_norm(self.mlp_residual.add(residual, self.mlp_branch_norm(branch)))
 
 
 class SequentialBlock(Block):
@@ -100,12 +109,13 @@ class SequentialBlock(Block):
     def forward(
         self,
         hidden_states: torch.Tensor,
+        position_bias: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
         """(batch, length, hidden_size) -> the same; `kwargs` reach the attention."""
-        return self.feed_forward(self.attend_to_self(hidden_states, **kwargs))
+        return self.feed_forward(self.attend_to_self(hidden_states, position_bias=position_bias, **kwargs))
 
 
 class SequentialCrossBlock(Block):
@@ -114,11 +124,12 @@ class SequentialCrossBlock(Block):
     def forward(
         self,
         hidden_states: torch.Tensor,
+        position_bias: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        hidden_states = self.attend_to_self(hidden_states, **kwargs)
+        hidden_states = self.attend_to_self(hidden_states, position_bias=position_bias, **kwargs)
         hidden_states = self.attend_to_encoder(
             hidden_states,
             encoder_hidden_states=encoder_hidden_states,
@@ -134,11 +145,12 @@ class AttentionBlock(Block):
     def forward(
         self,
         hidden_states: torch.Tensor,
+        position_bias: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        return self.attend_to_self(hidden_states, **kwargs)
+        return self.attend_to_self(hidden_states, position_bias=position_bias, **kwargs)
 
 
 class FeedForwardBlock(Block):
@@ -147,6 +159,7 @@ class FeedForwardBlock(Block):
     def forward(
         self,
         hidden_states: torch.Tensor,
+        position_bias: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         **kwargs,
@@ -186,11 +199,12 @@ class ParallelBlock(Block):
     def forward(
         self,
         hidden_states: torch.Tensor,
+        position_bias: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        return self.sum_branches(hidden_states, *self.branches(hidden_states, **kwargs))
+        return self.sum_branches(hidden_states, *self.branches(hidden_states, position_bias=position_bias, **kwargs))
 
 
 class ParallelCrossBlock(ParallelBlock):
@@ -204,6 +218,7 @@ class ParallelCrossBlock(ParallelBlock):
     def forward(
         self,
         hidden_states: torch.Tensor,
+        position_bias: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         **kwargs,
@@ -216,4 +231,5 @@ class ParallelCrossBlock(ParallelBlock):
             **kwargs,
         )
         cross = self.cross_attn_residual.scale_branch(self.cross_attn_branch_norm(cross))
-        return self.sum_branches(hidden_states, *self.branches(hidden_states, **kwargs), cross)
+        branches = self.branches(hidden_states, position_bias=position_bias, **kwargs)
+        return self.sum_branches(hidden_states, *branches, cross)

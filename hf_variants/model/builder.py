@@ -1,8 +1,10 @@
 """From config to modules: the only place where a config is read to decide what is built."""
 
 import json
+from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import nn
 
 from .attention import (
@@ -12,6 +14,7 @@ from .attention import (
     FullNormCrossAttention,
     HeadNormAttention,
     HeadNormCrossAttention,
+    HeadsFirstNormAttention,
     NormAfterRotationAttention,
 )
 from .block import (
@@ -27,11 +30,14 @@ from .block import (
 )
 from .configuration_variant import VariantConfig
 from .embedding import NoTokenTypes, RoundedScaleEmbedding, ScaledEmbedding, TokenTypes
-from .feed_forward import FeedForward, GatedFeedForward
+from .feed_forward import FeedForward, FusedGatedFeedForward, GatedFeedForward
+from .heads import POOLINGS, DenseTransform, InputScaling, LogitScaling, NormalizedLinear, Pooler
+from .linear import UnfusedBiasLinear
 from .losses import causal_lm_loss, token_loss
-from .normalization import make_norm
+from .normalization import make_norm, unchanged
 from .positions import (
     AlibiBias,
+    Float32RotaryEmbedding,
     InputIdPositions,
     LearnedPositions,
     NoPositionBias,
@@ -39,12 +45,14 @@ from .positions import (
     NoRotation,
     PartialRotation,
     PositionIdSource,
+    PositionsFirstRotation,
     QueryScalingRotaryEmbedding,
     QueryScalingRotation,
     RelativeBias,
     RotaryEmbedding,
     Rotation,
     SinusoidalPositions,
+    StoredRotaryEmbedding,
     attention_mask_positions,
     sequence_positions,
 )
@@ -86,10 +94,10 @@ def build_norm(config: VariantConfig, dim: int) -> nn.Module:
     )
 
 
-def build_qk_norm(config: VariantConfig, num_heads: int) -> nn.Module:
-    """The norm on `num_heads` heads of queries or keys; `nn.Identity` for none."""
+def build_qk_norm(config: VariantConfig, num_heads: int) -> Callable:
+    """The norm on `num_heads` heads of queries or keys; `unchanged` for none."""
     if config.qk_norm == "none":
-        return nn.Identity()
+        return unchanged
     shape = {
         "head": config.head_dim,
         "per_head": (num_heads, config.head_dim),
@@ -108,15 +116,22 @@ def build_qk_norm(config: VariantConfig, num_heads: int) -> nn.Module:
     )
 
 
-def build_rotation(config: VariantConfig, rope_parameters: dict | None) -> nn.Module:
+def build_rotation(config: VariantConfig, rope_parameters: dict | None) -> Callable:
     """How one layer turns its queries and keys, with its flat RoPE parameters or `None`."""
     if rope_parameters is None:
         return NoRotation()
-    # "proportional" spreads a table of full width, with zero frequencies, over all channels.
+    # "proportional" spreads a table of full width, with zero frequencies, over all channels. A factor of 1 is a split
+    # with nothing left over, as in the native classes that read one: without it gradients round differently.
     partial_table = (
-        rope_parameters.get("partial_rotary_factor") or 1.0
-    ) < 1.0 and rope_parameters["rope_type"] != "proportional"
-    rotation = (PartialRotation if partial_table else Rotation)(config.rope_interleaved, config.rope_in_float32)
+        rope_parameters.get("partial_rotary_factor") is not None and rope_parameters["rope_type"] != "proportional"
+    )
+    # Tables in float32 promote the products by themselves, each with its own rounding of the gradient (OLMo 2).
+    upcast = config.rope_in_float32 and not config.rope_table_in_float32
+    rotation = (PartialRotation if partial_table else Rotation)(
+        config.rope_interleaved, upcast, round_result=not config.rope_result_in_float32
+    )
+    if config.heads_first_from == "scores":
+        return PositionsFirstRotation(rotation)
     return QueryScalingRotation(rotation) if "llama_4_scaling_beta" in rope_parameters else rotation
 
 
@@ -131,8 +146,12 @@ def build_rotary_embeddings(config: VariantConfig) -> tuple[nn.ModuleDict, list[
         key = json.dumps([parameters, layer.head_dim], sort_keys=True, default=str)
         if key not in known:
             known[key] = f"table_{len(known)}"
-            scaled = "llama_4_scaling_beta" in parameters
-            tables[known[key]] = (QueryScalingRotaryEmbedding if scaled else RotaryEmbedding)(
+            table_class = StoredRotaryEmbedding if config.rope_table_stored else RotaryEmbedding
+            if config.rope_frequencies_in_float32:
+                table_class = Float32RotaryEmbedding
+            if "llama_4_scaling_beta" in parameters:
+                table_class = QueryScalingRotaryEmbedding
+            tables[known[key]] = table_class(
                 layer,
                 parameters,
                 interleaved=config.rope_interleaved,
@@ -143,8 +162,14 @@ def build_rotary_embeddings(config: VariantConfig) -> tuple[nn.ModuleDict, list[
     return tables, names
 
 
-def _attention_arguments(config: VariantConfig) -> dict:
+def linear_class(config: VariantConfig) -> type[nn.Linear]:
+    """Of the projections inside a layer."""
+    return UnfusedBiasLinear if config.unfused_bias else nn.Linear
+
+
+def _attention_arguments(config: VariantConfig, layer_idx: int) -> dict:
     """What self- and cross-attention have in common, from one layer's resolved config."""
+    scaling = config.head_dim**-0.5 if config.attention_scaling is None else config.attention_scaling
     return {
         "hidden_size": config.hidden_size,
         "num_heads": config.num_attention_heads,
@@ -152,8 +177,13 @@ def _attention_arguments(config: VariantConfig) -> dict:
         "head_dim": config.head_dim,
         "bias": config.attention_bias,
         "output_bias": config.attention_output_bias,
-        "scaling": config.head_dim**-0.5 if config.attention_scaling is None else config.attention_scaling,
+        "linear_class": linear_class(config),
+        "broadcast_key_value": config.broadcast_key_value,
+        "scaling": scaling / (layer_idx + 1) if config.scale_attn_by_inverse_layer_idx else scaling,
         "scale_query": config.scale_query,
+        "score_form": config.attention_score_form,
+        "scores_in_float32": config.attention_scores_in_float32,
+        "softmax_in_float32": config.attention_softmax_in_float32,
         "dropout": config.attention_dropout,
         "q_norm": build_qk_norm(config, config.num_attention_heads),
         "k_norm": build_qk_norm(config, config.num_key_value_heads),
@@ -164,22 +194,29 @@ def _attention_arguments(config: VariantConfig) -> dict:
         "sub_norm": (
             build_norm(config, config.num_attention_heads * config.head_dim)
             if config.attention_sub_norm
-            else nn.Identity()
+            else unchanged
         ),
     }
 
 
 def build_self_attention(config: VariantConfig, layer_idx: int) -> Attention:
     layer = config.per_layer_config[layer_idx]
-    is_sliding = config.layer_types[layer_idx] == "sliding_attention"
-    attention_class = NormAfterRotationAttention if layer.qk_norm_after_rope else SELF_ATTENTION[layer.qk_norm]
+    window = None
+    if config.layer_types[layer_idx] == "sliding_attention":
+        # FlashAttention counts the current token on either side; an encoder's window does not (ModernBERT).
+        window = config.sliding_window + (0 if config.is_causal else 1)
+    attention_class = SELF_ATTENTION[layer.qk_norm]
+    if layer.qk_norm_after_rope:
+        attention_class = NormAfterRotationAttention
+    elif config.heads_first_from == "norm":
+        attention_class = HeadsFirstNormAttention
     return attention_class(
         config,
         layer_idx,
         is_causal=config.is_causal,
         rotation=build_rotation(config, config.rope_parameters_of(layer_idx)),
-        sliding_window=config.sliding_window if is_sliding else None,
-        **_attention_arguments(layer),
+        sliding_window=window,
+        **_attention_arguments(layer, layer_idx),
     )
 
 
@@ -192,42 +229,47 @@ def build_cross_attention(config: VariantConfig, layer_idx: int) -> Attention:
         rotation=NoRotation(),
         sliding_window=None,
         key_value_size=config.cross_attention_hidden_size,
-        **_attention_arguments(layer),
+        **_attention_arguments(layer, layer_idx),
     )
 
 
 def build_feed_forward(config: VariantConfig) -> FeedForward:
     """The feed-forward network of one layer's resolved config."""
-    return (GatedFeedForward if config.ffn_type == "glu" else FeedForward)(
+    gated_class = FusedGatedFeedForward if config.fused_gate_up else GatedFeedForward
+    return (gated_class if config.ffn_type == "glu" else FeedForward)(
         config.hidden_size,
         config.intermediate_size,
         hidden_act=config.hidden_act,
         bias=config.mlp_bias,
         output_bias=config.mlp_output_bias,
+        linear_class=linear_class(config),
         dropout=config.activation_dropout,
-        sub_norm=build_norm(config, config.intermediate_size) if config.ffn_sub_norm else nn.Identity(),
+        sub_norm=build_norm(config, config.intermediate_size) if config.ffn_sub_norm else unchanged,
     )
 
 
-def build_residual(config: VariantConfig) -> Residual:
+def build_residual(config: VariantConfig, sublayer: str) -> Residual:
+    """How the branch of `sublayer` joins the residual stream."""
+    drops = sublayer == "mlp" or config.attention_residual_dropout
+    dropout = config.residual_dropout if drops else 0.0
     if config.layer_scale_type != "none":
         shape = (config.hidden_size,) if config.layer_scale_type == "channel" else ()
-        return LearnedScaleResidual(shape, config.layer_scale_init, dropout=config.residual_dropout)
+        return LearnedScaleResidual(shape, config.layer_scale_init, dropout=dropout)
     return Residual(
-        dropout=config.residual_dropout,
+        dropout=dropout,
         branch_multiplier=config.residual_multiplier,
         residual_scale=config.deepnorm_alpha if config.norm_placement == "deepnorm" else 1.0,
     )
 
 
-def build_slots(config: VariantConfig, skip_pre_norm: bool) -> dict[str, nn.Module]:
-    """The norm slots and the residual around one sublayer."""
+def build_slots(config: VariantConfig, sublayer: str, skip_pre_norm: bool) -> dict[str, Callable]:
+    """The norm slots and the residual around `sublayer`."""
     filled = set(NORM_SLOTS[config.norm_placement]) - ({"pre_norm"} if skip_pre_norm else set())
-    slots: dict[str, nn.Module] = {
-        slot: build_norm(config, config.hidden_size) if slot in filled else nn.Identity()
+    slots: dict[str, Callable] = {
+        slot: build_norm(config, config.hidden_size) if slot in filled else unchanged
         for slot in ("pre_norm", "branch_norm", "post_norm")
     }
-    slots["residual"] = build_residual(config)
+    slots["residual"] = build_residual(config, sublayer)
     return slots
 
 
@@ -244,7 +286,7 @@ def build_block(config: VariantConfig, layer_idx: int) -> Block:
         sublayers["mlp"] = build_feed_forward(layer)
     slots = {
         name: build_slots(
-            layer, skip_pre_norm=name == "self_attn" and layer_idx == 0 and not layer.first_layer_pre_norm
+            layer, name, skip_pre_norm=name == "self_attn" and layer_idx == 0 and not layer.first_layer_pre_norm
         )
         for name in sublayers
     }
@@ -299,11 +341,19 @@ def build_token_types(config: VariantConfig) -> nn.Module:
     return TokenTypes(config.type_vocab_size, _width_of_sum(config)) if config.type_vocab_size else NoTokenTypes()
 
 
+def build_task_types(config: VariantConfig) -> nn.Module:
+    if not config.task_type_vocab_size:
+        return NoTokenTypes()
+    return TokenTypes(config.task_type_vocab_size, _width_of_sum(config))
+
+
 def build_positions(config: VariantConfig) -> nn.Module:
     """What is added to the embeddings."""
     width = _width_of_sum(config)
     if config.position_embedding_type == "learned":
-        return LearnedPositions(config.max_position_embeddings, width, config.position_offset)
+        has_padding_row = config.position_ids_source == "input_ids" and config.padding_embedding_frozen
+        padding_idx = config.pad_token_id if has_padding_row else None
+        return LearnedPositions(config.max_position_embeddings, width, config.position_offset, padding_idx)
     if config.position_embedding_type == "sinusoidal":
         return SinusoidalPositions(
             config.max_position_embeddings,
@@ -331,6 +381,9 @@ def build_position_bias(config: VariantConfig) -> nn.Module:
             order=config.alibi_slope_order,
             form=config.alibi_form,
             in_bfloat16=config.alibi_slopes_in_bfloat16,
+            in_float32=config.alibi_in_float32,
+            in_float64=config.alibi_slopes_in_float64,
+            divisor=config.alibi_divisor,
         )
     if config.position_embedding_type == "relative_bias":
         return RelativeBias(
@@ -348,7 +401,7 @@ def build_embedding_norm(config: VariantConfig) -> nn.Module:
 
 
 def build_final_norm(config: VariantConfig) -> nn.Module:
-    return build_norm(config, config.hidden_size) if config.final_norm else nn.Identity()
+    return build_norm(config, config.hidden_size)
 
 
 def build_output_projection(config: VariantConfig) -> nn.Module:
@@ -361,6 +414,75 @@ def build_output_projection(config: VariantConfig) -> nn.Module:
 def output_size(config: VariantConfig) -> int:
     """Width of `last_hidden_state`."""
     return config.embedding_size if config.output_projection else config.hidden_size
+
+
+def build_lm_head_transform(config: VariantConfig) -> nn.Module:
+    """What stands between the last hidden state and the LM head."""
+    if config.lm_head_transform:
+        return DenseTransform(
+            config.hidden_size,
+            config.embedding_size,
+            bias=config.lm_head_transform_bias,
+            act=config.lm_head_transform_act,
+            norm=build_norm(config, config.embedding_size),
+        )
+    return nn.Identity() if config.lm_head_input_scale == 1.0 else InputScaling(config.lm_head_input_scale)
+
+
+def build_lm_head(config: VariantConfig) -> nn.Linear:
+    width = config.embedding_size if config.lm_head_transform else output_size(config)
+    head_class = NormalizedLinear if config.lm_head_normalized else nn.Linear
+    head = head_class(width, config.vocab_size, bias=config.lm_head_bias)
+    if config.lm_head_unread_bias:
+        head.unread_bias = nn.Parameter(torch.zeros(config.vocab_size))
+    return head
+
+
+def build_logit_scaling(config: VariantConfig) -> LogitScaling:
+    return LogitScaling(config.logit_scale, config.final_logit_softcapping, config.logit_scale_by_division)
+
+
+def build_pooler(config: VariantConfig) -> Pooler | None:
+    return Pooler(config.hidden_size) if config.pooler else None
+
+
+def build_classifier_pooling(config: VariantConfig):
+    """Which vector stands for a sequence."""
+    return POOLINGS[config.classifier_pooling]
+
+
+def build_classifier_transform(config: VariantConfig) -> nn.Module:
+    """What stands between the pooled vector and the classifier."""
+    if not config.classifier_transform:
+        return nn.Identity()
+    return DenseTransform(
+        output_size(config),
+        output_size(config),
+        bias=config.classifier_transform_bias,
+        act=config.classifier_transform_act,
+        norm=build_norm(config, output_size(config)) if config.classifier_transform_norm else nn.Identity(),
+        dropout=config.classifier_dropout if config.classifier_transform_dropout else 0.0,
+    )
+
+
+def build_token_classifier_transform(config: VariantConfig) -> nn.Module:
+    """The same for heads on every token."""
+    return build_classifier_transform(config) if config.classifier_transform_on_tokens else nn.Identity()
+
+
+def build_classifier(config: VariantConfig, bias: bool) -> nn.Linear:
+    return nn.Linear(output_size(config), config.num_labels, bias=bias)
+
+
+def build_cache_limit(config: VariantConfig) -> int | None:
+    """The length up to which generation keeps a cache, if it recomputes longer ones."""
+    if not config.longrope_recomputes_cache:
+        return None
+    return min(
+        parameters["original_max_position_embeddings"]
+        for parameters in map(config.rope_parameters_of, range(config.num_hidden_layers))
+        if parameters is not None and parameters["rope_type"] == "longrope"
+    )
 
 
 def build_loss(config: VariantConfig, shifted: bool) -> partial | None:

@@ -9,6 +9,10 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils.versions import require_version
+
+
+require_version("transformers>=5.17", "This model needs a newer transformers: pip install --upgrade transformers")
 
 
 LAYER_TYPE_LETTERS = {"F": "full_attention", "S": "sliding_attention"}
@@ -29,12 +33,14 @@ ROPE_KEYS = {
 PER_LAYER_FIELDS = frozenset(
     {
         "activation_dropout", "attention_bias", "attention_dropout", "attention_gate", "attention_output_bias",
-        "attention_scaling", "attention_sinks", "attention_sub_norm", "attn_logit_softcapping", "clip_qkv",
-        "deepnorm_alpha", "deepnorm_beta", "ffn_sub_norm", "ffn_type", "head_dim", "hidden_act", "intermediate_size",
+        "attention_residual_dropout", "attention_scaling", "attention_score_form", "attention_scores_in_float32", "attention_sinks",
+        "attention_softmax_in_float32", "attention_sub_norm", "attn_logit_softcapping", "broadcast_key_value", "clip_qkv",
+        "deepnorm_alpha", "deepnorm_beta", "ffn_sub_norm", "ffn_type", "fused_gate_up", "head_dim",
+        "hidden_act", "intermediate_size",
         "layer_scale_init", "layer_scale_type", "mlp_bias", "mlp_output_bias", "norm_placement",
         "num_attention_heads", "num_key_value_heads", "parallel_block", "parallel_sum_order", "qk_norm",
-        "qk_norm_affine", "qk_norm_after_rope", "qk_norm_bias", "qk_norm_eps", "qk_norm_type", "residual_dropout",
-        "residual_from_norm", "residual_multiplier", "scale_query",
+        "qk_norm_affine", "qk_norm_after_rope", "qk_norm_bias", "qk_norm_eps", "qk_norm_type",
+        "residual_dropout", "residual_from_norm", "residual_multiplier", "scale_query", "unfused_bias",
     }
 )  # fmt: skip
 
@@ -107,7 +113,10 @@ class VariantConfig(PreTrainedConfig):
         ffn_type (`str`): `"mlp"` or `"glu"` (https://arxiv.org/abs/2002.05202); hidden_act (`str`): a key of
             transformers' `ACT2FN` (silu + glu is SwiGLU).
         mlp_bias, mlp_output_bias (`bool`): biases of the inner and the output projection.
+        unfused_bias (`bool`): here and in attention, round the product before a bias is added (Falcon).
         ffn_sub_norm (`bool`): norm before the output projection (sub-LN, NormFormer, BitNet).
+        fused_gate_up (`bool`): the activation reads one half of a tensor with gate and up side by side, as one product
+            for both leaves it (GLM, Phi-3), which CPU kernels round differently.
 
     Attention:
         attention_bias, attention_output_bias (`bool`): biases of q/k/v and of the output projection.
@@ -115,8 +124,20 @@ class VariantConfig(PreTrainedConfig):
             `"per_head"` (own weights for every head, StableLM, Cohere).
         qk_norm_type, qk_norm_eps, qk_norm_affine, qk_norm_bias: as the `norm_*` fields, which they default to.
         qk_norm_after_rope (`bool`): normalise after the rotation (HunYuan, nanochat).
+        heads_first_from (`str`): the step from which on heads stand before positions in memory: `"norm"` on heads (Phi),
+            `"rotation"` (Llama, Qwen 3) or `"scores"` (GPT-J): the same values; some gradients sum in another order.
+        broadcast_key_value (`bool`): of a single key/value head, let the attention function make one for every query head
+            (Falcon); torch's sdpa then takes another kernel.
         attention_scaling (`float`): multiplier of the scores; default `head_dim ** -0.5`.
         scale_query (`bool`): multiply the queries instead of the scores (OPT): the same product, rounded differently.
+        scale_attn_by_inverse_layer_idx (`bool`): also divide the scores by the layer's number, from 1 (GPT-2's option).
+        attention_score_form (`str`): how eager attention rounds the scores: `"multiplied"`, product times scaling,
+            plus the position bias; `"batched"`, the same with another layout of the keys, and so another gradient
+            (XGLM); `"divided"`, product divided by the scaling's inverse (GPT-J); `"fused"`, product and scaling in
+            one operation (GPT-2's option); `"biased"`, product, scaling and position bias in one operation (BLOOM).
+        attention_scores_in_float32 (`bool`): eager attention upcasts queries and keys first (GPT-J, GPT-Neo).
+        attention_softmax_in_float32 (`bool`): eager attention computes the softmax in float32, or else in the scores'
+            dtype (GPT-2).
         attn_logit_softcapping (`float`): scores become `c * tanh(scores / c)` (Gemma 2).
         attention_sinks (`bool`): one learned extra logit per head in the softmax's denominator (gpt-oss).
         attention_gate (`str`): `"none"`, `"headwise"` or `"elementwise"` sigmoid gate on the attention's output, from
@@ -141,34 +162,61 @@ class VariantConfig(PreTrainedConfig):
         rope_interleaved (`bool`): rotate pairs (0, 1), (2, 3) (GPT-J, Cohere) instead of halves (Llama).
         rope_in_float32 (`bool`): rotate in float32 (Cohere); rope_table_in_float32 (`bool`): keep cos and sin in
             float32 (OLMo 2, ERNIE 4.5); rope_reversed (`bool`): rotate by the negative angle (nanochat).
+        rope_result_in_float32 (`bool`): leave rotated queries and keys in float32 up to the scores of eager attention;
+            a cache rounds the keys (CodeGen).
+        rope_table_stored (`bool`): read cos and sin from a table of `max_position_embeddings` positions that is cast
+            with the weights (GPT-J), instead of computing them for the positions at hand.
+        rope_frequencies_in_float32 (`bool`): the frequencies stay in float32 when the weights are cast (Baichuan).
+        longrope_recomputes_cache (`bool`): generation drops the cache where the length passes the original context of
+            rope type `"longrope"`, so that all keys get the long factors (Phi-3).
         no_rope_layers (`list[int]`): as in SmolLM3: per layer, 1 where the rotation is applied and 0 where not.
+        layer_rope_theta (`list[float]`): per layer, the base that replaces `rope_theta`; 0 where nothing is rotated
+            (Granite SWA).
         position_offset (`int`): added to the index into a learned or sinusoidal table (OPT, BART: 2).
         position_ids_source (`str`): where absent `position_ids` come from: `"sequence"` (0, 1, 2, ...),
             `"attention_mask"` (count of real tokens so far, OPT) or `"input_ids"` (count of non-padding tokens, with
-            padding at index `pad_token_id`, RoBERTa).
+            padding at index `pad_token_id`, RoBERTa; that row of a learned table is frozen as the embedding's).
         sinusoidal_layout (`str`): `"interleaved"` sin/cos pairs (2017), `"half"` sin | cos (Marian) or
             `"tensor2tensor"` (sin | cos with the exponent's divisor d/2 - 1; XGLM, M2M-100).
         sinusoidal_padding_zero (`bool`): the table's row `pad_token_id` is zero.
         alibi_bias_max (`int`): the largest exponent of a slope (https://arxiv.org/abs/2108.12409: 8).
         alibi_slope_order (`str`): order of slopes when the number of heads is no power of two: `"paper"` or `"mpt"`.
         alibi_form (`str`): `"distance"` (paper), `"key_position"` (BLOOM: slope times the key's position counted over
-            real tokens) or `"key_offset"` (MPT: slope times the key's index minus the last one). Equal after the
-            softmax in exact arithmetic, not in floating point.
+            real tokens), `"key_index"` (Baichuan: slope times the key's index) or `"key_offset"` (MPT: slope times the
+            key's index minus the last one). Equal after the softmax in exact arithmetic, not in floating point.
         alibi_slopes_in_bfloat16 (`bool`): slopes and products are rounded to bfloat16 (Falcon).
+        alibi_slopes_in_float64 (`bool`): slopes of the paper's order are rounded to float32 once, at the end (Baichuan).
+        alibi_divisor (`float`): divides the bias (Falcon: the square root of `head_dim`, as the scores).
+        alibi_in_float32 (`bool`): eager attention adds the bias in float32 instead of the activations' dtype (MPT).
         relative_attention_num_buckets, relative_attention_max_distance (`int`): T5's buckets.
         relative_attention_per_layer (`bool`): a table in every layer (UMT5) instead of one for the stack (T5).
 
     Embedding and head:
         tie_word_embeddings (`bool`), embedding_multiplier (`float`), logit_scale (`float`, multiplies the logits),
         final_logit_softcapping (`float`), lm_head_bias (`bool`), type_vocab_size (`int`, token types; 0: none).
+        lm_head_normalized (`bool`): the rows of the LM head's weight are scaled to length 1 (Baichuan 2).
+        logit_scale_by_division (`bool`): divide the logits by `1 / logit_scale` (Granite): the same product, rounded
+            differently.
         embedding_multiplier_in_weight_dtype (`bool`): round the multiplier to the weights' dtype first (Gemma).
         padding_embedding_frozen (`bool`): the embedding of `pad_token_id` starts at zero and gets no gradient.
         lm_head_transform (`bool`): dense + activation + norm before the LM head (BERT), with
             `lm_head_transform_bias` and `lm_head_transform_act`.
+        lm_head_unread_bias (`bool`): a second bias that is stored with the LM head and enters nothing (untied BERT).
+        task_type_vocab_size (`int`): task types, whose learned vectors are added last (ERNIE; 0: none).
+        lm_head_input_scale (`float`): multiplies what enters the LM head (T5 with tied embeddings).
         pooler (`bool`): dense + tanh on the first token, as an encoder's `pooler_output` (BERT).
+        classifier_pooling (`str`): the vector a sequence classifier reads where there is no pooler: `"first"` (default
+            of encoders), `"last"` real token (default of decoders) or `"mean"`.
+        classifier_bias (`bool`): bias of the sequence classifier; default: in encoders only.
+        classifier_transform (`bool`): dense + activation before the classifier (RoBERTa), with
+            `classifier_transform_bias`, `classifier_transform_act`, `classifier_transform_norm` (a norm after them,
+            ModernBERT) and `classifier_transform_on_tokens` (also in token classification and question answering).
+        classifier_transform_dropout (`bool`): `classifier_dropout` applies before the transform, too (RoBERTa: yes,
+            DistilBERT: no).
 
     Regularisation: attention_dropout, residual_dropout, embedding_dropout, activation_dropout, layerdrop,
-        classifier_dropout (`float`, probabilities).
+        classifier_dropout (`float`, probabilities). attention_residual_dropout (`bool`): `residual_dropout` applies to the
+        attention's branch, too, and not only to the FFN's (DistilBERT: no).
 
     native_leftovers (`dict`): where the model was converted from: its `model_type`, and keys of that config which do
         not change what the model computes, kept for the way back.
@@ -178,6 +226,7 @@ class VariantConfig(PreTrainedConfig):
 
     model_type = "hf_variant"
     keys_to_ignore_at_inference = ["past_key_values"]
+    ignore_keys_at_rope_validation = {"llama_4_scaling_beta", "alpha"}
 
     vocab_size: int = 32000
     hidden_size: int = 768
@@ -216,7 +265,9 @@ class VariantConfig(PreTrainedConfig):
     hidden_act: str = "silu"
     mlp_bias: bool = False
     mlp_output_bias: bool | None = None
+    unfused_bias: bool = False
     ffn_sub_norm: bool = False
+    fused_gate_up: bool = False
 
     attention_bias: bool = False
     attention_output_bias: bool | None = None
@@ -226,8 +277,14 @@ class VariantConfig(PreTrainedConfig):
     qk_norm_affine: bool | None = None
     qk_norm_bias: bool | None = None
     qk_norm_after_rope: bool = False
+    heads_first_from: Literal["norm", "rotation", "scores"] = "rotation"
+    broadcast_key_value: bool = False
     attention_scaling: int | float | None = None
     scale_query: bool = False
+    scale_attn_by_inverse_layer_idx: bool = False
+    attention_score_form: Literal["multiplied", "batched", "divided", "fused", "biased"] = "multiplied"
+    attention_scores_in_float32: bool = False
+    attention_softmax_in_float32: bool = True
     attn_logit_softcapping: int | float | None = None
     attention_sinks: bool = False
     attention_gate: Literal["none", "headwise", "elementwise"] = "none"
@@ -246,15 +303,23 @@ class VariantConfig(PreTrainedConfig):
     rope_in_float32: bool = False
     rope_table_in_float32: bool = False
     rope_reversed: bool = False
+    longrope_recomputes_cache: bool = False
+    rope_result_in_float32: bool = False
+    rope_table_stored: bool = False
+    rope_frequencies_in_float32: bool = False
     no_rope_layers: list[int] | None = None
+    layer_rope_theta: list[int | float] | None = None
     position_offset: int = 0
     position_ids_source: Literal["sequence", "attention_mask", "input_ids"] = "sequence"
     sinusoidal_layout: Literal["interleaved", "half", "tensor2tensor"] = "interleaved"
     sinusoidal_padding_zero: bool = False
     alibi_bias_max: int = 8
     alibi_slope_order: Literal["paper", "mpt"] = "paper"
-    alibi_form: Literal["distance", "key_position", "key_offset"] = "distance"
+    alibi_form: Literal["distance", "key_position", "key_index", "key_offset"] = "distance"
     alibi_slopes_in_bfloat16: bool = False
+    alibi_slopes_in_float64: bool = False
+    alibi_divisor: int | float = 1.0
+    alibi_in_float32: bool = False
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
     relative_attention_per_layer: bool = False
@@ -264,16 +329,30 @@ class VariantConfig(PreTrainedConfig):
     embedding_multiplier_in_weight_dtype: bool = False
     padding_embedding_frozen: bool = True
     logit_scale: int | float = 1.0
+    logit_scale_by_division: bool = False
     final_logit_softcapping: int | float | None = None
     lm_head_bias: bool = False
+    lm_head_normalized: bool = False
     lm_head_transform: bool = False
     lm_head_transform_bias: bool = True
     lm_head_transform_act: str | None = None
+    lm_head_unread_bias: bool = False
     type_vocab_size: int = 0
+    task_type_vocab_size: int = 0
+    lm_head_input_scale: int | float = 1.0
     pooler: bool = False
+    classifier_pooling: Literal["first", "last", "mean"] | None = None
+    classifier_bias: bool | None = None
+    classifier_transform: bool = False
+    classifier_transform_bias: bool = True
+    classifier_transform_act: str = "tanh"
+    classifier_transform_norm: bool = False
+    classifier_transform_on_tokens: bool = False
+    classifier_transform_dropout: bool = True
 
     attention_dropout: int | float = 0.0
     residual_dropout: int | float = 0.0
+    attention_residual_dropout: bool = True
     embedding_dropout: int | float = 0.0
     activation_dropout: int | float = 0.0
     layerdrop: int | float = 0.0
@@ -291,6 +370,7 @@ class VariantConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self._refuse_near_misses(kwargs)
+        self._refuse_shared_fields(kwargs.get("per_layer_config"))
         self._derive_defaults()
         super().__post_init__(**kwargs)
         if self.no_rope_layers is None:
@@ -299,6 +379,8 @@ class VariantConfig(PreTrainedConfig):
         self.validate_architecture()
         self.base_model_tp_plan = self._tensor_parallel_plan()
         self.base_model_pp_plan = self._pipeline_plan()
+        if not self.final_norm:
+            self.base_model_fsdp_plan = {k: v for k, v in type(self).base_model_fsdp_plan.items() if k != "norm"}
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "VariantConfig":
@@ -328,6 +410,16 @@ class VariantConfig(PreTrainedConfig):
                 sentences.append(f"`{key}` is not a field; did you mean `{match[0]}`?")
         if sentences:
             raise VariantConfigError(" ".join(sentences))
+
+    @staticmethod
+    def _refuse_shared_fields(per_layer_config: dict[int | str, dict[str, Any]] | None) -> None:
+        """Refuse per-layer values of fields that are read for the whole stack: transformers would fail on reading them."""
+        fields = {field for overrides in (per_layer_config or {}).values() for field in overrides}
+        if shared := sorted(fields - PER_LAYER_FIELDS - {"skip"}):
+            raise VariantConfigError(
+                f"`per_layer_config` changes {', '.join(f'`{field}`' for field in shared)}, which all layers share. Set it "
+                f"for the whole stack; layers may differ in {', '.join(f'`{f}`' for f in sorted(PER_LAYER_FIELDS))}."
+            )
 
     def _derive_defaults(self) -> None:
         # A copy, because transformers completes the dictionary in place, with this config's context length.
@@ -369,6 +461,10 @@ class VariantConfig(PreTrainedConfig):
             )
         if self.layer_scale_init is None:
             self.layer_scale_init = {"none": 1.0, "channel": 1e-5, "scalar": 0.0}[self.layer_scale_type]
+        if self.classifier_pooling is None:
+            self.classifier_pooling = "last" if self.is_causal else "first"
+        if self.classifier_bias is None:
+            self.classifier_bias = not self.is_causal
         if self.lm_head_transform_act is None:
             self.lm_head_transform_act = self.hidden_act
         if self.norm_placement == "deepnorm" and self.num_hidden_layers > 0:
@@ -432,39 +528,45 @@ class VariantConfig(PreTrainedConfig):
         if self.position_embedding_type != "rope" or not self.no_rope_layers[layer_idx]:
             return None
         parameters = self.per_layer_config[layer_idx].rope_parameters
-        if self.nested_rope_parameter_keys(parameters):
-            return parameters.get(self.layer_types[layer_idx])
-        return parameters
+        if self._nested_rope_keys(parameters):
+            parameters = parameters.get(self.layer_types[layer_idx])
+        if self.layer_rope_theta is None or parameters is None:
+            return parameters
+        theta = self.layer_rope_theta[layer_idx]
+        return {**parameters, "rope_theta": theta} if theta else None
 
     def _tensor_parallel_plan(self) -> dict[str, str]:
         """Tensor-parallel styles of exactly the modules that this config builds (transformers' `tp_plan`)."""
-        features = {"qk": set(), "glu": set(), "gate": set(), "sinks": set(), "cross": set()}
-        for layer in self.per_layer_config:
-            features["qk"].add(layer.qk_norm)
-            features["glu"].add(layer.ffn_type)
-            features["gate"].add(layer.attention_gate)
-            features["sinks"].add(layer.attention_sinks)
-            features["cross"].add(layer.add_cross_attention)
+        layers = list(self.per_layer_config)
         plan = {}
-        for attention in ("self_attn", "cross_attn") if True in features["cross"] else ("self_attn",):
-            prefix = f"layers.*.{attention}"
-            # A norm over all heads needs the whole projection on every rank.
-            whole = "full" in features["qk"]
-            plan |= {f"{prefix}.{name}_proj": "colwise_gather_output" if whole else "colwise" for name in "qkv"}
-            plan[f"{prefix}.o_proj"] = "rowwise_split_input" if whole else "rowwise"
-            if "head" in features["qk"] and self.qk_norm_affine_anywhere:
+        attending = [layer for layer in layers if "self_attn" not in getattr(layer, "skip", ())]
+        # A norm over all heads, and whatever is indexed by the head outside the projections, needs the whole
+        # projections on every rank.
+        gather = self.has_sequence_bias or any(
+            layer.qk_norm in ("full", "per_head") or layer.attention_sinks or layer.attention_sub_norm
+            for layer in attending
+        )
+        prefixes = ["layers.*.self_attn"] if attending else []
+        if any(layer.add_cross_attention for layer in layers):
+            prefixes.append("layers.*.cross_attn")
+        projections = ["q_proj", "k_proj", "v_proj"]
+        if any(layer.attention_gate != "none" for layer in attending):
+            projections.append("g_proj")
+        for prefix in prefixes:
+            plan |= {f"{prefix}.{name}": "colwise_gather_output" if gather else "colwise" for name in projections}
+            plan[f"{prefix}.o_proj"] = "rowwise_split_input" if gather else "rowwise"
+            if not gather and any(layer.qk_norm == "head" and layer.qk_norm_affine for layer in attending):
+                # One weight for all heads: every rank has the gradient of its own heads only.
                 plan |= {f"{prefix}.{name}_norm": "replicated_with_grad_allreduce" for name in "qk"}
-            if features["gate"] - {"none"}:
-                plan[f"{prefix}.g_proj"] = "colwise_gather_output" if whole else "colwise"
-        plan["layers.*.mlp.up_proj"] = "colwise"
-        plan["layers.*.mlp.down_proj"] = "rowwise"
-        if "glu" in features["glu"]:
-            plan["layers.*.mlp.gate_proj"] = "colwise"
+        with_mlp = [layer for layer in layers if "mlp" not in getattr(layer, "skip", ())]
+        gather = any(layer.ffn_sub_norm for layer in with_mlp)
+        inner = ["up_proj"] if with_mlp else []
+        if any(layer.ffn_type == "glu" for layer in with_mlp):
+            inner.append("gate_proj")
+        plan |= {f"layers.*.mlp.{name}": "colwise_gather_output" if gather else "colwise" for name in inner}
+        if with_mlp:
+            plan["layers.*.mlp.down_proj"] = "rowwise_split_input" if gather else "rowwise"
         return plan
-
-    @property
-    def qk_norm_affine_anywhere(self) -> bool:
-        return any(layer.qk_norm_affine for layer in self.per_layer_config)
 
     def _pipeline_plan(self) -> dict[str, tuple[list[str], list[str]]]:
         plan = {
@@ -474,6 +576,24 @@ class VariantConfig(PreTrainedConfig):
         if self.final_norm:
             plan["norm"] = (["hidden_states"], ["hidden_states"])
         return plan
+
+    def convert_rope_params_to_dict(self, **kwargs):
+        base = kwargs.get("rope_theta", self.default_theta)
+        kwargs = super().convert_rope_params_to_dict(**kwargs)
+        if self._nested_rope_keys(self.rope_parameters):
+            # transformers 5.17 writes the default base beside the entries instead of into them. What a layer type has
+            # that no layer is of stays for the way back to a native config.
+            kinds = {*self.layer_types, *LAYER_TYPE_LETTERS.values()}
+            self.rope_parameters = {key: self.rope_parameters[key] for key in self.rope_parameters if key in kinds}
+            for entry in filter(None, self.rope_parameters.values()):
+                entry["rope_theta"] = base if entry.get("rope_theta") is None else entry["rope_theta"]
+        return kwargs
+
+    def validate_rope(self):
+        """transformers' check, where there is a rotation: the parameters are filled in everywhere."""
+        if self.position_embedding_type == "rope":
+            # Of one layer's config: it reads sizes that layers may differ in; `validate_architecture` checks those.
+            PreTrainedConfig.validate_rope(self.per_layer_config[0])
 
     def validate_architecture(self):
         """Report every inconsistency at once: what is wrong, and what to do about it."""
@@ -487,18 +607,11 @@ class VariantConfig(PreTrainedConfig):
         """(is it broken, what is wrong, what to do) for what `per_layer_config` changes."""
         spec = self.__dict__["_heterogeneity_spec"]
         skips = {i: set(overrides.get("skip", ())) for i, overrides in spec.per_layer_overrides.items()}
-        shared = ", ".join(f"`{field}`" for field in sorted(spec.per_layer_attributes - PER_LAYER_FIELDS))
         unknown = sorted(set().union(*skips.values()) - set(SKIPPABLE))
         empty = [i for i, skip in skips.items() if skip.issuperset(SKIPPABLE)]
         first_layers = {self.layer_types.index(kind) for kind in self.layer_types}
         lengthless = sorted(i for i in first_layers if "self_attn" in skips.get(i, ()))
         return [
-            (
-                bool(shared),
-                f"`per_layer_config` changes {shared}, which all layers share.",
-                "Set it for the whole stack; layers may differ in "
-                f"{', '.join(f'`{field}`' for field in sorted(PER_LAYER_FIELDS))}.",
-            ),
             (
                 self.has_sequence_bias and self.is_heterogeneous_in("num_attention_heads"),
                 f"`per_layer_config` changes `num_attention_heads`, but `position_embedding_type` "
@@ -561,15 +674,17 @@ class VariantConfig(PreTrainedConfig):
             ),
             *[
                 (
-                    name not in ACT2FN,
+                    # Reported once where one is derived from the other.
+                    name not in ACT2FN and (field == "hidden_act" or name != self.hidden_act),
                     f"`{field}` {name} is not an activation that transformers has.",
                     f"Choose a key of its ACT2FN, such as "
                     f"{' or '.join(difflib.get_close_matches(name, ACT2FN) or ('silu', 'gelu'))}.",
                 )
-                # By name, so that a derived `lm_head_transform_act` is not reported a second time.
-                for name, field in {
-                    self.lm_head_transform_act: "lm_head_transform_act", self.hidden_act: "hidden_act"
-                }.items()
+                for field, name in (
+                    ("hidden_act", self.hidden_act),
+                    ("lm_head_transform_act", self.lm_head_transform_act),
+                    ("classifier_transform_act", self.classifier_transform_act),
+                )
             ],
             (
                 self.padding_embedding_frozen
@@ -633,6 +748,18 @@ class VariantConfig(PreTrainedConfig):
                 self.qk_norm_after_rope and self.qk_norm == "none",
                 "`qk_norm_after_rope` is set, but `qk_norm` is none.",
                 "Set `qk_norm='head'` or `qk_norm_after_rope=False`.",
+            ),
+            (
+                self.heads_first_from == "norm" and (self.qk_norm != "head" or self.qk_norm_after_rope),
+                "`heads_first_from` is norm, but there is no norm on heads before the rotation.",
+                "Set `qk_norm='head'` and `qk_norm_after_rope=False`, or `heads_first_from='rotation'`.",
+            ),
+            (
+                self.heads_first_from == "scores"
+                and (not rope or any("llama_4_scaling_beta" in entry for entry in self._flat_rope_parameters())),
+                "`heads_first_from` is scores, but there is no rotation, or one that scales queries by "
+                "`llama_4_scaling_beta`.",
+                "Set `heads_first_from='rotation'`.",
             ),
             (
                 parallel and self.norm_placement not in ("pre", "sandwich"),
@@ -700,6 +827,11 @@ class VariantConfig(PreTrainedConfig):
                 "Use one of the two.",
             ),
             (
+                self.logit_scale_by_division and self.logit_scale == 0,
+                "`logit_scale_by_division` is set, but `logit_scale` is 0.",
+                "Set another `logit_scale`, or `logit_scale_by_division=False`.",
+            ),
+            (
                 self.clip_qkv is not None and self.clip_qkv <= 0,
                 f"`clip_qkv` is {self.clip_qkv}.",
                 "Set it above 0, or to None for no clipping.",
@@ -713,6 +845,11 @@ class VariantConfig(PreTrainedConfig):
                 self.sliding_window is not None and self.sliding_window < 1,
                 f"`sliding_window` is {self.sliding_window}.",
                 "Set it to at least 1, or to None.",
+            ),
+            (
+                self.is_causal and self.sliding_window == 1,
+                "`sliding_window` is 1, which transformers' caches cannot hold: they keep one key less than that.",
+                "Set it to at least 2.",
             ),
             (
                 bool(set(self.layer_types) - set(LAYER_TYPE_LETTERS.values())),
@@ -735,6 +872,12 @@ class VariantConfig(PreTrainedConfig):
                 "Write 1 where the rotation is applied and 0 where not.",
             ),
             (
+                self.layer_rope_theta is not None
+                and (len(self.layer_rope_theta) != self.num_hidden_layers or min(self.layer_rope_theta, default=0) < 0),
+                f"`layer_rope_theta` is {self.layer_rope_theta} for {self.num_hidden_layers} layers.",
+                "Give one base per layer, and 0 for layers without a rotation.",
+            ),
+            (
                 not rope and 0 in self.no_rope_layers,
                 f"`no_rope_layers` switches the rotation off in some layers, but `position_embedding_type` is "
                 f"{self.position_embedding_type}.",
@@ -742,9 +885,17 @@ class VariantConfig(PreTrainedConfig):
             ),
             (
                 not rope and any((self.rope_interleaved, self.rope_in_float32, self.rope_table_in_float32,
-                                  self.rope_reversed)),
-                f"A `rope_*` field is set, but `position_embedding_type` is {self.position_embedding_type}.",
+                                  self.rope_reversed, self.rope_result_in_float32, self.rope_table_stored,
+                                  self.rope_frequencies_in_float32,
+                                  self.layer_rope_theta is not None)),
+                f"A `rope_*` field or `layer_rope_theta` is set, but `position_embedding_type` is {self.position_embedding_type}.",
                 "Set `position_embedding_type='rope'` or leave those fields unset.",
+            ),
+            (
+                self.longrope_recomputes_cache
+                and (not rope or all(entry["rope_type"] != "longrope" for entry in self._flat_rope_parameters())),
+                "`longrope_recomputes_cache` is set, but `rope_parameters` has no longrope.",
+                "Set `longrope_recomputes_cache=False`, or `rope_type` to 'longrope'.",
             ),
             (
                 self.rope_table_in_float32 and not self.rope_in_float32,
@@ -752,24 +903,52 @@ class VariantConfig(PreTrainedConfig):
                 "Set both, or neither.",
             ),
             (
-                rope and bool(self.head_dim) and self._rotary_dims_are_odd(),
+                self.rope_result_in_float32 and not (self.rope_in_float32 and self.attention_scores_in_float32),
+                "`rope_result_in_float32` is set without `rope_in_float32` and `attention_scores_in_float32`, so there is "
+                "no result in float32, or nothing that takes it.",
+                "Set all three, or leave `rope_result_in_float32` unset.",
+            ),
+            (
+                rope
+                and self.rope_table_stored
+                and any(
+                    entry["rope_type"] in ("dynamic", "longrope") or "llama_4_scaling_beta" in entry
+                    for entry in self._flat_rope_parameters()
+                ),
+                "`rope_table_stored` is set, but the `rope_type` depends on the length of the input, or "
+                "`llama_4_scaling_beta` asks for more than a table.",
+                "Set `rope_table_stored=False`, or other `rope_parameters`.",
+            ),
+            (
+                rope
+                and self.rope_frequencies_in_float32
+                and (
+                    self.rope_table_stored
+                    or any("llama_4_scaling_beta" in entry for entry in self._flat_rope_parameters())
+                ),
+                "`rope_frequencies_in_float32` is set with `rope_table_stored` or `llama_4_scaling_beta`.",
+                "Set `rope_frequencies_in_float32=False`.",
+            ),
+            (
+                rope and bool(self.head_dim) and self._rotary_dims_are_misfits(),
                 "The rotated part of `head_dim` is odd or empty, and RoPE rotates pairs.",
-                "Choose an even `head_dim`, or a `partial_rotary_factor` that leaves an even part.",
+                "Choose an even `head_dim`, or a `partial_rotary_factor` that leaves room for pairs.",
             ),
             (
                 rope and bool(self._unknown_rope_types()),
                 f"`rope_parameters` has the unknown rope_type {', '.join(self._unknown_rope_types())}.",
                 f"Use one of {', '.join(ROPE_TYPES)}.",
             ),
-            *[
-                (
-                    rope,
-                    f"`rope_parameters` of type {entry['rope_type']} has no {' and '.join(missing)}.",
-                    "Add what is missing, or choose another `rope_type`.",
-                )
-                for entry in self._flat_rope_parameters()
-                if (missing := self._missing_rope_keys(entry))
-            ],
+            (
+                rope and bool(self._missing_rope_keys()),
+                f"`rope_parameters` has no {' and '.join(self._missing_rope_keys())}, which its `rope_type` reads.",
+                "Add what is missing, or choose another `rope_type`.",
+            ),
+            (
+                rope and bool(self.head_dim) and self._dynamic_rope_is_too_narrow(),
+                "`rope_parameters` of type dynamic rotates two channels, and its formula divides by two less.",
+                "Rotate at least four channels, or choose another `rope_type`.",
+            ),
             (
                 rope and bool(self.head_dim) and self._longrope_factors_are_misfits(),
                 "`rope_parameters` of type longrope has not one factor for every pair of rotated channels.",
@@ -804,6 +983,11 @@ class VariantConfig(PreTrainedConfig):
                 "Set `position_offset` to at least 1 (OPT: 2), or another `position_ids_source`.",
             ),
             (
+                self.position_ids_source == "attention_mask" and rope and self.rope_table_stored,
+                "`position_ids_source` attention_mask gives padding the position -1, which `rope_table_stored` lacks.",
+                "Set `rope_table_stored=False`, or another `position_ids_source`.",
+            ),
+            (
                 self.sinusoidal_padding_zero and self.pad_token_id is None,
                 "`sinusoidal_padding_zero` is set, but `pad_token_id` is not.",
                 "Set `pad_token_id`, or `sinusoidal_padding_zero=False`.",
@@ -820,6 +1004,11 @@ class VariantConfig(PreTrainedConfig):
                 not self.is_causal and self.alibi_form != "distance",
                 f"`alibi_form` {self.alibi_form} depends on the key alone, which only a causal stack can use.",
                 "Set `alibi_form='distance'`.",
+            ),
+            (
+                self.position_embedding_type == "alibi" and self.alibi_form != "distance" and self.attention_sinks,
+                f"`alibi_form` {self.alibi_form} shifts all scores of a query, which `attention_sinks` do not cancel.",
+                "Set `alibi_form='distance'` or `attention_sinks=False`.",
             ),
             (
                 self.embedding_size != self.hidden_size
@@ -849,6 +1038,21 @@ class VariantConfig(PreTrainedConfig):
                 "`add_cross_attention` is set on an encoder (`is_causal=False`).",
                 "Only a decoder attends to an encoder; set `is_causal=True` or `add_cross_attention=False`.",
             ),
+            (
+                self.fused_gate_up and self.ffn_type != "glu",
+                f"`fused_gate_up` is set, but `ffn_type` {self.ffn_type} has no gate.",
+                "Set `ffn_type='glu'` or `fused_gate_up=False`.",
+            ),
+            (
+                self.lm_head_transform and self.lm_head_input_scale != 1.0,
+                "`lm_head_input_scale` and `lm_head_transform` both stand before the LM head.",
+                "Use one of the two.",
+            ),
+            (
+                self.lm_head_unread_bias and not self.lm_head_bias,
+                "`lm_head_unread_bias` is set without `lm_head_bias`, the one that is read.",
+                "Set both, or `lm_head_unread_bias=False`.",
+            ),
             (self.pooler and self.is_causal, "`pooler` is set on a decoder, whose first token sees only itself.",
              "Set `pooler=False` or `is_causal=False`."),
             (self.z_loss_coefficient < 0, f"`z_loss_coefficient` is {self.z_loss_coefficient}.",
@@ -856,9 +1060,42 @@ class VariantConfig(PreTrainedConfig):
             (not 0 <= self.label_smoothing < 1, f"`label_smoothing` is {self.label_smoothing}.",
              "Set it to at least 0 and below 1."),
             (
+                self.attention_score_form == "biased" and not self.has_sequence_bias,
+                f"`attention_score_form` is biased, but `position_embedding_type` {self.position_embedding_type} has no "
+                "bias.",
+                "Set `attention_score_form='multiplied'`, or use ALiBi or relative biases.",
+            ),
+            (
+                self.attention_score_form == "biased" and self.attn_logit_softcapping is not None,
+                "`attention_score_form` biased and `attn_logit_softcapping` are both set, and the cap stands between "
+                "the product and the bias.",
+                "Set `attention_score_form='multiplied'`, or leave the cap unset.",
+            ),
+            (
+                self.attention_score_form == "divided" and self.scale_query,
+                "`attention_score_form` divided and `scale_query` are both set, so nothing is left to divide.",
+                "Use one of the two.",
+            ),
+            (
                 self.alibi_bias_max < 1,
                 f"`alibi_bias_max` is {self.alibi_bias_max}.",
                 "Set it to at least 1; the paper uses 8.",
+            ),
+            (
+                self.alibi_divisor <= 0,
+                f"`alibi_divisor` is {self.alibi_divisor}.",
+                "Set it above 0; 1 leaves the bias as it is.",
+            ),
+            (
+                self.broadcast_key_value and kv_heads != 1,
+                f"`broadcast_key_value` is set with {kv_heads} key/value heads.",
+                "Set `num_key_value_heads=1` or `broadcast_key_value=False`.",
+            ),
+            (
+                self.broadcast_key_value and self.attention_score_form not in ("multiplied", "divided"),
+                f"`broadcast_key_value` is set with `attention_score_form` {self.attention_score_form}, whose product "
+                "cannot broadcast.",
+                "Set `attention_score_form` to 'multiplied' or 'divided', or `broadcast_key_value=False`.",
             ),
         ]  # fmt: skip
         return table
@@ -873,22 +1110,35 @@ class VariantConfig(PreTrainedConfig):
         projected = self.embedding_projection_position == "before_positions"
         return self.hidden_size if projected else self.embedding_size
 
+    def _nested_rope_keys(self, parameters: dict) -> list[str]:
+        """The layer types that RoPE parameters have an entry for; none where they are flat."""
+        return [key for key in parameters if key in LAYER_TYPE_LETTERS.values()]
+
     def _flat_rope_parameters(self) -> list[dict]:
         parameters = self.rope_parameters or {}
-        nested = self.nested_rope_parameter_keys(parameters)
+        nested = self._nested_rope_keys(parameters)
         flat = [parameters[key] for key in nested] if nested else [parameters]
         return [entry for entry in flat if entry]
 
-    @staticmethod
-    def _missing_rope_keys(entry: dict) -> list[str]:
-        needed = ROPE_KEYS.get(entry["rope_type"], ())
-        if "llama_4_scaling_beta" in entry:
-            needed = (*needed, "original_max_position_embeddings")
-        return [key for key in needed if entry.get(key) is None]
+    def _missing_rope_keys(self) -> list[str]:
+        missing = []
+        for entry in self._flat_rope_parameters():
+            needed = ROPE_KEYS.get(entry["rope_type"], ())
+            if "llama_4_scaling_beta" in entry:
+                needed = (*needed, "original_max_position_embeddings")
+            missing += [key for key in needed if entry.get(key) is None]
+        return sorted(set(missing))
+
+    def _rotary_dim(self, entry: dict) -> int:
+        return int(self.head_dim * (entry.get("partial_rotary_factor") or 1.0))
+
+    def _dynamic_rope_is_too_narrow(self) -> bool:
+        entries = self._flat_rope_parameters()
+        return any(entry["rope_type"] == "dynamic" and self._rotary_dim(entry) <= 2 for entry in entries)
 
     def _longrope_factors_are_misfits(self) -> bool:
         lists = [
-            (entry.get(name) or (), int(self.head_dim * (entry.get("partial_rotary_factor") or 1.0)) // 2)
+            (entry.get(name) or (), (self._rotary_dim(entry) + 1) // 2)
             for entry in self._flat_rope_parameters()
             if entry["rope_type"] == "longrope"
             for name in ("short_factor", "long_factor")
@@ -899,9 +1149,10 @@ class VariantConfig(PreTrainedConfig):
         named = set(self.rope_parameters or ()) & set(LAYER_TYPE_LETTERS.values())
         return sorted(set(self.layer_types) - named) if named else []
 
-    def _rotary_dims_are_odd(self) -> bool:
-        widths = [int(self.head_dim * (p.get("partial_rotary_factor") or 1.0)) for p in self._flat_rope_parameters()]
-        return any(width < 2 or width % 2 for width in widths)
+    def _rotary_dims_are_misfits(self) -> bool:
+        """An odd part is rounded up to whole pairs, as in transformers' tables, where the head has room for that."""
+        widths = [self._rotary_dim(entry) for entry in self._flat_rope_parameters()]
+        return any(width < 1 or width + width % 2 > self.head_dim for width in widths)
 
     def _unknown_rope_types(self) -> list[str]:
         types = {entry.get("rope_type", "default") for entry in self._flat_rope_parameters()}

@@ -51,7 +51,7 @@ class NoTokenTypes(nn.Module):
 
 
 class TokenTypes(nn.Embedding):
-    """Adds a learned vector per token type (BERT); type 0 where `token_type_ids` is absent."""
+    """Adds a learned vector per token type (BERT) or task type (ERNIE); type 0 where the ids are absent."""
 
     def forward(self, embeddings: torch.Tensor, token_type_ids: torch.Tensor | None) -> torch.Tensor:
         """embeddings (batch, length, dim), token_type_ids (batch, length) -> (batch, length, dim)."""

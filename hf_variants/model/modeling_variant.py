@@ -1,10 +1,11 @@
 """The models: one stack (decoder or encoder) with its heads, built from a `VariantConfig`."""
 
+import os
+
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.activations import ACT2FN
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.generation import GenerationMixin
 from transformers.masking_utils import (
     create_bidirectional_mask,
@@ -12,38 +13,53 @@ from transformers.masking_utils import (
     create_causal_mask,
     create_sliding_window_causal_mask,
 )
-from transformers.modeling_layers import (
-    GenericForQuestionAnswering,
-    GenericForSequenceClassification,
-    GenericForTokenClassification,
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPastAndCrossAttentions,
+    BaseModelOutputWithPoolingAndCrossAttentions,
+    CausalLMOutputWithCrossAttentions,
+    MaskedLMOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutputWithPast,
+    TokenClassifierOutput,
 )
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils import can_return_tuple, logging
+from transformers.utils.generic import is_flash_attention_requested, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .attention import Attention
-from .block import Block, LearnedScaleResidual
+from .attention import Attention, self_attention_half
+from .block import Block, LearnedScaleResidual, unchanged
 from .builder import (
     build_block,
+    build_cache_limit,
+    build_classifier,
+    build_classifier_pooling,
+    build_classifier_transform,
     build_embedding_norm,
     build_embedding_projection,
     build_final_norm,
+    build_lm_head,
+    build_lm_head_transform,
+    build_logit_scaling,
     build_loss,
-    build_norm,
     build_output_projection,
+    build_pooler,
     build_position_bias,
     build_position_ids,
     build_positions,
     build_rotary_embeddings,
+    build_task_types,
+    build_token_classifier_transform,
     build_token_embedding,
     build_token_types,
     output_size,
 )
 from .configuration_variant import VariantConfig
+from .custom_code import auto_map_of, write_code
 from .normalization import Float32LayerNorm, PerHeadLayerNorm, ZeroCenteredLayerNorm, ZeroCenteredRMSNorm
 
+
+logger = logging.get_logger(__name__)
 
 CAUSAL_MASKS = {
     "full_attention": create_causal_mask,
@@ -53,6 +69,18 @@ BIDIRECTIONAL_MASKS = {
     "full_attention": create_bidirectional_mask,
     "sliding_attention": create_bidirectional_sliding_window_mask,
 }
+
+
+def _quote(fields: list[str]) -> str:
+    return ", ".join(f"`{field}`" for field in fields)
+
+
+def _attention_backend(attn_implementation: str) -> str | None:
+    """The kind of an attention implementation, or `None` where transformers does not have it."""
+    name = attn_implementation.removeprefix("paged|")
+    if is_flash_attention_requested(requested_attention_implementation=name):
+        return "flash_attention"
+    return name if name in ("eager", "sdpa", "flex_attention") else None
 
 
 def slice_positions(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
@@ -90,6 +118,7 @@ class VariantPreTrainedModel(PreTrainedModel):
     _can_record_outputs = {
         "hidden_states": Block,
         "attentions": OutputRecorder(Attention, index=1, layer_name="self_attn"),
+        "cross_attentions": OutputRecorder(Attention, index=1, layer_name="cross_attn"),
     }
 
     def __init__(self, config: VariantConfig, *args, **kwargs):
@@ -97,6 +126,40 @@ class VariantPreTrainedModel(PreTrainedModel):
         self._supports_sdpa = not config.unsupported_attention_features("sdpa")
         self._supports_flash_attn = not config.unsupported_attention_features("flash_attention")
         super().__init__(config, *args, **kwargs)
+
+    def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args, **kwargs) -> str:
+        """Refuse a backend that would ignore what the config asks for, when it is built and when it is switched."""
+        if attn_implementation is None:
+            if fields := self.config.unsupported_attention_features("sdpa"):
+                logger.warning_once(
+                    f"sdpa cannot compute {_quote(fields)} of this config, so attention runs in eager mode. Pass "
+                    "`attn_implementation` to choose another that can, and to silence this."
+                )
+        elif backend := _attention_backend(attn_implementation):
+            if fields := self.config.unsupported_attention_features(backend):
+                able = [name for name in ("eager", "sdpa", "flex_attention", "flash_attention")
+                        if not self.config.unsupported_attention_features(name)]  # fmt: skip
+                raise ValueError(
+                    f"`attn_implementation` {attn_implementation} cannot compute {_quote(fields)} of this config. "
+                    f"Use one of {', '.join(able)}."
+                )
+        return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+        """As in transformers, and with the code, so that the folder also loads where this package is not installed."""
+        self.config.auto_map = auto_map_of(self.config)
+        # Before the weights: an upload that `push_to_hub=True` asks for takes what is there by then.
+        write_code(save_directory)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def _get_resized_lm_head(self, old_lm_head: nn.Linear, *args, **kwargs) -> nn.Linear:
+        """As in transformers, which returns a plain `nn.Linear`: the head stays what it is, with the new parameters."""
+        resized = super()._get_resized_lm_head(old_lm_head, *args, **kwargs)
+        old_lm_head.weight, old_lm_head.bias = resized.weight, resized.bias
+        if self.config.lm_head_unread_bias:
+            old_lm_head.unread_bias = nn.Parameter(resized.bias.detach().clone())
+        old_lm_head.out_features = resized.out_features
+        return old_lm_head
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -132,6 +195,7 @@ class VariantModel(VariantPreTrainedModel):
         self.token_projection = build_embedding_projection(config, "before_positions")
         self.token_types = build_token_types(config)
         self.embed_positions = build_positions(config)
+        self.task_types = build_task_types(config)
         self.embedding_norm = build_embedding_norm(config)
         self.embedding_dropout = nn.Dropout(config.embedding_dropout) if config.embedding_dropout else nn.Identity()
         self.embedding_projection = build_embedding_projection(config, "after_norm")
@@ -139,8 +203,10 @@ class VariantModel(VariantPreTrainedModel):
         self.rotary_emb, self.rotary_names = build_rotary_embeddings(config)
         self.position_bias = build_position_bias(config)
         self.layers = nn.ModuleList([build_block(config, i) for i in range(config.num_hidden_layers)])
-        self.norm = build_final_norm(config)
+        self.norm = build_final_norm(config) if config.final_norm else unchanged
         self.output_projection = build_output_projection(config)
+        self.pooler = build_pooler(config)
+        self.layer_types = list(config.layer_types)
         self.layerdrop = config.layerdrop
         self.mask_functions = CAUSAL_MASKS if config.is_causal else BIDIRECTIONAL_MASKS
         self.gradient_checkpointing = False
@@ -164,7 +230,7 @@ class VariantModel(VariantPreTrainedModel):
         }
         if self.config.is_causal:
             arguments["position_ids"] = position_ids
-        return {kind: self.mask_functions[kind](**arguments) for kind in dict.fromkeys(self.config.layer_types)}
+        return {kind: self.mask_functions[kind](**arguments) for kind in dict.fromkeys(self.layer_types)}
 
     @merge_with_config_defaults
     @capture_outputs
@@ -177,10 +243,11 @@ class VariantModel(VariantPreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         token_type_ids: torch.LongTensor | None = None,
+        task_type_ids: torch.LongTensor | None = None,
         encoder_hidden_states: torch.FloatTensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         **kwargs,
-    ) -> BaseModelOutputWithPast:
+    ) -> BaseModelOutputWithPastAndCrossAttentions | BaseModelOutputWithPoolingAndCrossAttentions:
         """
         Args:
             input_ids: (batch, length).
@@ -189,44 +256,56 @@ class VariantModel(VariantPreTrainedModel):
                 do not see each other.
             past_key_values: a cache, updated in place.
             inputs_embeds: (batch, length, embedding_size), instead of `input_ids`.
-            token_type_ids: (batch, length).
+            token_type_ids, task_type_ids: (batch, length).
             encoder_hidden_states: (batch, source length, width), for cross-attention.
-            encoder_attention_mask: as the attention implementation takes it.
+            encoder_attention_mask: (batch, source length) with 1 at real tokens, or a 4D mask.
 
         Returns:
-            `last_hidden_state` (batch, length, hidden_size) and the cache; `hidden_states` and `attentions` on request.
+            `last_hidden_state` (batch, length, hidden_size) and the cache, or `pooler_output` where there is a pooler;
+            `hidden_states` and `attentions` on request.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("`input_ids` and `inputs_embeds` are both set or both missing. Pass exactly one of them.")
         if "cache" in kwargs:
-            self._refuse_continuous_batching()
+            self.refuse_continuous_batching()
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         # Before a new cache exists, so that packed documents are told apart whether or not one is wanted.
-        masks = self.create_masks(attention_mask, inputs_embeds, past_key_values, position_ids)
+        masks = self.create_masks(attention_mask, inputs_embeds, self_attention_half(past_key_values), position_ids)
+        if encoder_hidden_states is not None:
+            encoder_attention_mask = create_bidirectional_mask(
+                config=self.config,
+                inputs_embeds=inputs_embeds,
+                attention_mask=encoder_attention_mask,
+                encoder_hidden_states=encoder_hidden_states,
+            )
         padding_mask = attention_mask if torch.is_tensor(attention_mask) and attention_mask.ndim == 2 else None
         if use_cache and past_key_values is None and self.config.is_causal:
             past_key_values = DynamicCache(config=self.config)
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+            if encoder_hidden_states is not None:
+                # The source is seen whole, also by sliding layers.
+                past_key_values = EncoderDecoderCache(past_key_values, DynamicCache())
         if position_ids is None:
+            past = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = self.position_ids_of(input_ids, inputs_embeds, padding_mask, past)
 
         hidden_states = self.token_types(self.token_projection(inputs_embeds), token_type_ids)
-        hidden_states = self.embed_positions(hidden_states, position_ids)
+        hidden_states = self.task_types(self.embed_positions(hidden_states, position_ids), task_type_ids)
         hidden_states = self.embedding_projection(self.embedding_dropout(self.embedding_norm(hidden_states)))
 
         position_embeddings = {name: table(hidden_states, position_ids) for name, table in self.rotary_emb.items()}
-        position_biases = self.position_bias(hidden_states, past_key_values, padding_mask, self.config.layer_types)
-        for layer_idx, layer in enumerate(self.layers[: self.config.num_hidden_layers]):
+        position_biases = self.position_bias(
+            hidden_states, self_attention_half(past_key_values), padding_mask, self.layer_types
+        )
+        for layer_idx, layer in zip(range(self.config.num_hidden_layers), self.layers, strict=False):
             if self.layerdrop and self.training and torch.rand(()) < self.layerdrop:
                 continue
-            if position_biases[layer_idx] is not None:
-                kwargs["position_bias"] = position_biases[layer_idx]
             hidden_states = layer(
                 hidden_states,
-                encoder_hidden_states=encoder_hidden_states,
+                position_biases[layer_idx],
+                encoder_hidden_states,
                 encoder_attention_mask=encoder_attention_mask,
-                attention_mask=masks[self.config.layer_types[layer_idx]],
+                attention_mask=masks[self.layer_types[layer_idx]],
                 position_embeddings=position_embeddings.get(self.rotary_names[layer_idx]),
                 position_ids=position_ids,
                 past_key_values=past_key_values,
@@ -234,65 +313,21 @@ class VariantModel(VariantPreTrainedModel):
                 **kwargs,
             )
         hidden_states = self.output_projection(self.norm(hidden_states))
-        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
-
-    def _refuse_continuous_batching(self) -> None:
-        fields = self.config.unsupported_attention_features("paged")
-        if fields:
-            raise ValueError(
-                f"Continuous batching ignores what {', '.join(f'`{field}`' for field in fields)} of this config asks "
-                "for. Use `generate` instead of `generate_batch`."
+        if self.pooler is not None:
+            return BaseModelOutputWithPoolingAndCrossAttentions(
+                last_hidden_state=hidden_states, pooler_output=self.pooler(hidden_states)
             )
+        return BaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=hidden_states, past_key_values=past_key_values
+        )
 
-
-class LMHeadTransform(nn.Module):
-    """
-    Dense layer, activation and norm in front of an LM head (BERT, ModernBERT).
-
-    Shape: (..., hidden_size) -> (..., embedding_size).
-    """
-
-    def __init__(self, hidden_size: int, embedding_size: int, bias: bool, act: str, norm: nn.Module):
-        super().__init__()
-        self.dense = nn.Linear(hidden_size, embedding_size, bias=bias)
-        self.act_fn = ACT2FN[act]
-        self.norm = norm
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.act_fn(self.dense(hidden_states)))
-
-
-class LogitScaling(nn.Module):
-    """logits * scale, then cap * tanh(logits / cap); either part is optional (Cohere, Gemma 2)."""
-
-    def __init__(self, scale: float, softcap: float | None):
-        super().__init__()
-        self.scale = scale
-        self.softcap = softcap
-
-    def forward(self, logits: torch.Tensor) -> torch.Tensor:
-        if self.scale != 1.0:
-            logits = logits * self.scale
-        if self.softcap is not None:
-            logits = torch.tanh(logits / self.softcap) * self.softcap
-        return logits
-
-
-def build_lm_head_transform(config: VariantConfig) -> nn.Module:
-    if not config.lm_head_transform:
-        return nn.Identity()
-    return LMHeadTransform(
-        config.hidden_size,
-        config.embedding_size,
-        config.lm_head_transform_bias,
-        config.lm_head_transform_act,
-        build_norm(config, config.embedding_size),
-    )
-
-
-def build_lm_head(config: VariantConfig) -> nn.Linear:
-    width = config.embedding_size if config.lm_head_transform else output_size(config)
-    return nn.Linear(width, config.vocab_size, bias=config.lm_head_bias)
+    def refuse_continuous_batching(self) -> None:
+        """Raise if paged attention would ignore what the config asks for."""
+        if fields := self.config.unsupported_attention_features("paged"):
+            raise ValueError(
+                f"Continuous batching ignores {_quote(fields)} of this config. "
+                "Use `generate` instead of `generate_batch`."
+            )
 
 
 class VariantForCausalLM(VariantPreTrainedModel, GenerationMixin):
@@ -314,10 +349,25 @@ class VariantForCausalLM(VariantPreTrainedModel, GenerationMixin):
         self.vocab_size = config.vocab_size
         self.lm_head_transform = build_lm_head_transform(config)
         self.lm_head = build_lm_head(config)
-        self.logit_scaling = LogitScaling(config.logit_scale, config.final_logit_softcapping)
+        self.logit_scaling = build_logit_scaling(config)
+        self.cache_limit = build_cache_limit(config)
         if (loss := build_loss(config, shifted=True)) is not None:
             self.loss_function = loss
         self.post_init()
+
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.LongTensor, past_key_values: Cache | None = None, **kwargs
+    ) -> dict:
+        """As in transformers, but without a cache whose keys were rotated for shorter inputs (Phi-3)."""
+        if self.cache_limit is not None and past_key_values and input_ids.shape[1] > self.cache_limit:
+            if past_key_values.get_seq_length() <= self.cache_limit:
+                past_key_values = None
+                kwargs["next_sequence_length"] = None
+        return super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
+
+    def init_continuous_batching(self, *args, **kwargs):
+        self.model.refuse_continuous_batching()
+        return super().init_continuous_batching(*args, **kwargs)
 
     @can_return_tuple
     def forward(
@@ -331,7 +381,7 @@ class VariantForCausalLM(VariantPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs,
-    ) -> CausalLMOutputWithPast:
+    ) -> CausalLMOutputWithCrossAttentions:
         """
         Args:
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds: see `VariantModel`.
@@ -355,29 +405,273 @@ class VariantForCausalLM(VariantPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
+        return CausalLMOutputWithCrossAttentions(
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            cross_attentions=outputs.cross_attentions,
         )
 
 
-class VariantForSequenceClassification(GenericForSequenceClassification, VariantPreTrainedModel):
-    """A decoder with a classifier on the last token that is not padding."""
+class VariantForMaskedLM(VariantPreTrainedModel):
+    """An encoder with a head that predicts masked tokens."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+
+    def __init__(self, config: VariantConfig):
+        super().__init__(config)
+        if config.is_causal:
+            raise ValueError(
+                "`is_causal` is True, and a masked token is predicted from both sides. "
+                "Use `VariantForCausalLM` for a decoder, or set `is_causal=False`."
+            )
+        self.model = VariantModel(config)
+        self.lm_head_transform = build_lm_head_transform(config)
+        self.lm_head = build_lm_head(config)
+        self.logit_scaling = build_logit_scaling(config)
+        if (loss := build_loss(config, shifted=False)) is not None:
+            self.loss_function = loss
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> MaskedLMOutput:
+        """
+        Args:
+            input_ids, attention_mask, position_ids, inputs_embeds, token_type_ids: see `VariantModel`.
+            labels: (batch, length), -100 where nothing is scored.
+
+        Returns:
+            `logits` (batch, length, vocab_size), and `loss` if there are labels.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            token_type_ids=token_type_ids,
+            **kwargs,
+        )
+        logits = self.logit_scaling(self.lm_head(self.lm_head_transform(outputs.last_hidden_state)))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
 
 
-class VariantForTokenClassification(GenericForTokenClassification, VariantPreTrainedModel):
+class VariantForSequenceClassification(VariantPreTrainedModel):
+    """A stack with a classifier on one vector per sequence (`classifier_pooling`)."""
+
+    def __init__(self, config: VariantConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = VariantModel(config)
+        self.pool = build_classifier_pooling(config)
+        self.classifier_transform = build_classifier_transform(config)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.score = build_classifier(config, bias=config.classifier_bias)
+        # Native decoders score every token and choose afterwards, which rounds as one large product.
+        self.scores_tokens = config.classifier_pooling == "last"
+        self.post_init()
+
+    def classify(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(..., hidden_size) -> (..., num_labels)."""
+        return self.score(self.dropout(self.classifier_transform(hidden_states)))
+
+    def real_tokens(
+        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, attention_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """(batch, length) with 1 at tokens that are not padding, by mask or by `pad_token_id`."""
+        if torch.is_tensor(attention_mask) and attention_mask.ndim == 2:
+            return attention_mask.to(torch.int32)
+        if input_ids is None:
+            return torch.ones(inputs_embeds.shape[:2], dtype=torch.int32, device=inputs_embeds.device)
+        if self.config.pad_token_id is None:
+            if input_ids.shape[0] > 1 and self.config.classifier_pooling == "last":
+                raise ValueError(
+                    "`pad_token_id` is not set, so the last real token of a batch is unknown. "
+                    "Set it in the config, or pass an `attention_mask`."
+                )
+            return torch.ones_like(input_ids, dtype=torch.int32)
+        return input_ids.ne(self.config.pad_token_id).to(torch.int32)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> SequenceClassifierOutputWithPast:
+        """
+        Args:
+            labels: (batch,) of classes, (batch, num_labels) of several, or values for a regression.
+            The others: see `VariantModel`.
+
+        Returns:
+            `logits` (batch, num_labels), and `loss` if there are labels.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            token_type_ids=token_type_ids,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        if self.config.pooler:
+            logits = self.classify(outputs.pooler_output)
+        else:
+            tokens = self.real_tokens(input_ids, inputs_embeds, attention_mask)
+            hidden_states = outputs.last_hidden_state
+            if self.scores_tokens:
+                logits = self.pool(self.classify(hidden_states), tokens)
+            else:
+                logits = self.classify(self.pool(hidden_states, tokens))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, logits=logits, pooled_logits=logits, config=self.config)
+        return SequenceClassifierOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.get("past_key_values"),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class VariantForTokenClassification(VariantPreTrainedModel):
     """A stack with a classifier on every token."""
 
+    def __init__(self, config: VariantConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = VariantModel(config)
+        self.classifier_transform = build_token_classifier_transform(config)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.score = build_classifier(config, bias=True)
+        self.post_init()
 
-class VariantForQuestionAnswering(GenericForQuestionAnswering, VariantPreTrainedModel):
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> TokenClassifierOutput:
+        """
+        Args:
+            labels: (batch, length), -100 where nothing is scored.
+            The others: see `VariantModel`.
+
+        Returns:
+            `logits` (batch, length, num_labels), and `loss` if there are labels.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            token_type_ids=token_type_ids,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.score(self.dropout(self.classifier_transform(outputs.last_hidden_state)))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, self.config)
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class VariantForQuestionAnswering(VariantPreTrainedModel):
     """A stack with a span classifier: start and end logits for every token."""
+
+    def __init__(self, config: VariantConfig):
+        super().__init__(config)
+        self.model = VariantModel(config)
+        self.classifier_transform = build_token_classifier_transform(config)
+        self.dropout = nn.Dropout(config.classifier_dropout) if config.classifier_dropout else nn.Identity()
+        self.qa_outputs = nn.Linear(output_size(config), 2)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        start_positions: torch.LongTensor | None = None,
+        end_positions: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> QuestionAnsweringModelOutput:
+        """
+        Args:
+            start_positions, end_positions: (batch,), the span's first and last token.
+            The others: see `VariantModel`.
+
+        Returns:
+            `start_logits` and `end_logits` (batch, length), and `loss` if both positions are given.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            token_type_ids=token_type_ids,
+            **kwargs,
+        )
+        hidden_states = self.dropout(self.classifier_transform(outputs.last_hidden_state))
+        # (batch, length, 2) -> two of (batch, length)
+        start_logits, end_logits = (part.contiguous() for part in self.qa_outputs(hidden_states).unbind(-1))
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = self.loss_function(start_logits, end_logits, start_positions, end_positions, **kwargs)
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits,
+            end_logits=end_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
 
 
 __all__ = [
     "VariantForCausalLM",
+    "VariantForMaskedLM",
     "VariantForQuestionAnswering",
     "VariantForSequenceClassification",
     "VariantForTokenClassification",

@@ -7,14 +7,19 @@ import torch.nn.functional as F
 from torch import nn
 
 
+def unchanged(hidden_states: torch.Tensor) -> torch.Tensor:
+    """What stands where there is no norm (and no dropout): no module, so that tools which look for norms find norms."""
+    return hidden_states
+
+
 def _scale_after_cast(normalised: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Llama's order: float32 statistics, rounded to the activations' dtype before the weight is applied."""
     return weight * normalised.to(dtype)
 
 
 def _scale_before_cast(normalised: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Gemma's order: the weight is applied in float32, and the product is rounded once."""
-    return (normalised * weight.float()).to(dtype)
+    """Gemma's order: the weight meets the float32 values, which lift it, and the product is rounded once."""
+    return (normalised * weight).to(dtype)
 
 
 # casting_mode -> (dtype of the statistics, None for the input's own; how the weight is applied)
@@ -95,8 +100,9 @@ class ZeroCenteredRMSNorm(RMSNorm):
         hidden_states = hidden_states.to(self.statistics_dtype or dtype)
         variance = hidden_states.pow(2).mean(-1, keepdim=True)
         hidden_states = hidden_states * torch.rsqrt(variance + self.eps)
-        # In float32, as Gemma does: `1 + w` stored or computed in bfloat16 would lose the low bits of w.
-        return self.apply_weight(hidden_states, 1.0 + self.weight.to(hidden_states.dtype), dtype)
+        # In float32, as Gemma does: `1 + w` stored or computed in bfloat16 would lose the low bits of w. The last cast
+        # matters in Llama's order alone, where a float32 weight would lift the activations.
+        return self.apply_weight(hidden_states, 1.0 + self.weight.to(hidden_states.dtype), dtype).to(dtype)
 
 
 class ZeroCenteredLayerNorm(nn.LayerNorm):

@@ -104,6 +104,53 @@ class RotaryEmbedding(nn.Module):
         return cos.to(dtype), sin.to(dtype)
 
 
+class Float32RotaryEmbedding(RotaryEmbedding):
+    """Frequencies that stay in float32 when the weights are cast (Baichuan)."""
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
+        super()._apply(fn, recurse)
+        if self.inv_freq.dtype != torch.float32:
+            inv_freq, _ = self.compute_inverse_frequencies()
+            self.inv_freq = inv_freq.to(self.inv_freq.device)
+            self.original_inv_freq = self.inv_freq.clone()
+        return self
+
+
+class StoredRotaryEmbedding(RotaryEmbedding):
+    """
+    Cosines and sines from a table of `max_position_embeddings` rows that is made once and cast with the weights (GPT-J).
+
+    `table_in_float32` returns its rows as they are.
+    """
+
+    def __init__(self, config: PreTrainedConfig, rope_parameters: dict, **options):
+        super().__init__(config, rope_parameters, **options)
+        cos, sin = self.compute_table()
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def compute_table(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin of every position, float32 (max_position_embeddings, rotary_dim / 2)."""
+        inv_freq, scaling = self.compute_inverse_frequencies()
+        freqs = torch.arange(self.original_max_seq_len, dtype=torch.int64).float()[:, None] * inv_freq
+        return freqs.cos() * scaling, freqs.sin() * (self.sign * scaling)
+
+    def reset_buffers(self) -> None:
+        super().reset_buffers()
+        cos, sin = self.compute_table()
+        init.copy_(self.cos, cos)
+        init.copy_(self.sin, sin)
+
+    @torch.no_grad()
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        tables = []
+        for table in (self.cos, self.sin):
+            rows = F.embedding(position_ids, table)
+            rows = rows.repeat_interleave(2, dim=-1) if self.interleaved else torch.cat((rows, rows), dim=-1)
+            tables.append(rows if self.table_in_float32 else rows.to(x.dtype))
+        return tuple(tables)
+
+
 class QueryScalingRotaryEmbedding(RotaryEmbedding):
     """Adds the scale of the queries that grows with the logarithm of the position (Llama 4, Ministral 3)."""
 
@@ -127,36 +174,38 @@ def rotate_pairs(x: torch.Tensor) -> torch.Tensor:
     return torch.stack((-x[..., 1::2], x[..., 0::2]), dim=-1).flatten(-2)
 
 
-class NoRotation(nn.Module):
+class NoRotation:
     """Queries and keys as they are: layers without rotary positions."""
 
-    def forward(self, query: torch.Tensor, key: torch.Tensor, position_embeddings: tuple | None):
+    def __call__(self, query: torch.Tensor, key: torch.Tensor, position_embeddings: tuple | None):
         return query, key
 
 
-class Rotation(nn.Module):
+class Rotation:
     """
     Rotates queries and keys.
 
     Args:
         interleaved (`bool`): pairs (0, 1), (2, 3), ... instead of (0, d/2), (1, d/2 + 1), ...
-        in_float32 (`bool`): rotate in float32 and round once.
+        in_float32 (`bool`): upcast, rotate in float32 and round once; tables in float32 need no upcast.
+        round_result (`bool`): return the input's dtype; else that of the products (CodeGen).
 
     Shape: query (batch, heads, length, head_dim) and key alike; cos, sin (batch or 1, length, head_dim).
     """
 
-    def __init__(self, interleaved: bool = False, in_float32: bool = False):
-        super().__init__()
+    def __init__(self, interleaved: bool = False, in_float32: bool = False, round_result: bool = True):
         self.rotate = rotate_pairs if interleaved else rotate_halves
         self.in_float32 = in_float32
+        self.round_result = round_result
 
     def turn(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         dtype = x.dtype
         if self.in_float32:
             x = x.float()
-        return ((x * cos) + (self.rotate(x) * sin)).to(dtype)
+        turned = (x * cos) + (self.rotate(x) * sin)
+        return turned.to(dtype) if self.round_result else turned
 
-    def forward(
+    def __call__(
         self, query: torch.Tensor, key: torch.Tensor, position_embeddings: tuple[torch.Tensor, ...]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         cos, sin = (table.unsqueeze(1) for table in position_embeddings[:2])
@@ -171,14 +220,25 @@ class PartialRotation(Rotation):
         return torch.cat((super().turn(x[..., :rotary_dim], cos, sin), x[..., rotary_dim:]), dim=-1)
 
 
-class QueryScalingRotation(nn.Module):
+class PositionsFirstRotation:
+    """A rotation with positions before heads in memory (GPT-J)."""
+
+    def __init__(self, rotation: Rotation):
+        self.rotation = rotation
+
+    def __call__(self, query: torch.Tensor, key: torch.Tensor, position_embeddings: tuple[torch.Tensor, ...]):
+        cos, sin = (table.unsqueeze(2) for table in position_embeddings)
+        query, key = (self.rotation.turn(x.transpose(1, 2), cos, sin).transpose(1, 2) for x in (query, key))
+        return query, key
+
+
+class QueryScalingRotation:
     """A rotation followed by the position-dependent query scale of `QueryScalingRotaryEmbedding`."""
 
     def __init__(self, rotation: Rotation):
-        super().__init__()
         self.rotation = rotation
 
-    def forward(self, query: torch.Tensor, key: torch.Tensor, position_embeddings: tuple[torch.Tensor, ...]):
+    def __call__(self, query: torch.Tensor, key: torch.Tensor, position_embeddings: tuple[torch.Tensor, ...]):
         query, key = self.rotation(query, key, position_embeddings)
         return query * position_embeddings[2], key
 
@@ -201,10 +261,11 @@ class LearnedPositions(nn.Embedding):
         num_positions (`int`): trained length; the table has `num_positions + offset` rows.
         dim (`int`): width of the embeddings.
         offset (`int`): added to every position id.
+        padding_idx (`int`): id of padding, whose row gets no gradient; `None` for none.
     """
 
-    def __init__(self, num_positions: int, dim: int, offset: int = 0):
-        super().__init__(num_positions + offset, dim)
+    def __init__(self, num_positions: int, dim: int, offset: int = 0, padding_idx: int | None = None):
+        super().__init__(num_positions + offset, dim, None if padding_idx is None else padding_idx + offset)
         self.offset = offset
 
     def forward(self, embeddings: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
@@ -338,6 +399,8 @@ class PositionBias(nn.Module):
     """Base of the additive biases: one per layer type, or one per layer where layers have tables of their own."""
 
     per_layer = False
+    in_float32 = False
+    divisor = 1.0
 
     def forward(
         self,
@@ -353,9 +416,9 @@ class PositionBias(nn.Module):
             layer_types: attention type of every layer; sliding caches hold fewer keys.
 
         Returns:
-            for every layer (batch, heads, query_length, key_length) in the activations' dtype.
+            for every layer (batch or 1, heads, query_length or 1, key_length) in the activations' dtype, or in float32.
         """
-        batch, query_length = hidden_states.shape[:2]
+        query_length = hidden_states.shape[1]
         computed: dict = {}
         for layer_idx, layer_type in enumerate(layer_types):
             key = layer_idx if self.per_layer else layer_type
@@ -363,7 +426,11 @@ class PositionBias(nn.Module):
                 continue
             geometry = attention_geometry(query_length, past_key_values, layer_idx)
             bias = self.compute(query_length, *geometry, padding_mask, hidden_states.device, layer_idx)
-            computed[key] = bias.to(hidden_states.dtype).expand(batch, -1, -1, -1)
+            dtype = torch.float32 if self.in_float32 else hidden_states.dtype
+            bias = bias.to(dtype)
+            if self.divisor != 1.0:
+                bias = bias / self.divisor
+            computed[key] = bias
         return [computed[i if self.per_layer else kind] for i, kind in enumerate(layer_types)]
 
     def compute(
@@ -387,27 +454,36 @@ class PositionBias(nn.Module):
         return keys - queries
 
 
-def alibi_slopes(num_heads: int, bias_max: int = 8, order: str = "paper") -> torch.Tensor:
+def alibi_slopes(
+    num_heads: int,
+    bias_max: int = 8,
+    order: str = "paper",
+    in_float64: bool = False,
+    device: torch.device | None = None,
+) -> torch.Tensor:
     """
     Slopes of ALiBi (https://arxiv.org/abs/2108.12409), float32 (num_heads,).
 
     For a power of two n: 2^(-bias_max/n), 2^(-2 bias_max/n), ... Otherwise `"paper"` takes those of the next lower
     power and fills up with every second one of double that number; `"mpt"` takes the odd and then the even ones of
     the next higher power.
+
+    Args:
+        in_float64 (`bool`): round the slopes of the paper's order once, at the end, instead of their base as well.
     """
     if order == "mpt":
         power = 2 ** math.ceil(math.log2(num_heads))
-        exponents = torch.arange(1, power + 1, dtype=torch.int64).float() * (bias_max / power)
+        exponents = torch.arange(1, power + 1, dtype=torch.int64, device=device).float() * (bias_max / power)
         slopes = 1.0 / torch.pow(2, exponents)
         return slopes if power == num_heads else torch.cat([slopes[1::2], slopes[::2]])[:num_heads]
     power = 2 ** math.floor(math.log2(num_heads))
-    base = torch.tensor(2.0 ** -(bias_max / power), dtype=torch.float32)
-    slopes = torch.pow(base, torch.arange(1, power + 1, dtype=torch.int32))
-    if power == num_heads:
-        return slopes
-    extra_base = torch.tensor(2.0 ** -(bias_max / (2 * power)), dtype=torch.float32)
-    extra = torch.pow(extra_base, torch.arange(1, 2 * (num_heads - power) + 1, 2, dtype=torch.int32))
-    return torch.cat([slopes, extra])
+    dtype = torch.float64 if in_float64 else torch.float32
+    base = torch.full((), 2.0 ** -(bias_max / power), dtype=dtype, device=device)
+    slopes = torch.pow(base, torch.arange(1, power + 1, dtype=torch.int32, device=device))
+    # Empty where the number is a power of two.
+    extra_base = torch.full((), 2.0 ** -(bias_max / (2 * power)), dtype=dtype, device=device)
+    extra = torch.pow(extra_base, torch.arange(1, 2 * (num_heads - power) + 1, 2, dtype=torch.int32, device=device))
+    return torch.cat([slopes, extra]).float()
 
 
 class AlibiBias(PositionBias):
@@ -416,35 +492,48 @@ class AlibiBias(PositionBias):
 
     Args:
         num_heads, bias_max, order: see `alibi_slopes`.
-        form (`str`): `"distance"`, `"key_position"` (BLOOM) or `"key_offset"` (MPT); see `VariantConfig`.
+        form (`str`): `"distance"`, `"key_position"` (BLOOM), `"key_index"` (Baichuan) or `"key_offset"` (MPT); see
+            `VariantConfig`.
         in_bfloat16 (`bool`): round slopes and products to bfloat16 (Falcon).
+        in_float32 (`bool`): return float32 instead of the activations' dtype (MPT).
+        in_float64 (`bool`): see `alibi_slopes`.
+        divisor (`float`): of the bias in its final dtype (Falcon).
     """
 
-    def __init__(self, num_heads: int, bias_max: int, order: str, form: str, in_bfloat16: bool):
+    def __init__(
+        self,
+        num_heads: int,
+        bias_max: int,
+        order: str,
+        form: str,
+        in_bfloat16: bool,
+        in_float32: bool = False,
+        in_float64: bool = False,
+        divisor: float = 1.0,
+    ):
         super().__init__()
         self.num_heads = num_heads
         self.bias_max = bias_max
         self.order = order
         self.form = form
         self.in_bfloat16 = in_bfloat16
-        self.register_buffer("slopes", self.compute_slopes(), persistent=False)
-
-    def compute_slopes(self) -> torch.Tensor:
-        return alibi_slopes(self.num_heads, self.bias_max, self.order)
-
-    def reset_buffers(self) -> None:
-        init.copy_(self.slopes, self.compute_slopes())
+        self.in_float32 = in_float32
+        self.in_float64 = in_float64
+        self.divisor = divisor
 
     def compute(self, query_length, query_offset, key_length, key_offset, padding_mask, device, layer_idx):
         if self.form == "distance":
             distance = self.relative_positions(query_length, query_offset, key_length, key_offset, device)
             positions = -distance.abs()[None, None]
+        elif self.form == "key_index":
+            positions = (torch.arange(key_length, device=device) + key_offset)[None, None, None]
         elif self.form == "key_position":
             positions = self.key_positions(key_length, key_offset, padding_mask, device)[:, None, None, :]
         else:
             last_query = query_offset + query_length - 1
             positions = (torch.arange(key_length, device=device) + key_offset - last_query)[None, None, None]
-        slopes = self.slopes.to(device)[:, None, None]
+        # Not a buffer, which would take on the weights' dtype.
+        slopes = alibi_slopes(self.num_heads, self.bias_max, self.order, self.in_float64, device)[:, None, None]
         if self.in_bfloat16:
             slopes = slopes.bfloat16()
         return slopes * positions

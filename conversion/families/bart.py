@@ -1,0 +1,126 @@
+"""BART: the 2017 encoder-decoder with learned positions (offset 2), a norm on the embeddings and a logits bias."""
+
+from ..config_map import Computed, Entry, Fixed, Irrelevant, OnBothStacks, OnStack, Renamed, Same
+from ..family import Family
+from ..rules import Rule
+
+
+def _embedding_scale(native):
+    scaled = native["scale_embedding"]
+    return {"embedding_multiplier": native["d_model"] ** 0.5 if scaled else 1.0}
+
+
+def stack_sizes(stack: str) -> Entry:
+    """The native keys that exist once per stack."""
+    return OnStack(
+        stack,
+        Renamed(f"{stack}_layers", "num_hidden_layers"),
+        Renamed(f"{stack}_attention_heads", "num_attention_heads"),
+        Renamed(f"{stack}_ffn_dim", "intermediate_size"),
+        Renamed(f"{stack}_layerdrop", "layerdrop"),
+    )
+
+
+# What BART and its relatives have in common.
+COMMON: tuple[Entry, ...] = (
+    OnBothStacks(
+        Same("vocab_size", "max_position_embeddings", "attention_dropout", "activation_dropout", "pad_token_id"),
+        Renamed("d_model", "hidden_size"),
+        Renamed("activation_function", "hidden_act"),
+        Renamed("init_std", "initializer_range"),
+        Computed(
+            ("dropout",),
+            lambda native: {"residual_dropout": native["dropout"], "embedding_dropout": native["dropout"]},
+            lambda fields: {"dropout": fields["residual_dropout"]},
+        ),
+        Computed(
+            ("scale_embedding",),
+            _embedding_scale,
+            lambda fields: {"scale_embedding": fields["embedding_multiplier"] != 1.0},
+        ),
+        Fixed(
+            norm_type="layernorm", norm_eps=1e-5, attention_bias=True, mlp_bias=True, ffn_type="mlp",
+        ),
+    ),
+    stack_sizes("encoder"),
+    stack_sizes("decoder"),
+    Same("decoder_start_token_id"),
+    Computed(
+        ("tie_word_embeddings",),
+        lambda native: {
+            "tie_word_embeddings": native["tie_word_embeddings"],
+            "share_embeddings": native["tie_word_embeddings"],
+        },
+        lambda fields: {"tie_word_embeddings": fields["tie_word_embeddings"]},
+    ),
+    Irrelevant("is_decoder", "read by the decoder-only class"),
+    Irrelevant("forced_eos_token_id", "a generation setting"),
+    Irrelevant("classifier_dropout", "read by the classification heads"),
+)  # fmt: skip
+
+_ATTENTIONS = (("self_attn", "self_attn"), ("encoder_attn", "cross_attn"))
+
+STACK_WEIGHTS = (
+    *(
+        Rule(
+            f"model.{stack}.layers.{{layer}}.{native}.{name}.{{leaf}}",
+            f"model.{stack}.layers.{{layer}}.{ours}.{'o_proj' if name == 'out_proj' else name}.{{leaf}}",
+        )
+        for stack in ("encoder", "decoder")
+        for native, ours in _ATTENTIONS
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj")
+    ),
+    *(
+        Rule(f"model.{stack}.layers.{{layer}}.{native}.{{leaf}}", f"model.{stack}.layers.{{layer}}.mlp.{ours}.{{leaf}}")
+        for stack in ("encoder", "decoder")
+        for native, ours in (("fc1", "up_proj"), ("fc2", "down_proj"))
+    ),
+)
+
+
+def layer_norms(slot: str) -> tuple[Rule, ...]:
+    """The norms of every sublayer, in `pre_norm` or `post_norm`."""
+    return tuple(
+        Rule(
+            f"model.{stack}.layers.{{layer}}.{native}.{{leaf}}",
+            f"model.{stack}.layers.{{layer}}.{sublayer}_{slot}.{{leaf}}",
+        )
+        for stack in ("encoder", "decoder")
+        for native, sublayer in (
+            ("self_attn_layer_norm", "self_attn"),
+            ("encoder_attn_layer_norm", "cross_attn"),
+            ("final_layer_norm", "mlp"),
+        )
+    )
+
+
+SHARED_EMBEDDING = (
+    Rule("model.shared.weight", "model.decoder.embed_tokens.weight"),
+    Rule("lm_head.weight", "lm_head.weight"),
+    Rule("final_logits_bias", "final_logits_bias"),
+)
+POSITIONS = tuple(
+    Rule(f"model.{stack}.embed_positions.weight", f"model.{stack}.embed_positions.weight")
+    for stack in ("encoder", "decoder")
+)
+EMBEDDING_NORMS = tuple(
+    Rule(f"model.{stack}.layernorm_embedding.{{leaf}}", f"model.{stack}.embedding_norm.{{leaf}}")
+    for stack in ("encoder", "decoder")
+)
+
+FAMILIES = (
+    Family(
+        model_type="bart",
+        primary="seq2seq_lm",
+        config=(
+            *COMMON,
+            OnBothStacks(
+                Fixed(
+                    norm_placement="post", embedding_norm=True, position_embedding_type="learned", position_offset=2,
+                )
+            ),
+            Fixed(final_logits_bias=True),
+        ),
+        weights=(*SHARED_EMBEDDING, *POSITIONS, *EMBEDDING_NORMS, *STACK_WEIGHTS, *layer_norms("post_norm")),
+    ),
+)  # fmt: skip

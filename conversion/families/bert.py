@@ -1,0 +1,221 @@
+"""BERT and the encoders in its shape: post-norm blocks, learned positions, a dense head in front of the LM head."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..config_map import HEAD_KEY, Computed, Entry, Fields, Fixed, Irrelevant, PerHead, Renamed, Required, Same
+from ..errors import ConversionError
+from ..family import Family
+from ..rules import Drop, Rule
+from ._common import ALL_BIASES, SIZES
+
+
+def _learned_positions(native: Mapping[str, Any]) -> Fields:
+    kind = native.get("position_embedding_type") or "absolute"
+    if kind != "absolute":
+        raise ConversionError(
+            f"`position_embedding_type` is {kind!r}, which transformers 5 no longer computes. Only 'absolute' is supported."
+        )
+    return {"position_embedding_type": "learned"}
+
+
+def _classifier_dropout(native: Mapping[str, Any]) -> Fields:
+    dropout = native.get("classifier_dropout")
+    if dropout is None:
+        dropout = native["hidden_dropout_prob"]
+    return {"classifier_dropout": 0.0 if native[HEAD_KEY] == "question_answering" else dropout}
+
+
+# Configs of transformers 4 have the key; the classes of transformers 5 know one kind.
+LEARNED_POSITIONS = Computed(
+    ("position_embedding_type",), _learned_positions, lambda fields: {}, kept=("position_embedding_type",)
+)
+HIDDEN_DROPOUT = Computed(
+    ("hidden_dropout_prob",),
+    lambda native: {
+        "residual_dropout": native["hidden_dropout_prob"],
+        "embedding_dropout": native["hidden_dropout_prob"],
+    },
+    lambda fields: {"hidden_dropout_prob": fields["residual_dropout"]},
+)
+# Before a classifier, but not before the head of question answering.
+CLASSIFIER_DROPOUT = Computed(
+    ("classifier_dropout",),
+    _classifier_dropout,
+    lambda fields: {"classifier_dropout": fields["classifier_dropout"]},
+    kept=("classifier_dropout",),
+)
+ENCODER_BLOCK = Fixed(
+    is_causal=False,
+    norm_type="layernorm",
+    norm_casting_mode="none",
+    ffn_type="mlp",
+    attention_softmax_in_float32=False,
+    lm_head_transform=True,
+    lm_head_bias=True,
+)
+# The bias of the head has two names for one tensor where the embeddings are tied; else two tensors, one of them unread.
+TIED_BIAS = Computed(
+    ("tie_word_embeddings",),
+    lambda native: {
+        "tie_word_embeddings": native["tie_word_embeddings"],
+        "lm_head_unread_bias": not native["tie_word_embeddings"],
+    },
+    lambda fields: {"tie_word_embeddings": fields["tie_word_embeddings"]},
+)
+NO_DECODER: tuple[Entry, ...] = (
+    Required(
+        "is_decoder", False, reason="as a decoder, an encoder's checkpoint starts from weights that are not trained"
+    ),
+    Required("add_cross_attention", False, reason="only the encoders of this type are converted"),
+)
+ENCODER: tuple[Entry, ...] = (
+    SIZES, Same("type_vocab_size", "hidden_act"), Renamed("layer_norm_eps", "norm_eps"), HIDDEN_DROPOUT,
+    Renamed("attention_probs_dropout_prob", "attention_dropout"), LEARNED_POSITIONS, ENCODER_BLOCK, ALL_BIASES,
+    *NO_DECODER,
+)  # fmt: skip
+# What BERT, RoBERTa, ELECTRA and ERNIE have in common.
+COMMON = (*ENCODER, CLASSIFIER_DROPOUT)
+POST_NORM = Fixed(norm_placement="post", embedding_norm=True)
+POOLED = PerHead(base={"pooler": True}, sequence_classification={"pooler": True})
+# Of Google's first configs; the pooler has the width of the model.
+ORIGINAL_NOTES = tuple(
+    Irrelevant(key, "a note of the original code, which no class reads")
+    for key in (
+        "directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers",
+        "pooler_size_per_head", "pooler_type",
+    )
+)  # fmt: skip
+
+
+def embeddings(prefix: str) -> tuple[Rule | Drop, ...]:
+    """The tables; the model inside a head is called `prefix`."""
+    return (
+        Rule(f"{prefix}.embeddings.word_embeddings.weight", "model.embed_tokens.weight"),
+        Rule(f"{prefix}.embeddings.position_embeddings.weight", "model.embed_positions.weight"),
+        Rule(f"{prefix}.embeddings.token_type_embeddings.weight", "model.token_types.weight"),
+        Drop(f"{prefix}.embeddings.position_ids", "0, 1, 2, ..., stored by earlier releases"),
+    )
+
+
+def attention(prefix: str) -> tuple[Rule, ...]:
+    """The projections of every layer."""
+    layer, ours = f"{prefix}.encoder.layer.{{layer}}.", "model.layers.{layer}."
+    return (
+        *(
+            Rule(f"{layer}attention.self.{native}.{{leaf}}", f"{ours}self_attn.{native[0]}_proj.{{leaf}}")
+            for native in ("query", "key", "value")
+        ),
+        Rule(layer + "attention.output.dense.{leaf}", ours + "self_attn.o_proj.{leaf}"),
+        Rule(layer + "intermediate.dense.{leaf}", ours + "mlp.up_proj.{leaf}"),
+        Rule(layer + "output.dense.{leaf}", ours + "mlp.down_proj.{leaf}"),
+    )
+
+
+def post_norms(prefix: str) -> tuple[Rule, ...]:
+    """The norms of the embeddings and of every layer."""
+    layer, ours = f"{prefix}.encoder.layer.{{layer}}.", "model.layers.{layer}."
+    return (
+        Rule(f"{prefix}.embeddings.LayerNorm.{{leaf}}", "model.embedding_norm.{leaf}"),
+        Rule(layer + "attention.output.LayerNorm.{leaf}", ours + "self_attn_post_norm.{leaf}"),
+        Rule(layer + "output.LayerNorm.{leaf}", ours + "mlp_post_norm.{leaf}"),
+    )
+
+
+def lm_head(head: str, dense: str, norm: str) -> tuple[Rule, ...]:
+    """The LM head, whose bias is `head.bias`, tied to `head.decoder.bias`; `dense` and `norm` stand before it."""
+    return (
+        Rule(dense + ".{leaf}", "lm_head_transform.dense.{leaf}"),
+        Rule(norm + ".{leaf}", "lm_head_transform.norm.{leaf}"),
+        Rule(f"{head}.decoder.weight", "lm_head.weight"),
+        Rule(f"{head}.bias", "lm_head.bias"),
+        Rule((f"{head}.decoder.bias", f"{head}.bias"), ("lm_head.bias", "lm_head.unread_bias")),
+    )
+
+
+def pooler(prefix: str) -> tuple[Rule, ...]:
+    """The pooler of the bare model."""
+    return (Rule(f"{prefix}.pooler.dense.{{leaf}}", "model.pooler.dense.{leaf}"),)
+
+
+def pretraining(prefix: str) -> tuple[Drop, ...]:
+    """What a checkpoint from pretraining has beside the parts of the head that it is loaded with."""
+    return (
+        Drop(f"{prefix}.pooler.dense.{{leaf}}", "read by the head of next-sentence prediction alone"),
+        Drop("cls.seq_relationship.{leaf}", "the head of next-sentence prediction"),
+    )
+
+
+CLASSIFIER = (Rule("classifier.{leaf}", "score.{leaf}"),)
+# A head of a dense layer and the classifier.
+DENSE_CLASSIFIER = (
+    Rule("classifier.dense.{leaf}", "classifier_transform.dense.{leaf}"),
+    Rule("classifier.out_proj.{leaf}", "score.{leaf}"),
+)
+BERT_LM_HEAD = lm_head("cls.predictions", "cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm")
+
+
+def bert_weights(prefix: str) -> tuple[Rule | Drop, ...]:
+    """BERT's tensors."""
+    return (
+        *embeddings(prefix), *attention(prefix), *post_norms(prefix), *BERT_LM_HEAD, *pretraining(prefix),
+    )  # fmt: skip
+
+
+def _task_types(native: Mapping[str, Any]) -> Fields:
+    return {"task_type_vocab_size": native["task_type_vocab_size"] if native["use_task_id"] else 0}
+
+
+FAMILIES = (
+    Family(
+        model_type="bert",
+        primary="masked_lm",
+        config=(*COMMON, POST_NORM, POOLED, TIED_BIAS, *ORIGINAL_NOTES),
+        weights=bert_weights("bert"),
+        base_weights=pooler("bert"),
+        head_weights={"sequence_classification": CLASSIFIER, "token_classification": CLASSIFIER},
+    ),
+    Family(
+        model_type="ernie",
+        primary="masked_lm",
+        config=(
+            *COMMON, POST_NORM, POOLED, TIED_BIAS,
+            Computed(
+                ("use_task_id", "task_type_vocab_size"),
+                _task_types,
+                lambda fields: {
+                    "use_task_id": fields["task_type_vocab_size"] > 0,
+                    "task_type_vocab_size": fields["task_type_vocab_size"],
+                },
+                kept=("task_type_vocab_size",),
+            ),
+        ),
+        weights=(
+            *bert_weights("ernie"),
+            Rule("ernie.embeddings.task_type_embeddings.weight", "model.task_types.weight"),
+        ),
+        base_weights=pooler("ernie"),
+        head_weights={"sequence_classification": CLASSIFIER, "token_classification": CLASSIFIER},
+    ),
+    # Megatron's BERT: norms before the sublayers, one more at the end, none on the embeddings.
+    Family(
+        model_type="megatron-bert",
+        primary="masked_lm",
+        config=(
+            *ENCODER, POOLED, TIED_BIAS,
+            Fixed(norm_placement="pre", embedding_norm=False, attention_score_form="divided"),
+            Computed((), _classifier_dropout, lambda fields: {}),
+        ),
+        weights=(
+            *embeddings("bert"),
+            *attention("bert"),
+            Rule("bert.encoder.layer.{layer}.attention.ln.{leaf}", "model.layers.{layer}.self_attn_pre_norm.{leaf}"),
+            Rule("bert.encoder.layer.{layer}.ln.{leaf}", "model.layers.{layer}.mlp_pre_norm.{leaf}"),
+            Rule("bert.encoder.ln.{leaf}", "model.norm.{leaf}"),
+            *BERT_LM_HEAD,
+            *pretraining("bert"),
+        ),
+        base_weights=pooler("bert"),
+        head_weights={"sequence_classification": CLASSIFIER, "token_classification": CLASSIFIER},
+    ),
+)  # fmt: skip

@@ -1,0 +1,75 @@
+"""DistilBERT: BERT without token types and pooler, under names of its own."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..config_map import HEAD_KEY, Computed, Fields, Fixed, Irrelevant, PerHead, Renamed, Same
+from ..family import Family
+from ..rules import Drop, Rule
+from ._common import ALL_BIASES
+from .bert import CLASSIFIER, ENCODER_BLOCK, LEARNED_POSITIONS, POST_NORM
+
+
+# Every head has its own.
+DROPOUT_KEYS = {"sequence_classification": "seq_classif_dropout", "question_answering": "qa_dropout"}
+
+LAYER, OURS = "distilbert.transformer.layer.{layer}.", "model.layers.{layer}."
+
+
+def _classifier_dropout(native: Mapping[str, Any]) -> Fields:
+    return {"classifier_dropout": native[DROPOUT_KEYS.get(native[HEAD_KEY], "dropout")]}
+
+
+FAMILIES = (
+    Family(
+        model_type="distilbert",
+        primary="masked_lm",
+        config=(
+            Same("vocab_size", "max_position_embeddings", "attention_dropout"),
+            Renamed("dim", "hidden_size"),
+            Renamed("hidden_dim", "intermediate_size"),
+            Renamed("n_layers", "num_hidden_layers"),
+            Renamed("n_heads", "num_attention_heads"),
+            Renamed("activation", "hidden_act"),
+            Computed(
+                ("dropout",),
+                lambda native: {"residual_dropout": native["dropout"], "embedding_dropout": native["dropout"]},
+                lambda fields: {"dropout": fields["residual_dropout"]},
+            ),
+            Computed(
+                ("seq_classif_dropout", "qa_dropout"),
+                _classifier_dropout,
+                lambda fields: dict.fromkeys(("seq_classif_dropout", "qa_dropout"), fields["classifier_dropout"]),
+                kept=("seq_classif_dropout", "qa_dropout"),
+            ),
+            LEARNED_POSITIONS, ENCODER_BLOCK, POST_NORM, ALL_BIASES,
+            Fixed(norm_eps=1e-12, attention_residual_dropout=False, classifier_transform_dropout=False),
+            PerHead(sequence_classification={"classifier_transform": True, "classifier_transform_act": "relu"}),
+            Irrelevant("sinusoidal_pos_embds", "how the learned table of positions starts"),
+            Irrelevant("tie_weights_", "an obsolete copy of tie_word_embeddings"),
+        ),
+        weights=(
+            Rule("distilbert.embeddings.word_embeddings.weight", "model.embed_tokens.weight"),
+            Rule("distilbert.embeddings.position_embeddings.weight", "model.embed_positions.weight"),
+            Rule("distilbert.embeddings.LayerNorm.{leaf}", "model.embedding_norm.{leaf}"),
+            Drop("distilbert.embeddings.position_ids", "0, 1, 2, ..., stored by earlier releases"),
+            *(
+                Rule(f"{LAYER}attention.{name}_lin.{{leaf}}", f"{OURS}self_attn.{name[0]}_proj.{{leaf}}")
+                for name in ("q", "k", "v", "out")
+            ),
+            Rule(LAYER + "sa_layer_norm.{leaf}", OURS + "self_attn_post_norm.{leaf}"),
+            Rule(LAYER + "ffn.lin1.{leaf}", OURS + "mlp.up_proj.{leaf}"),
+            Rule(LAYER + "ffn.lin2.{leaf}", OURS + "mlp.down_proj.{leaf}"),
+            Rule(LAYER + "output_layer_norm.{leaf}", OURS + "mlp_post_norm.{leaf}"),
+            Rule("vocab_transform.{leaf}", "lm_head_transform.dense.{leaf}"),
+            Rule("vocab_layer_norm.{leaf}", "lm_head_transform.norm.{leaf}"),
+            Rule("vocab_projector.{leaf}", "lm_head.{leaf}"),
+        ),
+        head_weights={
+            "sequence_classification": (
+                Rule("pre_classifier.{leaf}", "classifier_transform.dense.{leaf}"), *CLASSIFIER,
+            ),
+            "token_classification": CLASSIFIER,
+        },
+    ),
+)  # fmt: skip

@@ -1,0 +1,87 @@
+"""GPT-2: learned positions, biased LayerNorm, ungated GELU, Conv1D projections with queries, keys and values fused."""
+
+from ..config_map import Computed, Fixed, Renamed, Required, Same
+from ..family import Deviation, Family
+from ..rules import Drop, Rule, Transpose
+from ._common import (
+    ALL_BIASES,
+    FUSED_GRADIENT,
+    FUSED_PRODUCT,
+    LAYERNORM_BLOCK,
+    NO_PADDING_ROW,
+    QKV_IN_COLUMNS,
+    SUMMARY,
+    fused_qkv,
+    gpt2_weights,
+    unread,
+)
+
+
+LAYER = "transformer.h.{layer}.attn."
+
+FAMILIES = (
+    Family(
+        model_type="gpt2",
+        config=(
+            Same("vocab_size", "scale_attn_by_inverse_layer_idx"),
+            Renamed("n_positions", "max_position_embeddings"),
+            Renamed("n_embd", "hidden_size"),
+            Renamed("n_layer", "num_hidden_layers"),
+            Renamed("n_head", "num_attention_heads"),
+            Renamed("activation_function", "hidden_act"),
+            Renamed("layer_norm_epsilon", "norm_eps"),
+            Renamed("resid_pdrop", "residual_dropout"),
+            Renamed("embd_pdrop", "embedding_dropout"),
+            Renamed("attn_pdrop", "attention_dropout"),
+            Computed(
+                ("n_inner",),
+                lambda native: {
+                    "intermediate_size": 4 * native["n_embd"] if native["n_inner"] is None else native["n_inner"]
+                },
+                lambda fields: {
+                    "n_inner": (
+                        None
+                        if fields["intermediate_size"] == 4 * fields["hidden_size"]
+                        else fields["intermediate_size"]
+                    )
+                },
+                kept=("n_inner",),
+            ),
+            Computed(
+                ("scale_attn_weights",),
+                lambda native: {"attention_scaling": None if native["scale_attn_weights"] else 1.0},
+                lambda fields: {"scale_attn_weights": fields["attention_scaling"] != 1.0},
+            ),
+            # About eager attention alone: the kernels of other backends accumulate in float32 anyway.
+            Computed(
+                ("reorder_and_upcast_attn",),
+                lambda native: {
+                    "attention_score_form": "fused" if native["reorder_and_upcast_attn"] else "multiplied",
+                    "attention_scores_in_float32": native["reorder_and_upcast_attn"],
+                },
+                lambda fields: {"reorder_and_upcast_attn": fields["attention_scores_in_float32"]},
+            ),
+            LAYERNORM_BLOCK, ALL_BIASES, NO_PADDING_ROW,
+            Fixed(position_embedding_type="learned", attention_softmax_in_float32=False),
+            Required("add_cross_attention", False, reason="a decoder inside an encoder-decoder does not stand alone"),
+            *SUMMARY, *unread("a note of the training code", "n_special", "predict_special_tokens"),
+        ),
+        weights=(
+            *gpt2_weights(Transpose()),
+            fused_qkv(LAYER + "c_attn", QKV_IN_COLUMNS),
+            Rule(LAYER + "c_proj.{leaf}", "model.layers.{layer}.self_attn.o_proj.{leaf}", Transpose()),
+            Drop(LAYER + "bias", "the causal mask, which old checkpoints store"),
+            Drop(LAYER + "masked_bias", "the value of masked scores, which old checkpoints store"),
+        ),
+        deviations=(
+            FUSED_GRADIENT,
+            FUSED_PRODUCT,
+            # Measured in float32: one row, as in decoding, to five.
+            Deviation(
+                "Conv1D multiplies by a matrix stored the other way round, which the CPU rounds differently for "
+                "inputs of very few tokens"
+            ),
+        ),
+        head_weights={"token_classification": (Rule("classifier.{leaf}", "score.{leaf}"),)},
+    ),
+)  # fmt: skip

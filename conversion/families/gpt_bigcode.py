@@ -1,0 +1,88 @@
+"""GPT-BigCode (StarCoder 1, SantaCoder): GPT-2 with plain linear layers, and one key/value head or all of them."""
+
+from ..config_map import Computed, Fixed, Irrelevant, Renamed, Required, Same
+from ..family import Family
+from ..rules import Identity, Op, Rule
+from ._common import (
+    ALL_BIASES,
+    FUSED_GRADIENT,
+    FUSED_PRODUCT,
+    LAYERNORM_BLOCK,
+    NO_PADDING_ROW,
+    QKV_BY_HEAD,
+    QKV_IN_BLOCKS,
+    fused_qkv,
+    gpt2_weights,
+)
+
+
+class QkvOfEither(Op):
+    """[q k v] with one key/value head, interleaved by head otherwise."""
+
+    @staticmethod
+    def _op(config) -> Op:
+        return QKV_IN_BLOCKS if config.num_key_value_heads == 1 else QKV_BY_HEAD
+
+    def forward(self, tensors, config):
+        return self._op(config).forward(tensors, config)
+
+    def backward(self, tensors, config):
+        return self._op(config).backward(tensors, config)
+
+
+FAMILIES = (
+    Family(
+        model_type="gpt_bigcode",
+        config=(
+            Same("vocab_size"),
+            Renamed("n_positions", "max_position_embeddings"),
+            Renamed("n_embd", "hidden_size"),
+            Renamed("n_layer", "num_hidden_layers"),
+            Renamed("n_head", "num_attention_heads"),
+            Renamed("activation_function", "hidden_act"),
+            Renamed("layer_norm_epsilon", "norm_eps"),
+            Renamed("resid_pdrop", "residual_dropout"),
+            Renamed("embd_pdrop", "embedding_dropout"),
+            Renamed("attn_pdrop", "attention_dropout"),
+            Computed(
+                ("n_inner",),
+                lambda native: {"intermediate_size": native["n_inner"] or 4 * native["n_embd"]},
+                lambda fields: {"n_inner": fields["intermediate_size"]},
+                kept=("n_inner",),
+            ),
+            Computed(
+                ("scale_attn_weights",),
+                lambda native: {"attention_scaling": None if native["scale_attn_weights"] else 1.0},
+                lambda fields: {"scale_attn_weights": fields["attention_scaling"] != 1.0},
+            ),
+            Computed(
+                ("multi_query", "num_key_value_heads"),
+                lambda native: {"num_key_value_heads": 1 if native["multi_query"] else native["n_head"]},
+                lambda fields: {"multi_query": fields["num_key_value_heads"] == 1},
+                # With one head, both are the same model in the same layout.
+                kept=("multi_query",),
+            ),
+            LAYERNORM_BLOCK, ALL_BIASES, NO_PADDING_ROW,
+            Fixed(position_embedding_type="learned"),
+            Required("add_cross_attention", False, reason="a decoder inside an encoder-decoder does not stand alone"),
+            Irrelevant("attention_softmax_in_fp32", "the class always computes the softmax in float32"),
+            Irrelevant("scale_attention_softmax_in_fp32", "the class always scales before the softmax"),
+            Irrelevant("inference_runner", "a setting of an older class"),
+            Irrelevant("max_batch_size", "a setting of an older class"),
+            Irrelevant("max_sequence_length", "a setting of an older class"),
+            Irrelevant("pre_allocate_kv_cache", "a setting of an older class"),
+            Irrelevant("validate_runner_input", "a setting of an older class"),
+            Irrelevant("summary_activation", "read by double-head models only"),
+            Irrelevant("summary_first_dropout", "read by double-head models only"),
+            Irrelevant("summary_proj_to_labels", "read by double-head models only"),
+            Irrelevant("summary_use_proj", "read by double-head models only"),
+        ),
+        weights=(
+            *gpt2_weights(Identity()),
+            fused_qkv("transformer.h.{layer}.attn.c_attn", QkvOfEither()),
+            Rule("transformer.h.{layer}.attn.c_proj.{leaf}", "model.layers.{layer}.self_attn.o_proj.{leaf}"),
+        ),
+        head_weights={"token_classification": (Rule("classifier.{leaf}", "score.{leaf}"),)},
+        deviations=(FUSED_PRODUCT, FUSED_GRADIENT,),
+    ),
+)  # fmt: skip

@@ -1,0 +1,117 @@
+"""GPT-J and CodeGen: one LayerNorm for attention and feed-forward side by side, rotation of pairs in a part of the head."""
+
+import math
+
+import torch
+
+from ..config_map import Computed, Fixed, Irrelevant, Renamed
+from ..errors import ConversionError
+from ..family import Family
+from ..rules import Chain, Permute, Rule, Split
+from ._common import FUSED_GRADIENT, FUSED_PRODUCT, LAYERNORM_BLOCK, NO_PADDING_ROW, fused_qkv, qkv_sizes
+
+
+def _rope_parameters(native):
+    """The part of the head that comes out as `rotary_dim` channels when it is multiplied and cut."""
+    head_dim = native["n_embd"] // native["n_head"]
+    part = native["rotary_dim"] / head_dim
+    if int(head_dim * part) < native["rotary_dim"]:
+        part = math.nextafter(part, 1.0)
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": part}}
+
+
+def _rotary_dim(fields):
+    return {"rotary_dim": int(fields["head_dim"] * (fields["rope_parameters"].get("partial_rotary_factor") or 1.0))}
+
+
+CONFIG = (
+    Renamed("vocab_size", "vocab_size"),
+    Renamed("n_embd", "hidden_size"),
+    Renamed("n_layer", "num_hidden_layers"),
+    Renamed("n_head", "num_attention_heads"),
+    Renamed("n_positions", "max_position_embeddings"),
+    Renamed("activation_function", "hidden_act"),
+    Renamed("layer_norm_epsilon", "norm_eps"),
+    Renamed("attn_pdrop", "attention_dropout"),
+    Renamed("resid_pdrop", "residual_dropout"),
+    Renamed("embd_pdrop", "embedding_dropout"),
+    Computed(
+        ("n_inner",),
+        lambda native: {
+            "intermediate_size": 4 * native["n_embd"] if native["n_inner"] is None else native["n_inner"]
+        },
+        lambda fields: {"n_inner": fields["intermediate_size"]},
+        kept=("n_inner",),
+    ),
+    Computed(("rotary_dim",), _rope_parameters, _rotary_dim),
+    LAYERNORM_BLOCK,
+    NO_PADDING_ROW,
+    Fixed(
+        parallel_block="shared_norm", mlp_bias=True, mlp_output_bias=True, lm_head_bias=True, rope_interleaved=True,
+        rope_table_stored=True, attention_score_form="divided", attention_scores_in_float32=True,
+        heads_first_from="scores",
+    ),
+    *(
+        Irrelevant(key, "a setting of the original code that no class reads")
+        for key in ("rotary", "scale_attn_weights", "summary_first_dropout", "summary_activation", "summary_use_proj",
+                    "summary_proj_to_labels")
+    ),
+)  # fmt: skip
+
+LAYER = "transformer.h.{layer}."
+WEIGHTS = (
+    Rule("transformer.wte.weight", "model.embed_tokens.weight"),
+    Rule(LAYER + "ln_1.{leaf}", "model.layers.{layer}.self_attn_pre_norm.{leaf}"),
+    Rule(LAYER + "attn.out_proj.{leaf}", "model.layers.{layer}.self_attn.o_proj.{leaf}"),
+    Rule(LAYER + "mlp.fc_in.{leaf}", "model.layers.{layer}.mlp.up_proj.{leaf}"),
+    Rule(LAYER + "mlp.fc_out.{leaf}", "model.layers.{layer}.mlp.down_proj.{leaf}"),
+    Rule("transformer.ln_f.{leaf}", "model.norm.{leaf}"),
+    Rule("lm_head.{leaf}", "lm_head.{leaf}"),
+)
+
+# CodeGen's projection was cut for this number of devices: each part holds the queries, values and keys of its heads.
+PARTS = 4
+
+
+def _check_heads(native):
+    if native["n_head"] % PARTS:
+        raise ConversionError(f"`n_head` is {native['n_head']}, and CodeGen's class takes multiples of {PARTS} only.")
+    return {}
+
+
+def _rows_by_part(config) -> torch.Tensor:
+    """Rows of [queries, values, keys] in every part -> all queries, all keys, all values."""
+    queries, values, keys = torch.arange(sum(qkv_sizes(config))).view(PARTS, 3, -1).unbind(1)
+    return torch.cat([queries.flatten(), keys.flatten(), values.flatten()])
+
+
+FAMILIES = (
+    Family(
+        model_type="gptj",
+        config=CONFIG,
+        weights=(
+            *WEIGHTS,
+            *(
+                Rule(LAYER + f"attn.{name}.weight", f"model.layers.{{layer}}.self_attn.{name}.weight")
+                for name in ("q_proj", "k_proj", "v_proj")
+            ),
+        ),
+    ),
+    Family(
+        model_type="codegen",
+        config=(
+            *CONFIG,
+            Fixed(rope_in_float32=True, rope_table_in_float32=True, rope_result_in_float32=True),
+            Computed((), _check_heads, lambda fields: {}),
+            Irrelevant("n_ctx", "an obsolete copy of the context length"),
+            # A key that the class does not declare.
+            Computed(
+                ("pad_token_id",),
+                lambda native: {"pad_token_id": native.get("pad_token_id")},
+                lambda fields: {} if fields["pad_token_id"] is None else {"pad_token_id": fields["pad_token_id"]},
+            ),
+        ),
+        weights=(*WEIGHTS, fused_qkv(LAYER + "attn.qkv_proj", Chain(Permute(_rows_by_part), Split(qkv_sizes)))),
+        deviations=(FUSED_PRODUCT, FUSED_GRADIENT),
+    ),
+)

@@ -1,0 +1,97 @@
+"""ModernBERT's decoder: gated GELU, local and global rotary layers, no norm before the first attention, dense head."""
+
+from ..config_map import HEAD_KEY, Computed, Fixed, Irrelevant, NestedRopeParameters, Renamed, Same
+from ..family import Family
+from ..rules import Rule
+from ._common import FUSED_GRADIENT, ONE_ATTENTION_BIAS, fused_gate_up
+
+
+LAYER = "model.layers.{layer}."
+
+
+def _prediction_head(native):
+    """The same dense head stands before the LM head and before a classifier."""
+    bias, act = native["classifier_bias"], native["classifier_activation"]
+    fields = {"lm_head_transform_bias": bias, "lm_head_transform_act": act}
+    if native[HEAD_KEY] == "sequence_classification":
+        fields |= {
+            "classifier_transform": True, "classifier_transform_bias": bias, "classifier_transform_act": act,
+            "classifier_transform_norm": True, "classifier_bias": bias,
+        }  # fmt: skip
+    return fields
+
+
+FAMILIES = (
+    Family(
+        model_type="modernbert-decoder",
+        config=(
+            Same(
+                "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                "max_position_embeddings", "norm_eps", "norm_bias", "attention_dropout", "embedding_dropout",
+                "classifier_dropout",
+            ),
+            Renamed("hidden_activation", "hidden_act"),
+            Renamed("mlp_dropout", "activation_dropout"),
+            Renamed("decoder_bias", "lm_head_bias"),
+            Computed(
+                ("classifier_bias", "classifier_activation"),
+                _prediction_head,
+                lambda fields: {
+                    "classifier_bias": fields["lm_head_transform_bias"],
+                    "classifier_activation": fields["lm_head_transform_act"],
+                },
+            ),
+            ONE_ATTENTION_BIAS,
+            Computed(
+                ("mlp_bias",),
+                lambda native: {"mlp_bias": native["mlp_bias"], "mlp_output_bias": native["mlp_bias"]},
+                lambda fields: {"mlp_bias": fields["mlp_bias"]},
+            ),
+            Fixed(
+                norm_type="layernorm", norm_casting_mode="none", norm_placement="pre", first_layer_pre_norm=False,
+                ffn_type="glu", fused_gate_up=True, embedding_norm=True, lm_head_transform=True, rope_in_float32=True,
+            ),
+            NestedRopeParameters("full_attention", "sliding_attention"),
+            Computed(
+                ("layer_types", "sliding_window", "local_attention"),
+                # -1 stands for no window.
+                lambda native: {
+                    "layer_types": native["layer_types"],
+                    "sliding_window": native["sliding_window"] if native["sliding_window"] > 0 else None,
+                },
+                lambda fields: {
+                    "layer_types": fields["layer_types"],
+                    "sliding_window": fields["sliding_window"] or -1,
+                    "local_attention": 2 * fields["sliding_window"] if fields["sliding_window"] else None,
+                },
+                kept=("local_attention",),
+            ),
+            Irrelevant("global_attn_every_n_layers", "read only where `layer_types` is not given, to fill it in"),
+            Irrelevant("initializer_cutoff_factor", "new weights only"),
+        ),
+        weights=(
+            Rule("model.embeddings.tok_embeddings.weight", "model.embed_tokens.weight"),
+            Rule("model.embeddings.norm.{leaf}", "model.embedding_norm.{leaf}"),
+            Rule(LAYER + "attn_norm.{leaf}", LAYER + "self_attn_pre_norm.{leaf}"),
+            *(
+                Rule(f"{LAYER}attn.{native}.{{leaf}}", f"{LAYER}self_attn.{ours}.{{leaf}}")
+                for native, ours in {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "Wo": "o_proj"}.items()
+            ),
+            Rule(LAYER + "mlp_norm.{leaf}", LAYER + "mlp_pre_norm.{leaf}"),
+            fused_gate_up(LAYER + "mlp.Wi"),
+            Rule(LAYER + "mlp.Wo.{leaf}", LAYER + "mlp.down_proj.{leaf}"),
+            Rule("model.final_norm.{leaf}", "model.norm.{leaf}"),
+            Rule("lm_head.dense.{leaf}", "lm_head_transform.dense.{leaf}"),
+            Rule("lm_head.norm.{leaf}", "lm_head_transform.norm.{leaf}"),
+            Rule("decoder.{leaf}", "lm_head.{leaf}"),
+        ),
+        head_weights={
+            "sequence_classification": (
+                Rule("head.dense.{leaf}", "classifier_transform.dense.{leaf}"),
+                Rule("head.norm.{leaf}", "classifier_transform.norm.{leaf}"),
+                Rule("classifier.{leaf}", "score.{leaf}"),
+            )
+        },
+        deviations=(FUSED_GRADIENT,),
+    ),
+)  # fmt: skip

@@ -1,0 +1,128 @@
+"""T5, mT5 and UMT5: pre-RMSNorm, unscaled attention, a learned bias per bucket of distance."""
+
+from ..config_map import Computed, Entry, Fixed, Irrelevant, OnBothStacks, OnStack, Renamed, Same
+from ..family import Family
+from ..rules import Rule
+
+
+def _activation(native):
+    return {"ffn_type": "glu" if native["is_gated_act"] else "mlp", "hidden_act": native["dense_act_fn"]}
+
+
+def _projection(fields):
+    gated = fields["ffn_type"] == "glu"
+    act = "gelu" if gated and fields["hidden_act"] == "gelu_new" else fields["hidden_act"]
+    return {"feed_forward_proj": f"gated-{act}" if gated else act}
+
+
+def _dropout(native):
+    names = ("attention_dropout", "residual_dropout", "embedding_dropout", "activation_dropout")
+    return dict.fromkeys(names, native["dropout_rate"])
+
+
+def config(bias_per_layer: bool, *more: Entry) -> tuple[Entry, ...]:
+    """The entries of all three types, which differ in where the relative bias is."""
+    return (
+        OnBothStacks(
+            Same("vocab_size", "pad_token_id", "relative_attention_num_buckets", "relative_attention_max_distance"),
+            Renamed("d_model", "hidden_size"),
+            Renamed("d_kv", "head_dim"),
+            Renamed("d_ff", "intermediate_size"),
+            Renamed("num_heads", "num_attention_heads"),
+            Renamed("layer_norm_epsilon", "norm_eps"),
+            Computed(("dropout_rate",), _dropout, lambda fields: {"dropout_rate": fields["residual_dropout"]}),
+            Computed(("feed_forward_proj", "is_gated_act", "dense_act_fn"), _activation, _projection),
+            Fixed(
+                norm_type="rmsnorm",
+                norm_casting_mode="llama",
+                attention_scaling=1.0,
+                position_embedding_type="relative_bias",
+                relative_attention_per_layer=bias_per_layer,
+                padding_embedding_frozen=False,
+            ),
+        ),
+        OnStack("encoder", Renamed("num_layers", "num_hidden_layers")),
+        OnStack("decoder", Renamed("num_decoder_layers", "num_hidden_layers")),
+        # True in any case; the weights say whether the head is the embedding.
+        Fixed(share_embeddings=True),
+        Same("tie_word_embeddings"),
+        Irrelevant("initializer_factor", "used in the initialisation only"),
+        Irrelevant("is_decoder", "set on the stacks by the class"),
+        Irrelevant("classifier_dropout", "read by the classification heads"),
+        *more,
+    )
+
+
+def weights(bias_per_layer: bool) -> tuple[Rule, ...]:
+    """The rules of all three types."""
+    rules = [
+        Rule("shared.weight", "model.decoder.embed_tokens.weight"),
+        Rule("lm_head.weight", "lm_head.weight"),
+    ]
+    for stack, sublayers in (
+        ("encoder", (("SelfAttention", "self_attn"), ("DenseReluDense", "mlp"))),
+        ("decoder", (("SelfAttention", "self_attn"), ("EncDecAttention", "cross_attn"), ("DenseReluDense", "mlp"))),
+    ):
+        block, layer = f"{stack}.block.{{layer}}.layer", f"model.{stack}.layers.{{layer}}"
+        rules.append(Rule(f"{stack}.final_layer_norm.weight", f"model.{stack}.norm.weight"))
+        first = "{layer}" if bias_per_layer else "0"
+        rules.append(
+            Rule(
+                f"{stack}.block.{first}.layer.0.SelfAttention.relative_attention_bias.weight",
+                f"model.{stack}.position_bias.tables.{first}.weight",
+            )
+        )
+        for index, (native, ours) in enumerate(sublayers):
+            rules.append(Rule(f"{block}.{index}.layer_norm.weight", f"{layer}.{ours}_pre_norm.weight"))
+            if ours == "mlp":
+                names = (("wi", "up_proj"), ("wi_0", "gate_proj"), ("wi_1", "up_proj"), ("wo", "down_proj"))
+            else:
+                names = (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj"), ("o", "o_proj"))
+            rules += [
+                Rule(f"{block}.{index}.{native}.{theirs}.weight", f"{layer}.{ours}.{own}.weight")
+                for theirs, own in names
+            ]
+    return tuple(rules)
+
+
+def _output_scale(native):
+    scaled = native["scale_decoder_outputs"]
+    return {"decoder.lm_head_input_scale": native["d_model"] ** -0.5 if scaled else 1.0}
+
+
+# UMT5 scales where the embeddings are tied, which its config says in any case.
+_SCALED_OUTPUT = Computed(
+    (), lambda native: {"decoder.lm_head_input_scale": native["d_model"] ** -0.5}, lambda fields: {}
+)
+_START = Same("decoder_start_token_id")
+
+FAMILIES = (
+    Family(
+        model_type="t5",
+        primary="seq2seq_lm",
+        loosely_tied="lm_head.weight",
+        config=config(
+            False,
+            Computed(
+                ("scale_decoder_outputs",),
+                _output_scale,
+                lambda fields: {"scale_decoder_outputs": fields["decoder.lm_head_input_scale"] != 1.0},
+            ),
+        ),
+        weights=weights(bias_per_layer=False),
+    ),
+    Family(
+        model_type="mt5",
+        primary="seq2seq_lm",
+        loosely_tied="lm_head.weight",
+        config=config(False, _START),
+        weights=weights(bias_per_layer=False),
+    ),
+    Family(
+        model_type="umt5",
+        primary="seq2seq_lm",
+        loosely_tied="lm_head.weight",
+        config=config(True, _START, _SCALED_OUTPUT),
+        weights=weights(bias_per_layer=True),
+    ),
+)

@@ -1,0 +1,168 @@
+"""The configuration of an encoder-decoder: two stacks, each free to differ from the other."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+from .configuration_variant import VariantConfig, VariantConfigError
+
+
+# Read from the decoder, so that tools which look at the top of a config find what they expect.
+DECODER_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
+
+
+@strict
+class VariantSeq2SeqConfig(PreTrainedConfig):
+    r"""
+    Configuration of an encoder-decoder Transformer.
+
+    Args:
+        encoder (`VariantConfig` or `dict`): the encoder's stack; `is_causal` is set to `False`.
+        decoder (`VariantConfig` or `dict`): the decoder's stack; `add_cross_attention` is set to `True` and
+            `cross_attention_hidden_size` to the encoder's width. Its head fields (`logit_scale`, `lm_head_bias`,
+            `z_loss_coefficient`, ...) describe the language-modelling head.
+        share_embeddings (`bool`): encoder and decoder use one token embedding.
+        tie_word_embeddings (`bool`): the LM head uses the decoder's token embedding.
+        final_logits_bias (`bool`): a bias on the logits that is stored but not trained (BART, Marian).
+        label_shift (`str`): how labels become decoder inputs: behind `decoder_start_token_id` (`"start_token"`), or
+            behind their own last token (`"last_token"`, mBART's language codes).
+        decoder_start_token_id, forced_bos_token_id, forced_eos_token_id (`int`): also in the generation config.
+
+    DeepNorm's alpha and beta depend on both depths; where a stack uses it and leaves them unset, they are derived as
+    in table 1 of https://arxiv.org/abs/2203.00555.
+    """
+
+    model_type = "hf_variant_seq2seq"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    sub_configs_defaults = {"encoder": VariantConfig, "decoder": VariantConfig}
+
+    encoder: VariantConfig | dict | None = None
+    decoder: VariantConfig | dict | None = None
+    share_embeddings: bool = True
+    tie_word_embeddings: bool = True
+    final_logits_bias: bool = False
+    label_shift: Literal["start_token", "last_token"] = "start_token"
+    decoder_start_token_id: int | None = None
+    is_encoder_decoder: bool = True
+    use_cache: bool = True
+    initializer_range: int | float = 0.02
+    native_leftovers: dict | None = None
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+    pad_token_id: int | None = 0
+
+    def __post_init__(self, **kwargs):
+        encoder, decoder = self._as_dict(self.encoder), self._as_dict(self.decoder)
+        for stack in (encoder, decoder):
+            for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+                stack.setdefault(name, getattr(self, name))
+        self._derive_deepnorm(encoder, decoder)
+        self.encoder = VariantConfig(**{**encoder, "is_causal": False})
+        self.decoder = VariantConfig(
+            **{**decoder, "add_cross_attention": True, "cross_attention_hidden_size": self.encoder.hidden_size}
+        )
+        self._refuse_other_values(kwargs)
+        super().__post_init__(**kwargs)
+        self.validate_architecture()
+
+    def _refuse_other_values(self, kwargs: dict) -> None:
+        """A saved config repeats what it reads from the decoder; a repeated value that differs would never be read."""
+        sentences = [
+            f"`{name}` is {kwargs[name]} but the decoder's is {getattr(self.decoder, name)}. Set it in `decoder`."
+            for name in DECODER_FIELDS
+            if kwargs.get(name) is not None and kwargs[name] != getattr(self.decoder, name)
+        ]
+        if sentences:
+            raise VariantConfigError(" ".join(sentences))
+        for name in DECODER_FIELDS:
+            kwargs.pop(name, None)
+
+    def to_dict(self) -> dict:
+        """As in transformers, with the decoder's sizes at the top, where PEFT and other tools look for them."""
+        alike = {name for name in DECODER_FIELDS if not self.decoder.is_heterogeneous_in(name)}
+        return super().to_dict() | {name: getattr(self.decoder, name) for name in DECODER_FIELDS if name in alike}
+
+    @staticmethod
+    def _as_dict(stack: VariantConfig | dict | None) -> dict:
+        fields = stack.to_dict() if isinstance(stack, PreTrainedConfig) else dict(stack or {})
+        fields.pop("model_type", None)
+        return fields
+
+    @staticmethod
+    def _derive_deepnorm(encoder: dict, decoder: dict) -> None:
+        defaults = VariantConfig.__dataclass_fields__
+        n = encoder.get("num_hidden_layers", defaults["num_hidden_layers"].default)
+        m = decoder.get("num_hidden_layers", defaults["num_hidden_layers"].default)
+        for stack, alpha, beta in (
+            (encoder, 0.81 * (n**4 * m) ** (1 / 16), 0.87 * (n**4 * m) ** (-1 / 16)),
+            (decoder, (3 * m) ** 0.25, (12 * m) ** -0.25),
+        ):
+            if stack.get("norm_placement") == "deepnorm":
+                stack["deepnorm_alpha"] = alpha if stack.get("deepnorm_alpha") is None else stack["deepnorm_alpha"]
+                stack["deepnorm_beta"] = beta if stack.get("deepnorm_beta") is None else stack["deepnorm_beta"]
+
+    def __getattr__(self, name: str):
+        # Only reached for what is not set here. Before construction is over there is no decoder to ask.
+        if name in DECODER_FIELDS and isinstance(self.__dict__.get("decoder"), PreTrainedConfig):
+            return getattr(self.__dict__["decoder"], name)
+        raise AttributeError(f"{type(self).__name__} has no field {name!r}")
+
+    def unsupported_attention_features(self, implementation: str) -> list[str]:
+        """The fields of either stack that an attention implementation would ignore or refuse."""
+        return [
+            f"{name}.{field}"
+            for name, stack in (("encoder", self.encoder), ("decoder", self.decoder))
+            for field in stack.unsupported_attention_features(implementation)
+        ]
+
+    def validate_architecture(self):
+        """Report every inconsistency between the stacks at once; each stack has reported its own."""
+        same_table = (self.encoder.vocab_size, self.encoder.embedding_size) == (
+            self.decoder.vocab_size,
+            self.decoder.embedding_size,
+        )
+        table = [
+            (
+                self.share_embeddings and not same_table,
+                "`share_embeddings` is set, but the stacks differ in `vocab_size` or `embedding_size`.",
+                "Set `share_embeddings=False`, or make both equal.",
+            ),
+            (
+                self.tie_word_embeddings
+                and self.decoder.embedding_size != self.decoder.hidden_size
+                and not self.decoder.output_projection
+                and not self.decoder.lm_head_transform,
+                "`tie_word_embeddings` is set, but the decoder's `embedding_size` differs from its `hidden_size`.",
+                "Set `tie_word_embeddings=False`, or `output_projection=True` on the decoder.",
+            ),
+            (
+                self.encoder.add_cross_attention,
+                "The encoder has `add_cross_attention`.",
+                "Only the decoder attends to the other stack; leave it unset.",
+            ),
+            (
+                not self.decoder.is_causal,
+                "The decoder has `is_causal=False`.",
+                "A decoder that generates must be causal; leave it unset.",
+            ),
+            (
+                self.encoder.output_projection,
+                "The encoder has `output_projection`.",
+                "It stands before an LM head; set it on the decoder.",
+            ),
+        ]
+        sentences = [f"{wrong} {remedy}" for broken, wrong, remedy in table if broken]
+        if sentences:
+            raise VariantConfigError("This config cannot be built. " + " ".join(sentences))
+
+
+__all__ = ["VariantSeq2SeqConfig"]

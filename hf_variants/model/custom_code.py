@@ -1,0 +1,43 @@
+"""The code that travels with a checkpoint, for those who have transformers but not this package."""
+
+import shutil
+from pathlib import Path
+
+from transformers import PreTrainedConfig
+
+
+# Auto class -> file and class. vLLM and the task heads need `AutoModel` too, which a plain save leaves out.
+STACK_CLASSES = {
+    "AutoConfig": "configuration_variant.VariantConfig",
+    "AutoModel": "modeling_variant.VariantModel",
+    "AutoModelForSequenceClassification": "modeling_variant.VariantForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_variant.VariantForTokenClassification",
+    "AutoModelForQuestionAnswering": "modeling_variant.VariantForQuestionAnswering",
+}
+DECODER_CLASSES = {**STACK_CLASSES, "AutoModelForCausalLM": "modeling_variant.VariantForCausalLM"}
+ENCODER_CLASSES = {**STACK_CLASSES, "AutoModelForMaskedLM": "modeling_variant.VariantForMaskedLM"}
+SEQ2SEQ_CLASSES = {
+    "AutoConfig": "configuration_variant_seq2seq.VariantSeq2SeqConfig",
+    "AutoModel": "modeling_variant_seq2seq.VariantSeq2SeqModel",
+    "AutoModelForSeq2SeqLM": "modeling_variant_seq2seq.VariantForConditionalGeneration",
+}
+
+
+def auto_map_of(config: PreTrainedConfig) -> dict[str, str]:
+    """The complete `auto_map` of a config, with every head that fits it."""
+    if config.is_encoder_decoder:
+        return dict(SEQ2SEQ_CLASSES)
+    return dict(DECODER_CLASSES if config.is_causal else ENCODER_CLASSES)
+
+
+def write_code(folder: str | Path) -> None:
+    """
+    Copy the files of this folder next to a checkpoint. They import nothing but each other, torch and transformers,
+    which is what lets transformers load them with `trust_remote_code=True`.
+    """
+    destination = Path(folder)
+    destination.mkdir(parents=True, exist_ok=True)
+    source = Path(__file__).resolve().parent
+    for path in sorted(source.glob("*.py")):
+        if path.name != "__init__.py" and source != destination.resolve():
+            shutil.copyfile(path, destination / path.name)

@@ -1,0 +1,273 @@
+"""The encoder-decoder: two `VariantModel` stacks and a language-modelling head."""
+
+import copy
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache, StaticCache
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
+
+from .builder import build_lm_head, build_lm_head_transform, build_logit_scaling, build_loss
+from .configuration_variant_seq2seq import VariantSeq2SeqConfig
+from .losses import token_loss
+from .modeling_variant import VariantModel, VariantPreTrainedModel, slice_positions
+
+
+class VariantSeq2SeqPreTrainedModel(VariantPreTrainedModel):
+    """What the encoder-decoder models have in common."""
+
+    config: VariantSeq2SeqConfig
+    config_class = VariantSeq2SeqConfig
+    # The stacks record their own outputs.
+    _can_record_outputs = {}
+
+
+class VariantSeq2SeqModel(VariantSeq2SeqPreTrainedModel):
+    """Encoder and decoder without a head."""
+
+    _tied_weights_keys = {"encoder.embed_tokens.weight": "decoder.embed_tokens.weight"}
+
+    def __init__(self, config: VariantSeq2SeqConfig):
+        super().__init__(config)
+        self.encoder = VariantModel(config.encoder)
+        self.decoder = VariantModel(config.decoder)
+        self.post_init()
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        # transformers knows one flag for all ties; here the embeddings may be shared without tying the head.
+        if all_submodels:
+            return super().get_expanded_tied_weights_keys(all_submodels=True)
+        return dict(self._tied_weights_keys) if self.config.share_embeddings else {}
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.encoder.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.encoder.embed_tokens = value
+        if self.config.share_embeddings:
+            self.decoder.embed_tokens = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_attention_mask: torch.Tensor | dict | None = None,
+        decoder_position_ids: torch.LongTensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        decoder_inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> Seq2SeqModelOutput:
+        """
+        Args:
+            input_ids, attention_mask, position_ids, inputs_embeds: of the encoder, (batch, source length).
+            decoder_input_ids, decoder_attention_mask, decoder_position_ids, decoder_inputs_embeds: of the decoder,
+                (batch, target length); see `VariantModel`.
+            encoder_outputs: what the encoder returned earlier, to be used again.
+            past_key_values: an `EncoderDecoderCache`, updated in place.
+
+        Returns:
+            `last_hidden_state` (batch, target length, width), the cache and the encoder's outputs.
+        """
+        if encoder_outputs is None:
+            encoder_outputs = self.encoder(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                inputs_embeds=inputs_embeds,
+                **kwargs,
+            )
+        elif not isinstance(encoder_outputs, ModelOutput):
+            encoder_outputs = BaseModelOutput(*encoder_outputs)
+        decoder_outputs = self.decoder(
+            input_ids=decoder_input_ids,
+            attention_mask=decoder_attention_mask,
+            position_ids=decoder_position_ids,
+            inputs_embeds=decoder_inputs_embeds,
+            encoder_hidden_states=encoder_outputs[0],
+            encoder_attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        return Seq2SeqModelOutput(
+            last_hidden_state=decoder_outputs.last_hidden_state,
+            past_key_values=decoder_outputs.past_key_values,
+            decoder_hidden_states=decoder_outputs.hidden_states,
+            decoder_attentions=decoder_outputs.attentions,
+            cross_attentions=decoder_outputs.cross_attentions,
+            encoder_last_hidden_state=encoder_outputs[0],
+            encoder_hidden_states=encoder_outputs.hidden_states,
+            encoder_attentions=encoder_outputs.attentions,
+        )
+
+
+class VariantForConditionalGeneration(VariantSeq2SeqPreTrainedModel, GenerationMixin):
+    """An encoder-decoder with a language-modelling head."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.decoder.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+
+    def __init__(self, config: VariantSeq2SeqConfig):
+        super().__init__(config)
+        self.model = VariantSeq2SeqModel(config)
+        self.lm_head_transform = build_lm_head_transform(config.decoder)
+        self.lm_head = build_lm_head(config.decoder)
+        self.logit_scaling = build_logit_scaling(config.decoder)
+        if config.final_logits_bias:
+            self.register_buffer("final_logits_bias", torch.zeros(1, config.decoder.vocab_size))
+        # Labels stand at the position they are predicted from: transformers' default would shift them once more.
+        self.loss_function = build_loss(config.decoder, shifted=False) or token_loss
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self and self.config.final_logits_bias:
+            nn.init.zeros_(self.final_logits_bias)
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        if all_submodels:
+            return super().get_expanded_tied_weights_keys(all_submodels=True)
+        return dict(self._tied_weights_keys) if self.config.tie_word_embeddings else {}
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
+        """As in transformers; the decoder's own table and the logits' bias follow."""
+        if not self.config.share_embeddings:
+            raise ValueError(
+                "`resize_token_embeddings` does not know which of two vocabularies is meant (`share_embeddings` is "
+                "False). Call it on `model.get_encoder()`, or convert to a model with one vocabulary."
+            )
+        embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        size = embeddings.weight.shape[0]
+        self.config.encoder.vocab_size = self.config.decoder.vocab_size = size
+        if self.config.final_logits_bias:
+            bias = self.final_logits_bias
+            grown = bias.new_zeros(1, size)
+            kept = min(size, bias.shape[1])
+            grown[:, :kept] = bias[:, :kept]
+            self.final_logits_bias = grown
+        return embeddings
+
+    def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
+        """
+        Decoder inputs for labels: shifted right by one, with padding where nothing is scored.
+
+        Args:
+            labels: (batch, target length), -100 where nothing is scored.
+        """
+        pad = self.config.pad_token_id
+        if pad is None:
+            raise ValueError("`pad_token_id` is not set, which stands for unscored labels. Set it in the config.")
+        tokens = labels.masked_fill(labels == -100, pad)
+        if self.config.label_shift == "last_token":
+            last = (tokens.ne(pad).sum(dim=1) - 1).unsqueeze(-1)
+            first = tokens.gather(1, last)
+        else:
+            if self.config.decoder_start_token_id is None:
+                raise ValueError(
+                    "`decoder_start_token_id` is not set, which decoder inputs begin with. Set it in the config, or "
+                    "pass `decoder_input_ids`."
+                )
+            first = torch.full_like(tokens[:, :1], self.config.decoder_start_token_id)
+        return torch.cat([first, tokens[:, :-1]], dim=1)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_attention_mask: torch.Tensor | dict | None = None,
+        decoder_position_ids: torch.LongTensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        decoder_inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> Seq2SeqLMOutput:
+        """
+        Args:
+            labels: (batch, target length), -100 where nothing is scored; the decoder's inputs are made from them
+                where they are absent.
+            logits_to_keep: compute logits for the last n positions only (0: all), or at these indices.
+            The others: see `VariantSeq2SeqModel`.
+
+        Returns:
+            `logits` (batch, kept length, vocab_size), the cache, the encoder's outputs, and `loss` if there are labels.
+        """
+        if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
+            decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+        # The loss's own argument; the stacks would hand it down to the attention.
+        num_items_in_batch = kwargs.pop("num_items_in_batch", None)
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            decoder_position_ids=decoder_position_ids,
+            encoder_outputs=encoder_outputs,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden_states = slice_positions(outputs.last_hidden_state, logits_to_keep)
+        logits = self.logit_scaling(self.lm_head(self.lm_head_transform(hidden_states)))
+        if self.config.final_logits_bias:
+            logits = logits + self.final_logits_bias
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits, labels, vocab_size=logits.shape[-1], num_items_in_batch=num_items_in_batch
+            )
+        return Seq2SeqLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            decoder_hidden_states=outputs.decoder_hidden_states,
+            decoder_attentions=outputs.decoder_attentions,
+            cross_attentions=outputs.cross_attentions,
+            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
+            encoder_hidden_states=outputs.encoder_hidden_states,
+            encoder_attentions=outputs.encoder_attentions,
+        )
+
+    def _prepare_cache_for_generation(
+        self, generation_config, model_kwargs: dict, generation_mode, batch_size: int, max_cache_length: int
+    ) -> None:
+        # The default builds the cross-attention half from the decoder's layer types, and a sliding layer would forget
+        # the beginning of the source.
+        super()._prepare_cache_for_generation(
+            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+        )
+        cache = model_kwargs.get("past_key_values")
+        if not isinstance(cache, EncoderDecoderCache) or any(cache.is_updated.values()):
+            return
+        decoder = copy.deepcopy(self.config.decoder)
+        decoder.layer_types = ["full_attention"] * decoder.num_hidden_layers
+        decoder.sliding_window = None
+        if isinstance(cache.cross_attention_cache, StaticCache):
+            source_length = model_kwargs["encoder_outputs"][0].shape[1]
+            cross = StaticCache(config=decoder, max_cache_len=source_length)
+        else:
+            offloading = "offloaded" in (generation_config.cache_implementation or "")
+            cross = DynamicCache(config=decoder, offloading=offloading)
+        cache.cross_attention_cache = cross
+
+
+__all__ = ["VariantForConditionalGeneration", "VariantSeq2SeqModel", "VariantSeq2SeqPreTrainedModel"]

@@ -1,0 +1,17 @@
+"""How the tests run: one thread per worker, and the same drawn examples every time."""
+
+import os
+
+import torch
+from hypothesis import HealthCheck, Phase, settings
+
+
+# Two workers with a full thread pool each are slower than one.
+torch.set_num_threads(1)
+
+# `HYPOTHESIS_PROFILE=explore` draws new and more examples; what it finds becomes a test of its own.
+_shared = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
+_no_shrinking = (Phase.explicit, Phase.generate)
+settings.register_profile("fixed", derandomize=True, max_examples=25, phases=_no_shrinking, **_shared)
+settings.register_profile("explore", max_examples=500, **_shared)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))

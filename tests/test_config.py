@@ -1,0 +1,479 @@
+"""The config: what it derives, what it refuses and in which words, and that JSON keeps all of it."""
+
+import json
+import re
+
+import pytest
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+from hypothesis import given
+from transformers import AutoConfig
+
+import hf_variants
+from hf_variants import VariantConfig
+from hf_variants.model.configuration_variant import PER_LAYER_FIELDS, VariantConfigError
+from tests.strategies import variant_fields
+
+
+SMALL = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 4, "vocab_size": 64}
+
+# What the validation must say: overrides of SMALL, and a part of the sentence. Every row of the table is here.
+REFUSED = [
+    ({"vocab_size": 0}, "`vocab_size` is 0. Set `vocab_size` to at least 1."),
+    ({"hidden_size": 0, "head_dim": 8}, "`hidden_size` is 0."),
+    ({"intermediate_size": 0}, "`intermediate_size` is 0."),
+    ({"num_hidden_layers": 0}, "`num_hidden_layers` is 0."),
+    ({"num_attention_heads": 0}, "`num_attention_heads` is 0."),
+    ({"num_key_value_heads": 0}, "`num_key_value_heads` is 0."),
+    ({"head_dim": 0}, "`head_dim` is 0."),
+    ({"max_position_embeddings": 0}, "`max_position_embeddings` is 0."),
+    ({"embedding_size": 0}, "`embedding_size` is 0."),
+    ({"attention_dropout": 1.5}, "`attention_dropout` is 1.5, not a probability."),
+    ({"residual_dropout": -0.1}, "`residual_dropout` is -0.1, not a probability."),
+    ({"embedding_dropout": 1.0}, "`embedding_dropout` is 1.0, not a probability."),
+    ({"activation_dropout": 2}, "`activation_dropout` is 2, not a probability."),
+    ({"layerdrop": 1}, "`layerdrop` is 1, not a probability."),
+    ({"classifier_dropout": -1}, "`classifier_dropout` is -1, not a probability."),
+    ({"hidden_size": 30}, "`hidden_size` 30 is not a multiple of `num_attention_heads` 4."),
+    ({"num_key_value_heads": 3}, "`num_attention_heads` 4 is not a multiple of `num_key_value_heads` 3."),
+    ({"hidden_act": "gelu_tahn"}, "`hidden_act` gelu_tahn is not an activation that transformers has."),
+    ({"lm_head_transform_act": "swush"}, "`lm_head_transform_act` swush is not an activation"),
+    ({"classifier_transform_act": "tahn"}, "`classifier_transform_act` tahn is not an activation"),
+    ({"pad_token_id": 64}, "`pad_token_id` 64 is outside the vocabulary of 64."),
+    ({"norm_eps": 0.0}, "`norm_eps` is 0.0. Set `norm_eps` above 0"),
+    ({"norm_bias": True}, "`norm_bias` is set, but `norm_type` rmsnorm has no bias."),
+    (
+        {"norm_type": "layernorm", "norm_bias": True, "norm_affine": False},
+        "`norm_bias` is set, but `norm_affine` is not.",
+    ),
+    ({"norm_unit_offset": True, "norm_affine": False}, "without `norm_affine` there is no weight to offset."),
+    (
+        {"norm_type": "layernorm", "norm_casting_mode": "llama"},
+        "`norm_casting_mode` llama is defined for rmsnorm only.",
+    ),
+    (
+        {"norm_type": "layernorm", "norm_casting_mode": "gemma"},
+        "gemma for layernorm is defined without a bias (Cohere).",
+    ),
+    ({"qk_norm": "head", "qk_norm_bias": True}, "`qk_norm_bias` is set, but `qk_norm_type` rmsnorm has no bias."),
+    (
+        {"qk_norm": "per_head", "qk_norm_type": "layernorm", "qk_norm_bias": True},
+        "`qk_norm_bias` is set, but `qk_norm` per_head has no bias.",
+    ),
+    (
+        {"qk_norm": "head", "qk_norm_type": "layernorm", "qk_norm_bias": True, "qk_norm_affine": False},
+        "`qk_norm_bias` is set, but `qk_norm_affine` is not.",
+    ),
+    (
+        {
+            "norm_type": "layernorm",
+            "norm_bias": False,
+            "norm_casting_mode": "gemma",
+            "qk_norm": "head",
+            "qk_norm_bias": True,
+        },
+        "`qk_norm_bias` is set, but `norm_casting_mode` gemma for layernorm has no bias (Cohere).",
+    ),
+    ({"qk_norm": "full", "qk_norm_after_rope": True}, "`qk_norm_after_rope` is set with `qk_norm` full."),
+    ({"qk_norm_after_rope": True}, "`qk_norm_after_rope` is set, but `qk_norm` is none."),
+    ({"heads_first_from": "norm"}, "`heads_first_from` is norm, but there is no norm on heads before the rotation."),
+    (
+        {"heads_first_from": "scores", "position_embedding_type": "none"},
+        "`heads_first_from` is scores, but there is no rotation",
+    ),
+    (
+        {"parallel_block": "two_norms", "norm_placement": "post"},
+        "`parallel_block` two_norms is set with `norm_placement` post.",
+    ),
+    (
+        {"parallel_block": "shared_norm", "residual_from_norm": True},
+        "`residual_from_norm` is set with a `parallel_block`.",
+    ),
+    (
+        {"residual_from_norm": True, "norm_placement": "branch"},
+        "`residual_from_norm` is set, but `norm_placement` branch has no pre-norm.",
+    ),
+    (
+        {"first_layer_pre_norm": False, "norm_placement": "branch"},
+        "`first_layer_pre_norm` is off, but `norm_placement` branch has no pre-norm.",
+    ),
+    (
+        {"first_layer_pre_norm": False, "parallel_block": "shared_norm"},
+        "`first_layer_pre_norm` is off with a `parallel_block`",
+    ),
+    ({"deepnorm_alpha": 2.0}, "`deepnorm_alpha` or `deepnorm_beta` is set, but `norm_placement` is pre."),
+    (
+        {"per_layer_config": {1: {"norm_placement": "deepnorm"}}},
+        "`per_layer_config` sets `norm_placement` deepnorm without `deepnorm_alpha` and `deepnorm_beta`.",
+    ),
+    (
+        {"norm_placement": "deepnorm", "residual_multiplier": 0.5},
+        "`residual_multiplier` is set with `norm_placement` deepnorm",
+    ),
+    (
+        {"norm_placement": "deepnorm", "layer_scale_type": "channel"},
+        "`layer_scale_type` is set with `norm_placement` deepnorm.",
+    ),
+    (
+        {"residual_multiplier": 0.5, "layer_scale_type": "scalar"},
+        "`layer_scale_type` and `residual_multiplier` both scale the branch.",
+    ),
+    ({"attn_logit_softcapping": 0}, "`attn_logit_softcapping` is 0. Set it above 0"),
+    ({"final_logit_softcapping": -1.0}, "`final_logit_softcapping` is -1.0."),
+    (
+        {"attn_logit_softcapping": 5.0, "attention_sinks": True},
+        "`attn_logit_softcapping` and `attention_sinks` are both set",
+    ),
+    ({"logit_scale": 0, "logit_scale_by_division": True}, "`logit_scale_by_division` is set, but `logit_scale` is 0."),
+    ({"clip_qkv": 0.0}, "`clip_qkv` is 0.0."),
+    ({"layer_types": "SF"}, "`layer_types` has sliding layers, but `sliding_window` is not set."),
+    ({"sliding_window": -1}, "`sliding_window` is -1."),
+    ({"sliding_window": 1}, "`sliding_window` is 1, which transformers' caches cannot hold"),
+    ({"layer_types": ["full_attention"] * 3 + ["chunked_attention"]}, "`layer_types` has ['chunked_attention']."),
+    ({"layer_types": ["full_attention"] * 3}, "`layer_types` has 3 entries for 4 layers."),
+    ({"no_rope_layers": [1]}, "`no_rope_layers` has 1 entries for 4 layers."),
+    ({"no_rope_layers": [1, 2, 1, 1]}, "`no_rope_layers` has entries other than 0 and 1."),
+    ({"layer_rope_theta": [1.0]}, "`layer_rope_theta` is [1.0] for 4 layers."),
+    (
+        {"no_rope_layers": [1, 0, 1, 1], "position_embedding_type": "alibi"},
+        "`no_rope_layers` switches the rotation off in some layers, but `position_embedding_type` is alibi.",
+    ),
+    ({"rope_interleaved": True, "position_embedding_type": "learned"}, "but `position_embedding_type` is learned."),
+    (
+        {"longrope_recomputes_cache": True},
+        "`longrope_recomputes_cache` is set, but `rope_parameters` has no",
+    ),
+    ({"rope_table_in_float32": True}, "`rope_table_in_float32` is set without `rope_in_float32`"),
+    ({"rope_result_in_float32": True}, "`rope_result_in_float32` is set without `rope_in_float32`"),
+    (
+        {"rope_table_stored": True, "rope_parameters": {"rope_type": "dynamic", "factor": 2.0}},
+        "`rope_table_stored` is set, but the `rope_type` depends on the length",
+    ),
+    ({"head_dim": 7}, "The rotated part of `head_dim` is odd or empty"),
+    ({"rope_parameters": {"rope_type": "spiral"}}, "`rope_parameters` has the unknown rope_type spiral."),
+    (
+        {"rope_parameters": {"rope_type": "llama3", "factor": 2.0}},
+        "`rope_parameters` has no high_freq_factor and low_freq_factor, which its `rope_type` reads.",
+    ),
+    (
+        {"head_dim": 2, "rope_parameters": {"rope_type": "dynamic", "factor": 2.0}},
+        "`rope_parameters` of type dynamic rotates two channels",
+    ),
+    (
+        {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0, 2.0, 3.0, 4.0]}},
+        "`rope_parameters` of type longrope has not one factor for every pair of rotated channels.",
+    ),
+    (
+        {
+            "layer_types": "SF",
+            "sliding_window": 8,
+            "rope_parameters": {"sliding_attention": {"rope_type": "default", "rope_theta": 1e4}},
+        },
+        "`rope_parameters` has entries per layer type, but none for full_attention.",
+    ),
+    ({"position_offset": 2}, "`position_offset` is set, but `position_embedding_type` rope has no table."),
+    ({"position_offset": -1, "position_embedding_type": "learned"}, "`position_offset` is -1."),
+    (
+        {"position_embedding_type": "sinusoidal", "hidden_size": 33, "head_dim": 8},
+        "Sinusoidal positions need an even width, not 33.",
+    ),
+    ({"position_ids_source": "input_ids"}, "`position_ids_source` input_ids counts non-padding tokens"),
+    (
+        {"position_ids_source": "attention_mask", "position_embedding_type": "learned"},
+        "`position_ids_source` attention_mask gives padding the position -1",
+    ),
+    (
+        {"sinusoidal_padding_zero": True, "position_embedding_type": "sinusoidal"},
+        "`sinusoidal_padding_zero` is set, but `pad_token_id` is not.",
+    ),
+    ({"relative_attention_max_distance": 16}, "`relative_attention_num_buckets` must be at least 4"),
+    ({"is_causal": False, "alibi_form": "key_position"}, "`alibi_form` key_position depends on the key alone"),
+    (
+        {"position_embedding_type": "alibi", "alibi_form": "key_offset", "attention_sinks": True},
+        "`alibi_form` key_offset shifts all scores of a query, which `attention_sinks` do not cancel.",
+    ),
+    (
+        {"embedding_size": 16, "tie_word_embeddings": True},
+        "`tie_word_embeddings` is set, but `embedding_size` differs from `hidden_size`.",
+    ),
+    ({"output_projection": True}, "`output_projection` is set, but `embedding_size` equals `hidden_size`."),
+    (
+        {"output_projection": True, "lm_head_transform": True, "embedding_size": 16},
+        "`output_projection` and `lm_head_transform` both stand before the LM head.",
+    ),
+    (
+        {"per_layer_config": {1: {"skip": ["mlp"]}}, "parallel_block": "shared_norm"},
+        "`per_layer_config` skips a sublayer of a layer with `parallel_block` or `add_cross_attention`.",
+    ),
+    ({"add_cross_attention": True, "is_causal": False}, "`add_cross_attention` is set on an encoder"),
+    ({"fused_gate_up": True, "ffn_type": "mlp"}, "`fused_gate_up` is set, but `ffn_type` mlp has no gate."),
+    (
+        {"lm_head_transform": True, "lm_head_input_scale": 0.5},
+        "`lm_head_input_scale` and `lm_head_transform` both stand before the LM head.",
+    ),
+    ({"pooler": True}, "`pooler` is set on a decoder, whose first token sees only itself."),
+    ({"z_loss_coefficient": -1e-4}, "`z_loss_coefficient` is -0.0001."),
+    ({"label_smoothing": 1.0}, "`label_smoothing` is 1.0."),
+    (
+        {"attention_score_form": "biased"},
+        "`attention_score_form` is biased, but `position_embedding_type` rope has no",
+    ),
+    (
+        {"attention_score_form": "biased", "position_embedding_type": "alibi", "attn_logit_softcapping": 5.0},
+        "`attention_score_form` biased and `attn_logit_softcapping` are both set",
+    ),
+    (
+        {"attention_score_form": "divided", "scale_query": True},
+        "`attention_score_form` divided and `scale_query` are both set",
+    ),
+    ({"alibi_bias_max": 0}, "`alibi_bias_max` is 0."),
+    ({"lm_head_unread_bias": True}, "`lm_head_unread_bias` is set without `lm_head_bias`, the one that is read."),
+    ({"alibi_divisor": 0}, "`alibi_divisor` is 0."),
+    ({"broadcast_key_value": True}, "`broadcast_key_value` is set with 4 key/value heads."),
+    (
+        {"broadcast_key_value": True, "num_key_value_heads": 1, "attention_score_form": "fused"},
+        "`broadcast_key_value` is set with `attention_score_form` fused, whose product cannot broadcast.",
+    ),
+    (
+        {"rope_table_stored": True, "position_ids_source": "attention_mask"},
+        "`position_ids_source` attention_mask gives padding the position -1, which `rope_table_stored` lacks.",
+    ),
+    (
+        {"rope_frequencies_in_float32": True, "rope_table_stored": True},
+        "`rope_frequencies_in_float32` is set with `rope_table_stored` or `llama_4_scaling_beta`.",
+    ),
+]
+
+REFUSED_PER_LAYER = [
+    (
+        {1: {"num_attention_heads": 2, "num_key_value_heads": 2}},
+        {"position_embedding_type": "alibi"},
+        "`position_embedding_type` alibi has one bias per head, shared by the layers.",
+    ),
+    ({1: {"skip": ["self_attn", "norm"]}}, {}, "`per_layer_config` skips `norm`."),
+    ({1: {"skip": ["self_attn", "mlp"]}}, {}, "`per_layer_config` skips everything in layer 1."),
+    ({0: {"skip": ["self_attn"]}}, {}, "`per_layer_config` skips `self_attn` in layer 0, the first of its layer type"),
+]
+
+
+def refusal(overrides: dict) -> str:
+    with pytest.raises(VariantConfigError) as error:
+        VariantConfig(**{**SMALL, **overrides})
+    assert isinstance(error.value, ValueError)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"), REFUSED, ids=lambda value: value[:40] if type(value) is str else ""
+)
+def test_refused(overrides, sentence):
+    assert sentence in refusal(overrides)
+
+
+@pytest.mark.parametrize(("layers", "overrides", "sentence"), REFUSED_PER_LAYER)
+def test_refused_per_layer(layers, overrides, sentence):
+    assert sentence in refusal({"per_layer_config": layers, **overrides})
+
+
+@pytest.mark.parametrize(
+    ("table", "cases"),
+    [
+        ("_validation_table", [overrides for overrides, _ in REFUSED]),
+        ("_per_layer_table", [{"per_layer_config": layers, **rest} for layers, rest, _ in REFUSED_PER_LAYER]),
+    ],
+)
+def test_every_row_has_a_case(table, cases, monkeypatch):
+    original, seen = getattr(VariantConfig, table), []
+
+    def spy(self):
+        seen.append(original(self))
+        return seen[-1]
+
+    monkeypatch.setattr(VariantConfig, table, spy)
+    for overrides in cases:
+        refusal(overrides)
+    assert len({len(rows) for rows in seen}) == 1, "the tables' rows must not depend on the config"
+    broken = {index for rows in seen for index, row in enumerate(rows) if row[0]}
+    untested = [row[1] for index, row in enumerate(seen[0]) if index not in broken]
+    assert untested == []
+
+
+def test_every_problem_is_reported_once():
+    message = refusal({"norm_eps": 0.0, "clip_qkv": -1.0, "pooler": True, "per_layer_config": {1: {"mlp_bias": True}}})
+    assert [message.count(field) for field in ("`norm_eps` is", "`clip_qkv` is", "`pooler` is")] == [1, 1, 1]
+
+
+def test_every_sentence_ends_and_has_a_remedy():
+    rows = VariantConfig(**SMALL)._validation_table()
+    assert all(part[-1] == "." and part[:1] not in (" ", "") for row in rows for part in row[1:])
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "field"),
+    [
+        ("norm_placment", "norm_placement"),
+        ("hidden_dim", None),
+        ("num_attention_head", "num_attention_heads"),
+        ("attn_logit_softcaping", "attn_logit_softcapping"),
+        ("rope_interleave", "rope_interleaved"),
+    ],
+)
+def test_near_misses_are_refused(misspelt, field):
+    if field is None:
+        assert getattr(VariantConfig(**SMALL, **{misspelt: 1}), misspelt) == 1
+        return
+    with pytest.raises(VariantConfigError, match=f"`{misspelt}` is not a field; did you mean `{field}`?"):
+        VariantConfig(**SMALL, **{misspelt: 1})
+
+
+@pytest.mark.parametrize(
+    "overrides", [{"vocab_size": "64"}, {"norm_type": "batchnorm"}, {"layer_types": 4}, {"attention_bias": 1}]
+)
+def test_wrong_types_are_refused(overrides):
+    with pytest.raises(StrictDataclassFieldValidationError, match=next(iter(overrides))):
+        VariantConfig(**{**SMALL, **overrides})
+
+
+@pytest.mark.parametrize(
+    ("pattern", "kinds"), [("SSSF", "SSSF"), ("F", "FFFF"), ("sf", "SFSF"), ("SSSSSF", "SSSS"), ("SFF", "SFFS")]
+)
+def test_patterns_are_repeated_over_the_depth(pattern, kinds):
+    letters = {"F": "full_attention", "S": "sliding_attention"}
+    config = VariantConfig(**SMALL, layer_types=pattern, sliding_window=8)
+    assert config.layer_types == [letters[kind] for kind in kinds]
+
+
+@pytest.mark.parametrize("pattern", ["", "SSX", "full"])
+def test_other_patterns_are_refused(pattern):
+    with pytest.raises(VariantConfigError, match="not made of the letters F"):
+        VariantConfig(**SMALL, layer_types=pattern, sliding_window=8)
+
+
+def test_defaults_are_derived_and_written_out():
+    written = json.loads(VariantConfig(**SMALL).to_json_string())
+    assert written["head_dim"] == 8
+    assert written["num_key_value_heads"] == 4
+    assert written["intermediate_size"] == 128
+    assert written["embedding_size"] == written["cross_attention_hidden_size"] == 32
+    assert written["layer_types"] == ["full_attention"] * 4
+    assert written["rope_parameters"] == {"rope_type": "default", "rope_theta": 10000.0}
+    # Where these are `None`, there is nothing.
+    unset = {key for key, value in written.items() if value is None}
+    optional = {
+        "attention_scaling", "attn_logit_softcapping", "clip_qkv", "deepnorm_alpha", "deepnorm_beta", "dtype",
+        "final_logit_softcapping", "layer_rope_theta", "native_leftovers", "pad_token_id", "sliding_window",
+    }  # fmt: skip
+    assert unset <= optional
+
+
+@pytest.mark.parametrize(
+    ("overrides", "derived"),
+    [
+        ({"ffn_type": "mlp"}, {"intermediate_size": 128}),
+        ({"hidden_size": 768, "ffn_type": "glu"}, {"intermediate_size": 2048}),
+        ({"norm_type": "layernorm"}, {"norm_bias": True, "norm_casting_mode": "none", "qk_norm_type": "layernorm"}),
+        ({"norm_type": "layernorm", "norm_affine": False}, {"norm_bias": False, "qk_norm_affine": False}),
+        ({"norm_type": "layernorm", "qk_norm": "per_head"}, {"qk_norm_bias": False}),
+        ({"norm_placement": "post"}, {"final_norm": False}),
+        ({"norm_placement": "branch"}, {"final_norm": True}),
+        ({"norm_placement": "deepnorm"}, {"final_norm": False, "deepnorm_alpha": 8**0.25, "deepnorm_beta": 32**-0.25}),
+        ({"mlp_bias": True, "attention_bias": True}, {"mlp_output_bias": True, "attention_output_bias": True}),
+        ({"layer_scale_type": "scalar"}, {"layer_scale_init": 0.0}),
+        ({"layer_scale_type": "channel"}, {"layer_scale_init": 1e-5}),
+        ({"sliding_window": 8}, {"layer_types": ["sliding_attention"] * 4}),
+        ({"hidden_size": 30, "head_dim": 8}, {"head_dim": 8}),
+        ({"rope_theta": 5e5}, {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}),
+    ],
+)
+def test_derived_values(overrides, derived):
+    config = VariantConfig(**{**SMALL, **overrides})
+    assert {name: getattr(config, name) for name in derived} == derived
+
+
+def test_rope_dictionaries_of_the_caller_are_left_alone():
+    # transformers writes the context length into it, which the next config of a sweep would take for its own.
+    parameters = {"rope_type": "yarn", "factor": 2.0}
+    for context in (128, 512):
+        config = VariantConfig(**SMALL, max_position_embeddings=context, rope_parameters=parameters)
+        assert config.rope_parameters["original_max_position_embeddings"] == context
+    assert parameters == {"rope_type": "yarn", "factor": 2.0}
+
+
+def same(first: VariantConfig, second: VariantConfig) -> bool:
+    return json.loads(first.to_json_string()) == json.loads(second.to_json_string())
+
+
+@given(fields=variant_fields())
+def test_json_keeps_everything(fields, tmp_path_factory):
+    config = VariantConfig(**fields)
+    assert same(VariantConfig.from_dict(config.to_dict()), config)
+    assert same(VariantConfig.from_dict(config.to_diff_dict()), config)
+    folder = tmp_path_factory.mktemp("config")
+    config.save_pretrained(folder)
+    loaded = AutoConfig.from_pretrained(folder)
+    assert type(loaded) is VariantConfig
+    assert same(loaded, config)
+    # Nothing that was set is missing from the file: a reader needs no defaults of ours.
+    written = json.loads((folder / "config.json").read_text())
+    assert {name for name in fields if name not in written} <= {"per_layer_config"}
+
+
+def test_configs_that_differ_in_a_field_differ_in_the_file():
+    reference = VariantConfig(**SMALL)
+    for overrides in ({"norm_eps": 1e-5}, {"rope_theta": 1e5}, {"qk_norm": "head"}, {"use_cache": False}):
+        assert not same(VariantConfig(**SMALL, **overrides), reference)
+
+
+def test_layers_may_differ_and_json_keeps_it(tmp_path):
+    layers = {1: {"num_key_value_heads": 1, "intermediate_size": 16}, 2: {"skip": ["mlp"]}}
+    config = VariantConfig(**SMALL, per_layer_config=layers)
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert same(loaded, config)
+    assert [layer.num_key_value_heads for layer in loaded.per_layer_config] == [4, 1, 4, 4]
+    assert [layer.intermediate_size for layer in loaded.per_layer_config] == [128, 16, 128, 128]
+    assert [list(layer.skip) for layer in loaded.per_layer_config] == [[], [], ["mlp"], []]
+
+
+def test_layers_are_validated_with_what_they_change():
+    sentence = "`num_attention_heads` 4 is not a multiple of `num_key_value_heads` 3."
+    assert sentence in refusal({"per_layer_config": {2: {"num_key_value_heads": 3}}})
+
+
+def test_every_per_layer_field_exists():
+    assert set(VariantConfig.__dataclass_fields__) >= PER_LAYER_FIELDS
+
+
+def test_what_a_layer_may_not_change_is_named_with_what_it_may():
+    others = {
+        "hidden_size": 64, "vocab_size": 8, "norm_type": "layernorm", "norm_eps": 1e-3, "layer_types": ["F"],
+        "is_causal": False, "position_embedding_type": "learned", "sliding_window": 9, "tie_word_embeddings": True,
+        "max_position_embeddings": 8, "embedding_norm": True, "rope_interleaved": True, "layerdrop": 0.5,
+        "hiden_act": "relu",
+    }  # fmt: skip
+    for field, value in others.items():
+        message = refusal({"per_layer_config": {1: {field: value}}})
+        assert f"`per_layer_config` changes `{field}`" in message
+        assert "`num_key_value_heads`" in message
+
+
+def test_no_layer_of_a_kind_may_lose_the_attention_that_measures_its_past():
+    message = refusal({"layer_types": "FS", "sliding_window": 8, "per_layer_config": {1: {"skip": ["self_attn"]}}})
+    assert "skips `self_attn` in layer 1, the first of its layer type" in message
+    VariantConfig(**SMALL, layer_types="FS", sliding_window=8, per_layer_config={3: {"skip": ["self_attn"]}})
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "flex_attention", "flash_attention", "paged", "eager"])
+def test_backends_name_the_fields_they_cannot_compute(backend):
+    assert VariantConfig(**SMALL).unsupported_attention_features(backend) == []
+    capped = VariantConfig(**SMALL, attn_logit_softcapping=5.0).unsupported_attention_features(backend)
+    assert capped == (["attn_logit_softcapping"] if backend in ("sdpa", "paged") else [])
+    one_layer = VariantConfig(**SMALL, per_layer_config={1: {"attn_logit_softcapping": 5.0}})
+    assert one_layer.unsupported_attention_features(backend) == capped
+
+
+def test_documented_fields_are_the_fields():
+    documented = set(re.findall(r"\w+", VariantConfig.__doc__))
+    inherited = set(hf_variants.VariantConfig.__mro__[1].__dataclass_fields__)
+    own = {name for name in VariantConfig.__dataclass_fields__ if name not in inherited}
+    as_everywhere = {"bos_token_id", "eos_token_id", "initializer_range", "use_cache"}
+    assert own - documented - as_everywhere == set()

@@ -1,0 +1,103 @@
+"""Encoder checkpoints as they lie on disks: old names, names without the prefix, tensors of the pretraining heads."""
+
+import random
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import hf_variants
+from hf_variants.conversion import ConversionError, verify
+from hf_variants.conversion.family import family_of
+from tests.native_rows import all_rows
+from tests.native_rows.encoders import ROWS
+from tests.parity import hostile_, random_native
+
+
+def native(model_type: str = "bert", head: str = "masked_lm", **overrides):
+    """A small stock model."""
+    family = family_of(model_type)
+    row = all_rows()[model_type]
+    config = family.config_map.native_class(**{**row.draw(random.Random(3)), "pad_token_id": 1, **overrides})
+    return hostile_(family.native_class(head)(config)).eval()
+
+
+def rewritten(folder, change) -> None:
+    """Replace the tensors of a saved checkpoint."""
+    path = folder / "model.safetensors"
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+
+
+def assert_same(stock, folder) -> None:
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    ours = hf_variants.from_native(folder)
+    with torch.no_grad():
+        for expected, made in zip(stock(ids).to_tuple(), ours(ids).to_tuple(), strict=True):
+            assert torch.equal(expected, made)
+
+
+def test_old_names_of_norms(tmp_path):
+    stock = native()
+    stock.save_pretrained(tmp_path)
+
+    def old(tensors):
+        names = {
+            n: n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+            for n in tensors
+        }
+        return {names[name]: tensor for name, tensor in tensors.items()}
+
+    rewritten(tmp_path, old)
+    assert_same(stock, tmp_path)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "electra"])
+def test_bare_model_with_the_prefix_of_a_head(model_type, tmp_path):
+    stock = native(model_type, "base")
+    stock.save_pretrained(tmp_path)
+    rewritten(tmp_path, lambda tensors: {f"{stock.base_model_prefix}.{name}": t for name, t in tensors.items()})
+    assert_same(stock, tmp_path)
+
+
+def test_pretraining_heads_and_stored_positions_are_left_behind(tmp_path):
+    stock = native(tie_word_embeddings=True)
+    stock.save_pretrained(tmp_path)
+    more = {
+        "bert.embeddings.position_ids": torch.arange(64)[None],
+        "bert.pooler.dense.weight": torch.zeros(32, 32),
+        "bert.pooler.dense.bias": torch.zeros(32),
+        "cls.seq_relationship.weight": torch.zeros(2, 32),
+        "cls.seq_relationship.bias": torch.zeros(2),
+        # Copies of what is tied.
+        "cls.predictions.decoder.weight": stock.state_dict()["bert.embeddings.word_embeddings.weight"].clone(),
+        "cls.predictions.decoder.bias": stock.state_dict()["cls.predictions.bias"].clone(),
+    }
+    rewritten(tmp_path, lambda tensors: tensors | more)
+    assert_same(stock, tmp_path)
+
+
+def test_the_pooler_of_the_bare_model_is_kept(tmp_path):
+    stock = native(head="base")
+    stock.save_pretrained(tmp_path)
+    rewritten(tmp_path, lambda tensors: tensors | {"embeddings.position_ids": torch.arange(64)[None]})
+    assert_same(stock, tmp_path)
+
+
+@pytest.mark.parametrize("model_type", [row.model_type for row in ROWS])
+def test_verify(model_type, tmp_path):
+    random_native(all_rows()[model_type], 1).save_pretrained(tmp_path / "native")
+    hf_variants.convert(tmp_path / "native", tmp_path / "variant")
+    report = verify(tmp_path / "native", tmp_path / "variant", progress=False)
+    assert report.ok, report
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ({"is_decoder": True}, "`is_decoder` is True, and only False is supported"),
+        ({"position_embedding_type": "relative_key"}, "`position_embedding_type` is 'relative_key'"),
+    ],
+)
+def test_refusals(overrides, sentence):
+    with pytest.raises(ConversionError, match=sentence):
+        hf_variants.from_native(native(**overrides))
