@@ -2,7 +2,7 @@
 
 from .errors import ConversionError, NotRepresentable, UnsupportedModelType
 from .family import supported_model_types
-from .torch_modules import from_torch, to_torch
+from .torch_modules import from_torch, from_torch_seq2seq, to_torch
 from .translate import Report, convert, export, from_native, to_native
 from .verification import VerificationReport, verify
 
@@ -17,6 +17,7 @@ __all__ = [
     "export",
     "from_native",
     "from_torch",
+    "from_torch_seq2seq",
     "supported_model_types",
     "to_native",
     "to_torch",

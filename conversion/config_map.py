@@ -402,6 +402,10 @@ NOISE_KEYS = {
     "output_past": "an obsolete name of use_cache",
     "n_ctx": "an obsolete copy of the context length",
     "summary_type": "read by double-head models only",
+    "summary_activation": "read by double-head models only",
+    "summary_first_dropout": "read by double-head models only",
+    "summary_proj_to_labels": "read by double-head models only",
+    "summary_use_proj": "read by double-head models only",
 }
 
 # Fields without effect on a trained model's outputs.
@@ -436,9 +440,11 @@ def active_fields(config: VariantConfig) -> Fields:
     if position != "relative_bias":
         inactive += [name for name in fields if name.startswith("relative_attention_")]
     if position != "sinusoidal":
-        inactive += ["sinusoidal_layout", "sinusoidal_padding_zero"]
+        inactive += [name for name in fields if name.startswith("sinusoidal_")]
     if position not in ("learned", "sinusoidal"):
         inactive += ["position_offset", "position_ids_source"]
+    if not fields["embedding_norm"]:
+        inactive.append("embedding_norm_position")
     if fields["qk_norm"] == "none":
         inactive += [name for name in fields if name.startswith("qk_norm_")]
     if "sliding_attention" not in fields["layer_types"]:
@@ -483,7 +489,7 @@ def _canonical_rope(parameters: dict | None) -> dict | None:
 
 
 SEQ2SEQ_FIELDS = (
-    "share_embeddings", "tie_word_embeddings", "final_logits_bias", "label_shift", "decoder_start_token_id",
+    "share_embeddings", "tie_word_embeddings", "unread_shared_embedding", "final_logits_bias", "label_shift", "decoder_start_token_id",
     "bos_token_id", "eos_token_id", "pad_token_id",
 )  # fmt: skip
 

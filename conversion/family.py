@@ -142,10 +142,10 @@ class Family:
         return getattr(hf_variants, self.heads[head][1])
 
     def head_of(self, class_name: str) -> str:
-        """The head of a native class, by its name."""
+        """The head of a native class, by its name; the original code of some types has capitals of its own (MPT)."""
         for head in self.heads:
             native = self.native_class(head)
-            if native is not None and native.__name__ == class_name:
+            if native is not None and native.__name__.lower() == class_name.lower():
                 return head
         raise UnsupportedModelType(
             f"{class_name} has no counterpart here. Load the checkpoint as one of: "

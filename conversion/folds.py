@@ -144,7 +144,7 @@ class RoundingOrder(Fold):
     fields = (
         "norm_casting_mode", "heads_first_from", "unfused_bias", "broadcast_key_value", "fused_gate_up",
         "parallel_sum_order", "scale_query", "attention_score_form", "attention_scores_in_float32", "attention_softmax_in_float32", "rope_in_float32",
-        "rope_table_in_float32", "rope_table_stored", "rope_result_in_float32", "alibi_form", "alibi_in_float32",
+        "rope_table_in_float32", "rope_table_stored", "rope_frequencies_in_float32", "alibi_slopes_in_float64", "rope_result_in_float32", "alibi_form", "alibi_in_float32",
         "embedding_multiplier_in_weight_dtype", "logit_scale_by_division",
     )  # fmt: skip
 

@@ -123,11 +123,19 @@ def _as_tuple(templates: str | tuple[str, ...]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Rule:
-    """Native tensors <-> ours. Exactly these names on both sides, or none of them."""
+    """
+    Native tensors <-> ours. Exactly these names on both sides, or none of them.
+
+    Args:
+        native, ours: templates of the names.
+        op: what makes ours of the native tensors.
+        absent: what the native class computes in place of its tensor where a checkpoint lacks it, or `None`.
+    """
 
     native: str | tuple[str, ...]
     ours: str | tuple[str, ...]
     op: Op = field(default_factory=Identity)
+    absent: Callable[[Any], torch.Tensor] | None = None
 
     def native_names(self) -> tuple[str, ...]:
         return _as_tuple(self.native)
@@ -279,12 +287,26 @@ def plan(
             f"The checkpoint has tensors that the config has no place for: {_some(made_twice)}. "
             "Check that the config belongs to these weights."
         )
+    if not to_native:
+        steps += _steps_without_sources(rules, targets_left)
+        targets_left -= {name for step in steps for name in step.targets}
     if targets_left:
         raise ConversionError(
             f"The checkpoint lacks what these tensors are made of: {_some(sorted(targets_left))}. "
             "It is incomplete, or the config does not belong to these weights."
         )
     return steps
+
+
+def _steps_without_sources(rules: Iterable[Rule | Drop], targets_left: Iterable[str]) -> list[Step]:
+    """Steps for tensors that the native class computes where a checkpoint lacks them."""
+    computed = [(rule, _pattern(_as_tuple(rule.ours)[0])) for rule in rules if isinstance(rule, Rule) and rule.absent]
+    return [
+        Step(rule, match.groupdict(), [], [name])
+        for name in sorted(targets_left)
+        for rule, pattern in computed
+        if (match := pattern.match(name))
+    ]
 
 
 def _collected(rule: Rule) -> set[str]:
@@ -354,7 +376,10 @@ def run(
         layer = _resolved(config, step, to_native)
         tensors = [source(name) for name in step.sources]
         op = step.rule.op
-        made = op.backward(tensors, layer) if to_native else op.forward(tensors, layer)
+        if not tensors:
+            made = [step.rule.absent(layer)]
+        else:
+            made = op.backward(tensors, layer) if to_native else op.forward(tensors, layer)
         if len(made) != len(step.targets):
             raise ConversionError(
                 f"{_some(step.sources)} gives {len(made)} tensors for {len(step.targets)} places. "

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from hf_variants.model.configuration_variant import VariantConfig
 from hf_variants.model.configuration_variant_seq2seq import VariantSeq2SeqConfig
 from hf_variants.model.modeling_variant import VariantModel
-from hf_variants.model.modeling_variant_seq2seq import VariantSeq2SeqModel
+from hf_variants.model.modeling_variant_seq2seq import VariantForConditionalGeneration, VariantSeq2SeqModel
+from hf_variants.model.positions import sinusoidal_table
 
 from .errors import ConversionError, NotRepresentable
 from .rules import Rule, Split, plan, run
@@ -295,3 +296,87 @@ def to_torch(model: PreTrainedModel) -> nn.Module:
     steps = plan(_rules(config), names, shapes, to_native=True)
     module.load_state_dict(dict(run(steps, state.__getitem__, config, shapes, to_native=True)))
     return module.to(inner.dtype).eval()
+
+
+def from_torch_seq2seq(
+    state: Mapping[str, torch.Tensor],
+    *,
+    num_heads: int,
+    transformer: str = "transformer.",
+    embedding: str,
+    output: str,
+    sinusoids: str | None = None,
+    embedding_multiplier: float | None = None,
+    decoder_start_token_id: int,
+    eos_token_id: int,
+    pad_token_id: int,
+    **settings,
+) -> PreTrainedModel:
+    """
+    An encoder-decoder from the checkpoint of a model that is built around `torch.nn.Transformer`: one token embedding
+    for both sides, sinusoidal positions, and an output projection.
+
+    Args:
+        state: the state dict.
+        transformer: prefix of the `torch.nn.Transformer`'s names.
+        embedding, output: name of the embedding's weight, and the output projection's name without its leaf.
+        sinusoids: name of a stored table of sinusoids, (..., positions, width), which must hold the formula's values.
+        embedding_multiplier: factor on the embeddings; by default sqrt(width), as in the paper.
+        num_heads, settings: see `from_torch`.
+
+    Returns:
+        a `VariantForConditionalGeneration` in evaluation mode.
+
+    Raises:
+        ConversionError: for a tensor that is missing, left over, or not what it should be.
+    """
+    inner = {name.removeprefix(transformer): tensor for name, tensor in state.items() if name.startswith(transformer)}
+    beside = {name for name in state if not name.startswith(transformer)}
+    known = {embedding, f"{output}.weight", f"{output}.bias"} | ({sinusoids} if sinusoids else set())
+    missing = sorted({embedding, f"{output}.weight"} - beside)
+    if missing or beside - known:
+        raise ConversionError(
+            f"The state dict lacks {missing} and has {sorted(beside - known)} besides the Transformer. "
+            "Name the embedding, the output projection and the table of sinusoids as they are called in it."
+        )
+    vocab_size, width = state[embedding].shape
+    length = 2048
+    if sinusoids is not None:
+        stored = state[sinusoids].reshape(-1, width)
+        length = stored.shape[0]
+        expected = sinusoidal_table(length, width, "interleaved")
+        # Tables are often computed in float32, whose error grows with the angle.
+        if not torch.allclose(stored.float(), expected, atol=1e-6 * length):
+            raise ConversionError(f"{sinusoids} does not hold the paper's sinusoids, so it cannot be computed anew.")
+    fields = {
+        "vocab_size": vocab_size,
+        "max_position_embeddings": length,
+        "position_embedding_type": "sinusoidal",
+        "embedding_multiplier": width**0.5 if embedding_multiplier is None else embedding_multiplier,
+        "pad_token_id": pad_token_id,
+        "eos_token_id": eos_token_id,
+        "lm_head_bias": f"{output}.bias" in state,
+    }
+    stacks = {
+        stack: {**stack_config(inner, f"{stack}.", num_heads=num_heads, **settings).to_dict(), **fields}
+        for stack in ("encoder", "decoder")
+    }
+    for stack in stacks.values():
+        stack.pop("embedding_size")
+    config = VariantSeq2SeqConfig(
+        **stacks,
+        share_embeddings=True,
+        tie_word_embeddings=False,
+        bos_token_id=decoder_start_token_id,
+        decoder_start_token_id=decoder_start_token_id,
+        eos_token_id=eos_token_id,
+        pad_token_id=pad_token_id,
+    )
+    target = empty_model(VariantForConditionalGeneration, config)
+    names = [name for name in target.model.state_dict() if not name.endswith("embed_tokens.weight")]
+    shapes = {name: tensor.shape for name, tensor in target.model.state_dict().items() if name in names}
+    tensors = {f"model.{name}": tensor for name, tensor in run(plan(_rules(config), inner, shapes), inner.__getitem__, config, shapes)}
+    tensors["model.decoder.embed_tokens.weight"] = state[embedding].clone()
+    tensors |= {f"lm_head.{leaf}": state[f"{output}.{leaf}"].clone() for leaf in ("weight", "bias") if f"{output}.{leaf}" in state}
+    dtype = state[embedding].dtype
+    return VariantForConditionalGeneration.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype).eval()

@@ -17,8 +17,9 @@ from transformers import PreTrainedModel, set_seed
 
 import hf_variants
 from hf_variants.conversion import rules
-from hf_variants.conversion.skeleton import stored_tensors
 from hf_variants.conversion.family import family_of
+from hf_variants.conversion.skeleton import stored_tensors
+from hf_variants.conversion.verification import set_attention
 
 
 @dataclass(frozen=True)
@@ -155,10 +156,10 @@ def relative_error(ours: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def set_backend(native: PreTrainedModel, ours: PreTrainedModel, backend: str) -> None:
-    """Both models with this attention, also a native class that says it cannot switch but reads its config (Falcon)."""
-    native.set_attn_implementation(backend)
+    """Both models with this attention, also a native class that cannot switch but reads its config (Falcon)."""
+    set_attention(native, backend)
     native.config._attn_implementation_internal = backend
-    ours.set_attn_implementation(backend)
+    set_attention(ours, backend)
 
 
 def check_logits(native: PreTrainedModel, ours: PreTrainedModel, row: Row, bound: float) -> list[str]:
@@ -202,7 +203,7 @@ def check_gradients(native: PreTrainedModel, ours: PreTrainedModel, bound: float
     labels = batch.get("decoder_input_ids", batch["input_ids"])
     arguments = {"use_cache": False} if native.can_generate() else {}
     for model in (native, ours):
-        model.set_attn_implementation("eager")
+        set_attention(model, "eager")
     # What a class that cannot switch has (Falcon).
     ours.set_attn_implementation(native.config._attn_implementation)
     for model in (native, ours):

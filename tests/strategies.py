@@ -78,6 +78,7 @@ def draw_block(draw) -> dict:
             fields["layer_scale_init"] = one_of(draw, None, 0.3)
     fields["final_norm"] = one_of(draw, None, None, True, False)
     fields["embedding_norm"] = chance(draw, 20)
+    fields["embedding_norm_position"] = one_of(draw, "after_positions", "after_positions", "before_positions")
     return fields
 
 
@@ -176,6 +177,8 @@ def draw_positions(draw, sizes: dict, layers: dict) -> dict:
         needs_offset = fields["position_ids_source"] == "attention_mask"
         fields["position_offset"] = one_of(draw, *((1, 2) if needs_offset else (0, 2)))
     if kind == "sinusoidal":
+        fields["sinusoidal_table_stored"] = chance(draw, 20)
+        fields["sinusoidal_table_grows"] = not fields["sinusoidal_table_stored"] and chance(draw, 20)
         fields["sinusoidal_layout"] = one_of(draw, "interleaved", "half", "tensor2tensor")
         fields["sinusoidal_padding_zero"] = sizes["pad_token_id"] is not None and chance(draw, 30)
     if kind == "alibi":
@@ -242,7 +245,6 @@ def draw_embedding_and_head(draw, sizes: dict) -> dict:
         "lm_head_transform": chance(draw, 15),
         "type_vocab_size": one_of(draw, 0, 0, 0, 2),
         "task_type_vocab_size": one_of(draw, 0, 0, 0, 2),
-        "task_type_vocab_size": one_of(draw, 0, 0, 0, 0, 3),
         "z_loss_coefficient": one_of(draw, 0.0, 0.0, 1e-2),
         "label_smoothing": one_of(draw, 0.0, 0.0, 0.1),
     }

@@ -1,7 +1,6 @@
 """Baichuan 2, whose class is in its own checkpoints: from a folder and back, and generation."""
 
 import json
-import random
 
 import pytest
 import torch
@@ -9,8 +8,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import hf_variants
-from hf_variants.conversion import ConversionError, convert, export
-from tests.native_rows.baichuan import ROWS, BaichuanConfig, BaichuanForCausalLM
+from hf_variants.conversion import ConversionError, convert, export, verify
+from tests.native_rows.baichuan import BaichuanConfig, BaichuanForCausalLM
 from tests.parity import hostile_
 
 
@@ -78,17 +77,11 @@ def test_converts_and_exports_on_disk(folder, tmp_path):
     before, after = (json.loads((path / "config.json").read_text()) for path in (source, tmp_path / "back"))
     assert after["architectures"] == before["architectures"]
     # How transformers of today writes the rest, and the code, which is not copied.
-    volatile = (
-        "auto_map",
-        "tokenizer_class",
-        "torch_dtype",
-        "dtype",
-        "transformers_version",
-        "gradient_checkpointing",
-    )
-    before, after = (
-        {key: value for key, value in config.items() if key not in volatile} for config in (before, after)
-    )
+    for volatile in (
+        "auto_map", "tokenizer_class", "torch_dtype", "dtype", "transformers_version", "gradient_checkpointing",
+    ):  # fmt: skip
+        before.pop(volatile, None)
+        after.pop(volatile, None)
     assert after == before
 
 
@@ -120,13 +113,30 @@ def test_the_head_has_rows_of_length_one(folder):
 
 
 def test_baichuan_1_has_a_plain_head():
-    config = BaichuanConfig(**{**ROWS[0].draw(random.Random(0)), "vocab_size": 64000})
+    config = BaichuanConfig(**{**KINDS["13b"], "vocab_size": 64000})
     ours = hf_variants.from_native(hostile_(BaichuanForCausalLM(config)).eval())
     assert not ours.config.lm_head_normalized
     hf_variants.to_native(ours, "baichuan")
+
+
+def test_baichuan_1_with_rope_is_refused():
+    config = BaichuanConfig(**{**KINDS["7b"], "vocab_size": 64000})
+    with pytest.raises(ConversionError, match="Baichuan 1"):
+        hf_variants.from_native(BaichuanForCausalLM(config))
 
 
 def test_a_tied_head_is_refused():
     config = BaichuanConfig(**KINDS["13b"], tie_word_embeddings=True)
     with pytest.raises(ConversionError, match="tie_word_embeddings"):
         hf_variants.from_native(BaichuanForCausalLM(config))
+
+
+def test_verification_compares_what_can_be_compared(folder, tmp_path):
+    """The weights against a folder, whose code is not run; everything against a model that is loaded."""
+    source, reference = folder
+    convert(source, tmp_path / "variant")
+    report = verify(source, tmp_path / "variant", progress=False)
+    assert report.ok, report.to_markdown()
+    report = verify(reference, tmp_path / "variant", new_tokens=4, progress=False)
+    assert report.ok, report.to_markdown()
+    assert any("tokens" in check.name for check in report.checks)

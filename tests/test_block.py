@@ -205,6 +205,16 @@ def test_embedding_norm():
     assert torch.equal(seen["x"], model.embedding_norm(model.embed_tokens(ids)))
 
 
+def test_embedding_norm_before_positions():
+    positions = {"position_embedding_type": "learned"}
+    model = model_with(embedding_norm=True, embedding_norm_position="before_positions", **positions)
+    seen = {}
+    model.layers[0].register_forward_pre_hook(lambda _, args: seen.update(x=args[0]))
+    ids = torch.arange(6)[None]
+    model(ids)
+    assert torch.equal(seen["x"], model.token_norm(model.embed_tokens(ids)) + model.embed_positions.weight[:6])
+
+
 @pytest.mark.parametrize("kind", ["none", "shared_norm", "two_norms"])
 def test_cross_attention_stands_between_the_two(kind):
     model = model_with(is_causal=True, add_cross_attention=True, parallel_block=kind, cross_attention_hidden_size=10)

@@ -162,14 +162,6 @@ REFUSED = [
         {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0, 2.0, 3.0, 4.0]}},
         "`rope_parameters` of type longrope has not one factor for every pair of rotated channels.",
     ),
-    (
-        {
-            "layer_types": "SF",
-            "sliding_window": 8,
-            "rope_parameters": {"sliding_attention": {"rope_type": "default", "rope_theta": 1e4}},
-        },
-        "`rope_parameters` has entries per layer type, but none for full_attention.",
-    ),
     ({"position_offset": 2}, "`position_offset` is set, but `position_embedding_type` rope has no table."),
     ({"position_offset": -1, "position_embedding_type": "learned"}, "`position_offset` is -1."),
     (
@@ -227,6 +219,10 @@ REFUSED = [
     ),
     ({"alibi_bias_max": 0}, "`alibi_bias_max` is 0."),
     ({"lm_head_unread_bias": True}, "`lm_head_unread_bias` is set without `lm_head_bias`, the one that is read."),
+    (
+        {"position_embedding_type": "sinusoidal", "sinusoidal_table_stored": True, "sinusoidal_table_grows": True},
+        "`sinusoidal_table_stored` and `sinusoidal_table_grows` are both set, and a stored table has one length.",
+    ),
     ({"alibi_divisor": 0}, "`alibi_divisor` is 0."),
     ({"broadcast_key_value": True}, "`broadcast_key_value` is set with 4 key/value heads."),
     (
@@ -396,6 +392,15 @@ def test_rope_dictionaries_of_the_caller_are_left_alone():
         config = VariantConfig(**SMALL, max_position_embeddings=context, rope_parameters=parameters)
         assert config.rope_parameters["original_max_position_embeddings"] == context
     assert parameters == {"rope_type": "yarn", "factor": 2.0}
+
+
+def test_rope_parameters_per_layer_type_must_be_complete():
+    nested = {"sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
+    kinds = {"layer_types": "SF", "sliding_window": 8}
+    sentence = "`rope_parameters` has entries per layer type, but none for full_attention. Add one"
+    assert sentence in refusal({**kinds, "rope_parameters": nested})
+    config = VariantConfig(**SMALL, **kinds, rope_parameters={**nested, "full_attention": None})
+    assert [config.rope_parameters_of(i) is None for i in range(4)] == [False, True, False, True]
 
 
 def same(first: VariantConfig, second: VariantConfig) -> bool:

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import hf_variants
-from hf_variants.conversion import ConversionError, verify
+from hf_variants.conversion import ConversionError, convert, verify
 from hf_variants.conversion.family import family_of
 from tests.native_rows import all_rows
 from tests.native_rows.encoders import ROWS
@@ -86,7 +86,7 @@ def test_the_pooler_of_the_bare_model_is_kept(tmp_path):
 @pytest.mark.parametrize("model_type", [row.model_type for row in ROWS])
 def test_verify(model_type, tmp_path):
     random_native(all_rows()[model_type], 1).save_pretrained(tmp_path / "native")
-    hf_variants.convert(tmp_path / "native", tmp_path / "variant")
+    convert(tmp_path / "native", tmp_path / "variant")
     report = verify(tmp_path / "native", tmp_path / "variant", progress=False)
     assert report.ok, report
 

@@ -37,6 +37,7 @@ from hf_variants import VariantConfig, VariantModel
 from hf_variants.model.builder import build_rotary_embeddings, build_rotation
 from hf_variants.model.positions import (
     AlibiBias,
+    GrowingSinusoidalPositions,
     InputIdPositions,
     LearnedPositions,
     RelativeBias,
@@ -272,6 +273,29 @@ def test_half_layout_equals_marian():
 def test_tensor2tensor_layout_equals_m2m_100():
     stock = M2M100SinusoidalPositionalEmbedding.get_embedding(600, 32, padding_idx=1)
     assert torch.equal(sinusoidal_table(600, 32, "tensor2tensor", padding_idx=1), stock)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_growing_table_equals_a_long_one(dtype):
+    positions = GrowingSinusoidalPositions(4, 8, "tensor2tensor", offset=2, padding_idx=1).to(dtype)
+    table = sinusoidal_table(40, 8, "tensor2tensor", padding_idx=1).to(dtype)
+    for length in (3, 30, 5):
+        added = positions(torch.zeros(1, length, 8, dtype=dtype), torch.arange(length)[None])
+        assert torch.equal(added[0], table[2 : length + 2])
+    assert positions.weight.shape == (32, 8) and "weight" not in positions.state_dict()
+
+
+def test_a_stored_table_stays_frozen_and_as_it_is(tmp_path):
+    fields = {"position_embedding_type": "sinusoidal", "sinusoidal_table_stored": True}
+    model = VariantModel(variant(**fields))
+    table = model.embed_positions.weight
+    assert torch.equal(table, sinusoidal_table(128, 64, "interleaved"))
+    with torch.no_grad():
+        table.mul_(2.0)
+    model.save_pretrained(tmp_path)
+    reloaded = VariantModel.from_pretrained(tmp_path).embed_positions.weight
+    assert torch.equal(reloaded, table)
+    assert not table.requires_grad and not reloaded.requires_grad
 
 
 def test_learned_positions_with_an_offset_equal_opt():

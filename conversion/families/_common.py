@@ -141,6 +141,33 @@ ALL_BIASES = Fixed(attention_bias=True, attention_output_bias=True, mlp_bias=Tru
 # The embedding of the padding token is trained like any other.
 NO_PADDING_ROW = Fixed(padding_embedding_frozen=False)
 
+# The names of GPT-2 and its contemporaries.
+GPT2_NAMES: tuple[Entry, ...] = (
+    Same("vocab_size"),
+    Renamed("n_positions", "max_position_embeddings"),
+    Renamed("n_embd", "hidden_size"),
+    Renamed("n_layer", "num_hidden_layers"),
+    Renamed("n_head", "num_attention_heads"),
+    Renamed("layer_norm_epsilon", "norm_eps"),
+    Renamed("resid_pdrop", "residual_dropout"),
+    Renamed("embd_pdrop", "embedding_dropout"),
+    Renamed("attn_pdrop", "attention_dropout"),
+)
+# Four times as wide as the model where `n_inner` does not say.
+GPT2_FFN: tuple[Entry, ...] = (
+    Renamed("activation_function", "hidden_act"),
+    Computed(
+        ("n_inner",),
+        lambda native: {"intermediate_size": 4 * native["n_embd"] if native["n_inner"] is None else native["n_inner"]},
+        lambda fields: {
+            "n_inner": (
+                None if fields["intermediate_size"] == 4 * fields["hidden_size"] else fields["intermediate_size"]
+            )
+        },
+        kept=("n_inner",),
+    ),
+)
+
 
 def fourfold_ffn(width: str) -> Computed:
     """The FFN of a native type that is always four times as wide as its key `width` says."""
@@ -173,7 +200,7 @@ def fused_qkv(native: str, op: Op) -> Rule:
 
 
 def fused_gate_up(native: str) -> Rule:
-    """A native projection `native` (without its leaf) that holds the gate and, after it, `up`; with `fused_gate_up`."""
+    """A native projection `native` (without its leaf) that holds gate and, after it, up; with `fused_gate_up`."""
     ours = tuple(f"model.layers.{{layer}}.mlp.{name}_proj.{{leaf}}" for name in ("gate", "up"))
     return Rule(native + ".{leaf}", ours, Split(lambda config: [config.intermediate_size] * 2))
 

@@ -7,6 +7,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..config_map import Computed, Irrelevant, Renamed, Required, Same
+from ..errors import ConversionError
 from ..family import Family
 from ..rules import Rule
 from ._common import (
@@ -86,10 +87,13 @@ class BaichuanForCausalLM(PreTrainedModel):
 
     def forward(self, *args, **kwargs):
         raise NotImplementedError(
-            "This class holds a Baichuan checkpoint's weights for conversion. Convert it with `from_native` to run it, "
+            "This class holds a Baichuan checkpoint's weights for conversion. Convert it with `from_native` to run it "
             "or save it and load it with the code that belongs to the checkpoint."
         )
 
+
+# Nothing else in a config tells it from Baichuan 2.
+BAICHUAN_1_VOCABULARY = 64000
 
 # What the two kinds have beside their positions' type: dtypes and orders as the published code has them.
 ROPE = {
@@ -104,6 +108,11 @@ ALIBI = {
 
 def _positions(native):
     length = native.get("max_position_embeddings")
+    if length is not None and native["vocab_size"] == BAICHUAN_1_VOCABULARY:
+        raise ConversionError(
+            "This is Baichuan 1 with RoPE (a vocabulary of 64000 and `max_position_embeddings`), whose rotation "
+            "rounds differently and is not supported. Use Baichuan 2."
+        )
     if length is not None:
         return {"max_position_embeddings": length, **ROPE}
     return {"max_position_embeddings": native["model_max_length"], **ALIBI}
@@ -128,9 +137,11 @@ FAMILIES = (
                 # Beside `max_position_embeddings` it tells the tokenizer how much to read.
                 kept=("model_max_length",),
             ),
-            # Baichuan 1, whose vocabulary tells it from Baichuan 2, has a plain head.
+            # Baichuan 1 has a plain head.
             Computed(
-                (), lambda native: {"lm_head_normalized": native["vocab_size"] != 64000}, lambda fields: {}
+                (),
+                lambda native: {"lm_head_normalized": native["vocab_size"] != BAICHUAN_1_VOCABULARY},
+                lambda fields: {},
             ),
             # The published loss takes the square of the largest logit where the paper and ours take log(Z)'s.
             Renamed("z_loss_weight", "z_loss_coefficient"),

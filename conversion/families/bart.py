@@ -1,13 +1,23 @@
 """BART: the 2017 encoder-decoder with learned positions (offset 2), a norm on the embeddings and a logits bias."""
 
+import torch
+
 from ..config_map import Computed, Entry, Fixed, Irrelevant, OnBothStacks, OnStack, Renamed, Same
 from ..family import Family
 from ..rules import Rule
+from ._common import unread
 
 
 def _embedding_scale(native):
     scaled = native["scale_embedding"]
     return {"embedding_multiplier": native["d_model"] ** 0.5 if scaled else 1.0}
+
+
+SCALED_EMBEDDING = Computed(
+    ("scale_embedding",),
+    _embedding_scale,
+    lambda fields: {"scale_embedding": fields["embedding_multiplier"] != 1.0},
+)
 
 
 def stack_sizes(stack: str) -> Entry:
@@ -21,6 +31,17 @@ def stack_sizes(stack: str) -> Entry:
     )
 
 
+# Without ties a table stays that no stack reads.
+SHARED_TABLE = Computed(
+    ("tie_word_embeddings",),
+    lambda native: {
+        "tie_word_embeddings": native["tie_word_embeddings"],
+        "share_embeddings": native["tie_word_embeddings"],
+        "unread_shared_embedding": not native["tie_word_embeddings"],
+    },
+    lambda fields: {"tie_word_embeddings": fields["tie_word_embeddings"]},
+)
+
 # What BART and its relatives have in common.
 COMMON: tuple[Entry, ...] = (
     OnBothStacks(
@@ -33,30 +54,45 @@ COMMON: tuple[Entry, ...] = (
             lambda native: {"residual_dropout": native["dropout"], "embedding_dropout": native["dropout"]},
             lambda fields: {"dropout": fields["residual_dropout"]},
         ),
-        Computed(
-            ("scale_embedding",),
-            _embedding_scale,
-            lambda fields: {"scale_embedding": fields["embedding_multiplier"] != 1.0},
-        ),
+        SCALED_EMBEDDING,
         Fixed(
-            norm_type="layernorm", norm_eps=1e-5, attention_bias=True, mlp_bias=True, ffn_type="mlp",
+            norm_type="layernorm",
+            norm_eps=1e-5,
+            attention_bias=True,
+            mlp_bias=True,
+            ffn_type="mlp",
+            attention_softmax_in_float32=False,
         ),
     ),
     stack_sizes("encoder"),
     stack_sizes("decoder"),
-    Same("decoder_start_token_id"),
-    Computed(
-        ("tie_word_embeddings",),
-        lambda native: {
-            "tie_word_embeddings": native["tie_word_embeddings"],
-            "share_embeddings": native["tie_word_embeddings"],
-        },
-        lambda fields: {"tie_word_embeddings": fields["tie_word_embeddings"]},
-    ),
+    # Both stacks' and the whole's.
+    Same("pad_token_id"),
     Irrelevant("is_decoder", "read by the decoder-only class"),
-    Irrelevant("forced_eos_token_id", "a generation setting"),
     Irrelevant("classifier_dropout", "read by the classification heads"),
-)  # fmt: skip
+    *unread(
+        "a generation setting",
+        "forced_eos_token_id",
+        "encoder_no_repeat_ngram_size",
+        "force_bos_token_to_be_generated",
+    ),
+    *unread(
+        "a note in old checkpoints of what the class does anyway",
+        "add_bias_logits",
+        "add_final_layer_norm",
+        "classif_dropout",
+        "do_blenderbot_90_layernorm",
+        "extra_layer_norm",
+        "extra_pos_embeddings",
+        "layernorm_variant",
+        "normalize_before",
+        "normalize_embedding",
+        "prefix",
+        "save_step",
+        "static_position_embeddings",
+    ),
+)
+DECODER_START = Same("decoder_start_token_id")  # fmt: skip
 
 _ATTENTIONS = (("self_attn", "self_attn"), ("encoder_attn", "cross_attn"))
 
@@ -71,7 +107,9 @@ STACK_WEIGHTS = (
         for name in ("q_proj", "k_proj", "v_proj", "out_proj")
     ),
     *(
-        Rule(f"model.{stack}.layers.{{layer}}.{native}.{{leaf}}", f"model.{stack}.layers.{{layer}}.mlp.{ours}.{{leaf}}")
+        Rule(
+            f"model.{stack}.layers.{{layer}}.{native}.{{leaf}}", f"model.{stack}.layers.{{layer}}.mlp.{ours}.{{leaf}}"
+        )
         for stack in ("encoder", "decoder")
         for native, ours in (("fc1", "up_proj"), ("fc2", "down_proj"))
     ),
@@ -94,10 +132,13 @@ def layer_norms(slot: str) -> tuple[Rule, ...]:
     )
 
 
-SHARED_EMBEDDING = (
+_TABLES = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight")
+
+EMBEDDINGS_AND_HEAD = (
     Rule("model.shared.weight", "model.decoder.embed_tokens.weight"),
+    Rule(("model.shared.weight", *_TABLES), ("model.unread_embedding.weight", *_TABLES)),
     Rule("lm_head.weight", "lm_head.weight"),
-    Rule("final_logits_bias", "final_logits_bias"),
+    Rule("final_logits_bias", "final_logits_bias", absent=lambda config: torch.zeros(1, config.decoder.vocab_size)),
 )
 POSITIONS = tuple(
     Rule(f"model.{stack}.embed_positions.weight", f"model.{stack}.embed_positions.weight")
@@ -113,7 +154,7 @@ FAMILIES = (
         model_type="bart",
         primary="seq2seq_lm",
         config=(
-            *COMMON,
+            *COMMON, SHARED_TABLE, DECODER_START,
             OnBothStacks(
                 Fixed(
                     norm_placement="post", embedding_norm=True, position_embedding_type="learned", position_offset=2,
@@ -121,6 +162,6 @@ FAMILIES = (
             ),
             Fixed(final_logits_bias=True),
         ),
-        weights=(*SHARED_EMBEDDING, *POSITIONS, *EMBEDDING_NORMS, *STACK_WEIGHTS, *layer_norms("post_norm")),
+        weights=(*EMBEDDINGS_AND_HEAD, *POSITIONS, *EMBEDDING_NORMS, *STACK_WEIGHTS, *layer_norms("post_norm")),
     ),
 )  # fmt: skip

@@ -14,7 +14,8 @@ def _learned_positions(native: Mapping[str, Any]) -> Fields:
     kind = native.get("position_embedding_type") or "absolute"
     if kind != "absolute":
         raise ConversionError(
-            f"`position_embedding_type` is {kind!r}, which transformers 5 no longer computes. Only 'absolute' is supported."
+            f"`position_embedding_type` is {kind!r}, which transformers 5 no longer computes. Only 'absolute' is "
+            "supported."
         )
     return {"position_embedding_type": "learned"}
 
@@ -45,6 +46,7 @@ CLASSIFIER_DROPOUT = Computed(
     lambda fields: {"classifier_dropout": fields["classifier_dropout"]},
     kept=("classifier_dropout",),
 )
+CHUNKED_FFN = Renamed("chunk_size_feed_forward", "ffn_chunk_size")
 ENCODER_BLOCK = Fixed(
     is_causal=False,
     norm_type="layernorm",
@@ -54,7 +56,7 @@ ENCODER_BLOCK = Fixed(
     lm_head_transform=True,
     lm_head_bias=True,
 )
-# The bias of the head has two names for one tensor where the embeddings are tied; else two tensors, one of them unread.
+# Where the embeddings are tied, the head's bias has two names for one tensor; else there are two, one of them unread.
 TIED_BIAS = Computed(
     ("tie_word_embeddings",),
     lambda native: {
@@ -71,8 +73,8 @@ NO_DECODER: tuple[Entry, ...] = (
 )
 ENCODER: tuple[Entry, ...] = (
     SIZES, Same("type_vocab_size", "hidden_act"), Renamed("layer_norm_eps", "norm_eps"), HIDDEN_DROPOUT,
-    Renamed("attention_probs_dropout_prob", "attention_dropout"), LEARNED_POSITIONS, ENCODER_BLOCK, ALL_BIASES,
-    *NO_DECODER,
+    Renamed("attention_probs_dropout_prob", "attention_dropout"), LEARNED_POSITIONS, CHUNKED_FFN, ENCODER_BLOCK,
+    ALL_BIASES, *NO_DECODER,
 )  # fmt: skip
 # What BERT, RoBERTa, ELECTRA and ERNIE have in common.
 COMMON = (*ENCODER, CLASSIFIER_DROPOUT)
@@ -138,14 +140,12 @@ def pooler(prefix: str) -> tuple[Rule, ...]:
     return (Rule(f"{prefix}.pooler.dense.{{leaf}}", "model.pooler.dense.{leaf}"),)
 
 
-def pretraining(prefix: str) -> tuple[Drop, ...]:
-    """What a checkpoint from pretraining has beside the parts of the head that it is loaded with."""
-    return (
-        Drop(f"{prefix}.pooler.dense.{{leaf}}", "read by the head of next-sentence prediction alone"),
-        Drop("cls.seq_relationship.{leaf}", "the head of next-sentence prediction"),
-    )
+def unread_pooler(prefix: str) -> Drop:
+    """A pooler in the checkpoint of a head that reads every token, left from pretraining."""
+    return Drop(f"{prefix}.pooler.dense.{{leaf}}", "only heads on the whole sequence read it")
 
 
+NEXT_SENTENCE = Drop("cls.seq_relationship.{leaf}", "the head of next-sentence prediction, left from pretraining")
 CLASSIFIER = (Rule("classifier.{leaf}", "score.{leaf}"),)
 # A head of a dense layer and the classifier.
 DENSE_CLASSIFIER = (
@@ -158,8 +158,13 @@ BERT_LM_HEAD = lm_head("cls.predictions", "cls.predictions.transform.dense", "cl
 def bert_weights(prefix: str) -> tuple[Rule | Drop, ...]:
     """BERT's tensors."""
     return (
-        *embeddings(prefix), *attention(prefix), *post_norms(prefix), *BERT_LM_HEAD, *pretraining(prefix),
-    )  # fmt: skip
+        *embeddings(prefix),
+        *attention(prefix),
+        *post_norms(prefix),
+        *BERT_LM_HEAD,
+        unread_pooler(prefix),
+        NEXT_SENTENCE,
+    )
 
 
 def _task_types(native: Mapping[str, Any]) -> Fields:
@@ -213,7 +218,8 @@ FAMILIES = (
             Rule("bert.encoder.layer.{layer}.ln.{leaf}", "model.layers.{layer}.mlp_pre_norm.{leaf}"),
             Rule("bert.encoder.ln.{leaf}", "model.norm.{leaf}"),
             *BERT_LM_HEAD,
-            *pretraining("bert"),
+            unread_pooler("bert"),
+            NEXT_SENTENCE,
         ),
         base_weights=pooler("bert"),
         head_weights={"sequence_classification": CLASSIFIER, "token_classification": CLASSIFIER},

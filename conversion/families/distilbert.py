@@ -4,14 +4,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..config_map import HEAD_KEY, Computed, Fields, Fixed, Irrelevant, PerHead, Renamed, Same
-from ..family import Family
+from ..family import Deviation, Family
 from ..rules import Drop, Rule
 from ._common import ALL_BIASES
-from .bert import CLASSIFIER, ENCODER_BLOCK, LEARNED_POSITIONS, POST_NORM
+from .bert import CHUNKED_FFN, CLASSIFIER, ENCODER_BLOCK, LEARNED_POSITIONS, POST_NORM
 
 
 # Every head has its own.
 DROPOUT_KEYS = {"sequence_classification": "seq_classif_dropout", "question_answering": "qa_dropout"}
+
+CHUNKED_GRADIENTS = Deviation(
+    "with `chunk_size_feed_forward`, the norm behind the FFN takes all tokens natively and a chunk at a time here, so "
+    "that the gradients of its weights sum in another order",
+    gradients_only=True,
+    applies=lambda config: any(layer.ffn_chunk_size for layer in config.per_layer_config),
+)
 
 LAYER, OURS = "distilbert.transformer.layer.{layer}.", "model.layers.{layer}."
 
@@ -24,6 +31,7 @@ FAMILIES = (
     Family(
         model_type="distilbert",
         primary="masked_lm",
+        deviations=(CHUNKED_GRADIENTS,),
         config=(
             Same("vocab_size", "max_position_embeddings", "attention_dropout"),
             Renamed("dim", "hidden_size"),
@@ -42,7 +50,7 @@ FAMILIES = (
                 lambda fields: dict.fromkeys(("seq_classif_dropout", "qa_dropout"), fields["classifier_dropout"]),
                 kept=("seq_classif_dropout", "qa_dropout"),
             ),
-            LEARNED_POSITIONS, ENCODER_BLOCK, POST_NORM, ALL_BIASES,
+            LEARNED_POSITIONS, CHUNKED_FFN, ENCODER_BLOCK, POST_NORM, ALL_BIASES,
             Fixed(norm_eps=1e-12, attention_residual_dropout=False, classifier_transform_dropout=False),
             PerHead(sequence_classification={"classifier_transform": True, "classifier_transform_act": "relu"}),
             Irrelevant("sinusoidal_pos_embds", "how the learned table of positions starts"),

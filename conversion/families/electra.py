@@ -13,7 +13,9 @@ FAMILIES = (
         config=(
             *COMMON, POST_NORM, Same("embedding_size"),
             Fixed(
-                embedding_projection_bias=True, embedding_projection_position="after_norm", lm_head_transform_act="gelu",
+                embedding_projection_bias=True,
+                embedding_projection_position="after_norm",
+                lm_head_transform_act="gelu",
             ),
             PerHead(sequence_classification={"classifier_transform": True, "classifier_transform_act": "gelu"}),
             *(

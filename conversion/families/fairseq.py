@@ -2,7 +2,7 @@
 
 from ..config_map import Computed, Fixed, Irrelevant, Renamed, Required, Same
 from ..family import Family
-from ..rules import Rule
+from ..rules import Drop, Rule
 from ._common import ALL_BIASES, LAYERNORM_BLOCK
 
 
@@ -143,6 +143,7 @@ FAMILIES = (
             Fixed(
                 scale_query=True, attention_score_form="batched", attention_softmax_in_float32=False,
                 position_embedding_type="sinusoidal", sinusoidal_layout="tensor2tensor", position_offset=2,
+                sinusoidal_table_grows=True,
             ),
             Computed(
                 (),
@@ -151,6 +152,9 @@ FAMILIES = (
             ),
             Required("add_cross_attention", False, reason="a decoder inside an encoder-decoder does not stand alone"),
         ),
-        weights=decoder_weights("model.", "layer_norm"),
+        weights=(
+            *decoder_weights("model.", "layer_norm"),
+            Drop("model.embed_positions.weights", "the table of sinusoids, which old checkpoints store"),
+        ),
     ),
 )  # fmt: skip

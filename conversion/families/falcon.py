@@ -1,4 +1,4 @@
-"""Falcon: one key/value head beside a shared norm (7B), groups of heads with one or two norms (40B, 11B), or ALiBi (RW).
+"""Falcon: one key/value head and a shared norm (7B), groups of heads and one or two norms (40B, 11B), or ALiBi (RW).
 
 The stock class adds ALiBi twice in its eager attention; this is its sdpa, which adds it once.
 """

@@ -103,7 +103,7 @@ FAMILIES = (
                 "read only where `layer_types` is not given, to fill it in",
                 "sliding_window_pattern", "_sliding_window_pattern",
             ),
-            Fixed(norm_placement="sandwich", qk_norm="head", qk_norm_heads_first=True),
+            Fixed(norm_placement="sandwich", qk_norm="head"),
         ),
         weights=EMBEDDINGS_AND_HEAD + ATTENTION + QK_NORM + GATED_FFN + SANDWICH_NORMS,
     ),

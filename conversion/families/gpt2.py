@@ -1,12 +1,14 @@
 """GPT-2: learned positions, biased LayerNorm, ungated GELU, Conv1D projections with queries, keys and values fused."""
 
-from ..config_map import Computed, Fixed, Renamed, Required, Same
+from ..config_map import Computed, Fixed, Required, Same
 from ..family import Deviation, Family
 from ..rules import Drop, Rule, Transpose
 from ._common import (
     ALL_BIASES,
     FUSED_GRADIENT,
     FUSED_PRODUCT,
+    GPT2_FFN,
+    GPT2_NAMES,
     LAYERNORM_BLOCK,
     NO_PADDING_ROW,
     QKV_IN_COLUMNS,
@@ -23,30 +25,8 @@ FAMILIES = (
     Family(
         model_type="gpt2",
         config=(
-            Same("vocab_size", "scale_attn_by_inverse_layer_idx"),
-            Renamed("n_positions", "max_position_embeddings"),
-            Renamed("n_embd", "hidden_size"),
-            Renamed("n_layer", "num_hidden_layers"),
-            Renamed("n_head", "num_attention_heads"),
-            Renamed("activation_function", "hidden_act"),
-            Renamed("layer_norm_epsilon", "norm_eps"),
-            Renamed("resid_pdrop", "residual_dropout"),
-            Renamed("embd_pdrop", "embedding_dropout"),
-            Renamed("attn_pdrop", "attention_dropout"),
-            Computed(
-                ("n_inner",),
-                lambda native: {
-                    "intermediate_size": 4 * native["n_embd"] if native["n_inner"] is None else native["n_inner"]
-                },
-                lambda fields: {
-                    "n_inner": (
-                        None
-                        if fields["intermediate_size"] == 4 * fields["hidden_size"]
-                        else fields["intermediate_size"]
-                    )
-                },
-                kept=("n_inner",),
-            ),
+            *GPT2_NAMES, *GPT2_FFN,
+            Same("scale_attn_by_inverse_layer_idx"),
             Computed(
                 ("scale_attn_weights",),
                 lambda native: {"attention_scaling": None if native["scale_attn_weights"] else 1.0},

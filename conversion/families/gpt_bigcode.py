@@ -1,12 +1,14 @@
 """GPT-BigCode (StarCoder 1, SantaCoder): GPT-2 with plain linear layers, and one key/value head or all of them."""
 
-from ..config_map import Computed, Fixed, Irrelevant, Renamed, Required, Same
+from ..config_map import Computed, Fixed, Irrelevant, Required
 from ..family import Family
 from ..rules import Identity, Op, Rule
 from ._common import (
     ALL_BIASES,
     FUSED_GRADIENT,
     FUSED_PRODUCT,
+    GPT2_FFN,
+    GPT2_NAMES,
     LAYERNORM_BLOCK,
     NO_PADDING_ROW,
     QKV_BY_HEAD,
@@ -34,22 +36,7 @@ FAMILIES = (
     Family(
         model_type="gpt_bigcode",
         config=(
-            Same("vocab_size"),
-            Renamed("n_positions", "max_position_embeddings"),
-            Renamed("n_embd", "hidden_size"),
-            Renamed("n_layer", "num_hidden_layers"),
-            Renamed("n_head", "num_attention_heads"),
-            Renamed("activation_function", "hidden_act"),
-            Renamed("layer_norm_epsilon", "norm_eps"),
-            Renamed("resid_pdrop", "residual_dropout"),
-            Renamed("embd_pdrop", "embedding_dropout"),
-            Renamed("attn_pdrop", "attention_dropout"),
-            Computed(
-                ("n_inner",),
-                lambda native: {"intermediate_size": native["n_inner"] or 4 * native["n_embd"]},
-                lambda fields: {"n_inner": fields["intermediate_size"]},
-                kept=("n_inner",),
-            ),
+            *GPT2_NAMES, *GPT2_FFN,
             Computed(
                 ("scale_attn_weights",),
                 lambda native: {"attention_scaling": None if native["scale_attn_weights"] else 1.0},
@@ -70,12 +57,9 @@ FAMILIES = (
             Irrelevant("inference_runner", "a setting of an older class"),
             Irrelevant("max_batch_size", "a setting of an older class"),
             Irrelevant("max_sequence_length", "a setting of an older class"),
+            Irrelevant("pad_key_length", "a setting of an older class"),
             Irrelevant("pre_allocate_kv_cache", "a setting of an older class"),
             Irrelevant("validate_runner_input", "a setting of an older class"),
-            Irrelevant("summary_activation", "read by double-head models only"),
-            Irrelevant("summary_first_dropout", "read by double-head models only"),
-            Irrelevant("summary_proj_to_labels", "read by double-head models only"),
-            Irrelevant("summary_use_proj", "read by double-head models only"),
         ),
         weights=(
             *gpt2_weights(Identity()),

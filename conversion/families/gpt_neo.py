@@ -2,7 +2,7 @@
 
 from ..config_map import Computed, Fixed, Renamed, Same
 from ..family import Family
-from ..rules import Identity, Rule
+from ..rules import Drop, Identity, Rule
 from ._common import LAYERNORM_BLOCK, NO_PADDING_ROW, gpt2_weights
 
 
@@ -55,6 +55,8 @@ FAMILIES = (
         ),
         weights=(
             *gpt2_weights(Identity()),
+            Drop("transformer.h.{layer}.attn.attention.bias", "the mask, which old checkpoints store"),
+            Drop("transformer.h.{layer}.attn.attention.masked_bias", "the value of masked scores, likewise"),
             *(
                 Rule(
                     f"transformer.h.{{layer}}.attn.attention.{native}.{{leaf}}",

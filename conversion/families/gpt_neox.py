@@ -1,4 +1,4 @@
-"""GPT-NeoX and Pythia: LayerNorms side by side or one after the other, partial rotation, queries to values in one matrix."""
+"""GPT-NeoX and Pythia: two LayerNorms, branches side by side or in sequence, partial rotation, fused q, k and v."""
 
 from ..config_map import Computed, Fixed, Irrelevant, Mapped, PartialRopeParameters, Renamed, Same
 from ..family import Family

@@ -1,14 +1,25 @@
-"""GPT-J and CodeGen: one LayerNorm for attention and feed-forward side by side, rotation of pairs in a part of the head."""
+"""GPT-J and CodeGen: attention and feed-forward side by side under one LayerNorm, partial rotation of pairs."""
 
 import math
 
 import torch
 
-from ..config_map import Computed, Fixed, Irrelevant, Renamed
+from ..config_map import Computed, Fixed
 from ..errors import ConversionError
 from ..family import Family
 from ..rules import Chain, Permute, Rule, Split
-from ._common import FUSED_GRADIENT, FUSED_PRODUCT, LAYERNORM_BLOCK, NO_PADDING_ROW, fused_qkv, qkv_sizes
+from ._common import (
+    FUSED_GRADIENT,
+    FUSED_PRODUCT,
+    GPT2_FFN,
+    GPT2_NAMES,
+    LAYERNORM_BLOCK,
+    NO_PADDING_ROW,
+    SUMMARY,
+    fused_qkv,
+    qkv_sizes,
+    unread,
+)
 
 
 def _rope_parameters(native):
@@ -25,24 +36,8 @@ def _rotary_dim(fields):
 
 
 CONFIG = (
-    Renamed("vocab_size", "vocab_size"),
-    Renamed("n_embd", "hidden_size"),
-    Renamed("n_layer", "num_hidden_layers"),
-    Renamed("n_head", "num_attention_heads"),
-    Renamed("n_positions", "max_position_embeddings"),
-    Renamed("activation_function", "hidden_act"),
-    Renamed("layer_norm_epsilon", "norm_eps"),
-    Renamed("attn_pdrop", "attention_dropout"),
-    Renamed("resid_pdrop", "residual_dropout"),
-    Renamed("embd_pdrop", "embedding_dropout"),
-    Computed(
-        ("n_inner",),
-        lambda native: {
-            "intermediate_size": 4 * native["n_embd"] if native["n_inner"] is None else native["n_inner"]
-        },
-        lambda fields: {"n_inner": fields["intermediate_size"]},
-        kept=("n_inner",),
-    ),
+    *GPT2_NAMES,
+    *GPT2_FFN,
     Computed(("rotary_dim",), _rope_parameters, _rotary_dim),
     LAYERNORM_BLOCK,
     NO_PADDING_ROW,
@@ -51,11 +46,8 @@ CONFIG = (
         rope_table_stored=True, attention_score_form="divided", attention_scores_in_float32=True,
         heads_first_from="scores",
     ),
-    *(
-        Irrelevant(key, "a setting of the original code that no class reads")
-        for key in ("rotary", "scale_attn_weights", "summary_first_dropout", "summary_activation", "summary_use_proj",
-                    "summary_proj_to_labels")
-    ),
+    *SUMMARY,
+    *unread("a setting of the original code, which no class reads", "rotary", "scale_attn_weights"),
 )  # fmt: skip
 
 LAYER = "transformer.h.{layer}."
@@ -103,7 +95,6 @@ FAMILIES = (
             *CONFIG,
             Fixed(rope_in_float32=True, rope_table_in_float32=True, rope_result_in_float32=True),
             Computed((), _check_heads, lambda fields: {}),
-            Irrelevant("n_ctx", "an obsolete copy of the context length"),
             # A key that the class does not declare.
             Computed(
                 ("pad_token_id",),

@@ -7,6 +7,12 @@ from ._common import FUSED_GRADIENT, ONE_ATTENTION_BIAS, fused_gate_up
 
 
 LAYER = "model.layers.{layer}."
+PROJECTIONS = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "Wo": "o_proj"}
+# What the published decoders' configs have beside their class's keys.
+ENCODER_KEYS = (
+    "causal_mask", "classifier_pooling", "deterministic_flash_attn", "layer_norm_eps", "position_embedding_type",
+    "reference_compile", "repad_logits_with_grad", "sparse_pred_ignore_index", "sparse_prediction",
+)  # fmt: skip
 
 
 def _prediction_head(native):
@@ -68,6 +74,7 @@ FAMILIES = (
             ),
             Irrelevant("global_attn_every_n_layers", "read only where `layer_types` is not given, to fill it in"),
             Irrelevant("initializer_cutoff_factor", "new weights only"),
+            *(Irrelevant(key, "a key of the encoder's config, which the class does not read") for key in ENCODER_KEYS),
         ),
         weights=(
             Rule("model.embeddings.tok_embeddings.weight", "model.embed_tokens.weight"),
@@ -75,7 +82,7 @@ FAMILIES = (
             Rule(LAYER + "attn_norm.{leaf}", LAYER + "self_attn_pre_norm.{leaf}"),
             *(
                 Rule(f"{LAYER}attn.{native}.{{leaf}}", f"{LAYER}self_attn.{ours}.{{leaf}}")
-                for native, ours in {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "Wo": "o_proj"}.items()
+                for native, ours in PROJECTIONS.items()
             ),
             Rule(LAYER + "mlp_norm.{leaf}", LAYER + "mlp_pre_norm.{leaf}"),
             fused_gate_up(LAYER + "mlp.Wi"),

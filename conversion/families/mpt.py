@@ -1,5 +1,7 @@
 """MPT: ALiBi in float32, no biases, one QKV projection with an optional clip."""
 
+from transformers.models.mpt.configuration_mpt import MptAttentionConfig
+
 from ..config_map import Computed, Fixed, Irrelevant, Renamed, Same
 from ..errors import ConversionError
 from ..family import Family
@@ -45,13 +47,13 @@ def _attention_back(fields):
     default = (fields["num_attention_heads"] / fields["hidden_size"]) ** 0.5
     scale = default if fields["attention_scaling"] is None else fields["attention_scaling"]
     clip, dropout = fields["clip_qkv"], fields["attention_dropout"]
-    return {
-        "attn_config": {
-            "attn_pdrop": int(dropout) if dropout == int(dropout) else dropout,
-            "clip_qkv": None if clip is None else float(clip),
-            "softmax_scale": None if abs(scale - default) <= 1e-15 * default else float(scale),
-        }
-    }
+    attention = MptAttentionConfig(
+        attn_pdrop=int(dropout) if dropout == int(dropout) else dropout,
+        clip_qkv=None if clip is None else float(clip),
+        softmax_scale=None if abs(scale - default) <= 1e-15 * default else float(scale),
+    )
+    # A nested config is written without it.
+    return {"attn_config": {key: value for key, value in attention.to_dict().items() if key != "transformers_version"}}
 
 
 FAMILIES = (

@@ -1,11 +1,12 @@
 """The first GPT: post-norm blocks, learned positions and Conv1D projections, with scores divided by the root of d."""
 
-from ..config_map import Fixed, Irrelevant, Mapped, Renamed, Same
+from ..config_map import Fixed, Irrelevant, Mapped
 from ..family import Family
-from ..rules import Rule, Transpose
+from ..rules import Drop, Rule, Transpose
 from ._common import (
     ALL_BIASES,
     FUSED_GRADIENT,
+    GPT2_NAMES,
     LAYERNORM_BLOCK,
     NO_PADDING_ROW,
     QKV_IN_COLUMNS,
@@ -20,15 +21,7 @@ FAMILIES = (
     Family(
         model_type="openai-gpt",
         config=(
-            Same("vocab_size"),
-            Renamed("n_positions", "max_position_embeddings"),
-            Renamed("n_embd", "hidden_size"),
-            Renamed("n_layer", "num_hidden_layers"),
-            Renamed("n_head", "num_attention_heads"),
-            Renamed("layer_norm_epsilon", "norm_eps"),
-            Renamed("resid_pdrop", "residual_dropout"),
-            Renamed("embd_pdrop", "embedding_dropout"),
-            Renamed("attn_pdrop", "attention_dropout"),
+            *GPT2_NAMES,
             # The class has a table of its own, in which "gelu" is the approximation.
             Mapped("afn", "hidden_act", {"gelu": "gelu_new", "relu": "relu", "silu": "silu", "swish": "swish"}),
             LAYERNORM_BLOCK, ALL_BIASES, NO_PADDING_ROW, fourfold_ffn("n_embd"),
@@ -38,11 +31,6 @@ FAMILIES = (
             ),
             Irrelevant("n_special", "a note of the training code"),
             Irrelevant("predict_special_tokens", "a note of the training code"),
-            Irrelevant("summary_activation", "read by double-head models only"),
-            Irrelevant("summary_first_dropout", "read by double-head models only"),
-            Irrelevant("summary_proj_to_labels", "read by double-head models only"),
-            Irrelevant("summary_type", "read by double-head models only"),
-            Irrelevant("summary_use_proj", "read by double-head models only"),
         ),
         weights=(
             Rule("transformer.tokens_embed.weight", "model.embed_tokens.weight"),
@@ -54,6 +42,8 @@ FAMILIES = (
             Rule(LAYER + "mlp.c_proj.{leaf}", OURS + "mlp.down_proj.{leaf}", Transpose()),
             Rule(LAYER + "ln_2.{leaf}", OURS + "mlp_post_norm.{leaf}"),
             Rule("lm_head.weight", "lm_head.weight"),
+            Drop(LAYER + "attn.bias", "the causal mask, which old checkpoints store"),
+            Drop("transformer.position_ids", "0, 1, 2, ..., which old checkpoints store"),
         ),
         deviations=(FUSED_GRADIENT,),
     ),

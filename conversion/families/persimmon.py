@@ -27,6 +27,7 @@ FAMILIES = (
             Renamed("layer_norm_eps", "norm_eps"),
             Renamed("hidden_dropout", "residual_dropout"),
             Mapped("qk_layernorm", "qk_norm", {True: "head", False: "none"}),
+            Fixed(attention_residual_dropout=False),
         ),
         weights=(
             Rule("model.embed_tokens.weight", "model.embed_tokens.weight"),

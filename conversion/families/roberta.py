@@ -13,7 +13,7 @@ from .bert import (
     lm_head,
     pooler,
     post_norms,
-    pretraining,
+    unread_pooler,
 )
 
 
@@ -34,7 +34,7 @@ FAMILIES = tuple(
             *attention("roberta"),
             *post_norms("roberta"),
             *lm_head("lm_head", "lm_head.dense", "lm_head.layer_norm"),
-            *pretraining("roberta"),
+            unread_pooler("roberta"),
         ),
         base_weights=pooler("roberta"),
         head_weights={"sequence_classification": DENSE_CLASSIFIER, "token_classification": CLASSIFIER},

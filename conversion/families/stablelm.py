@@ -1,4 +1,4 @@
-"""StableLM: Llama with LayerNorms, partial rotation, and optionally a shared norm for parallel branches or a norm per head."""
+"""StableLM: Llama with LayerNorms and partial rotation; optionally parallel branches, or a norm for every head."""
 
 from ..config_map import Fixed, Mapped, PartialRopeParameters, Renamed, Same
 from ..family import Family
@@ -20,7 +20,7 @@ FAMILIES = (
             Fixed(
                 norm_type="layernorm", norm_casting_mode="none", norm_placement="pre", ffn_type="glu",
                 attention_output_bias=False, mlp_bias=False, mlp_output_bias=False, qk_norm_bias=False,
-                parallel_sum_order="residual_first",
+                parallel_sum_order="residual_first", attention_residual_dropout=False,
             ),
         ),
         weights=(

@@ -43,6 +43,8 @@ def config(bias_per_layer: bool, *more: Entry) -> tuple[Entry, ...]:
         ),
         OnStack("encoder", Renamed("num_layers", "num_hidden_layers")),
         OnStack("decoder", Renamed("num_decoder_layers", "num_hidden_layers")),
+        # Both stacks' and the whole's.
+        Same("pad_token_id"),
         # True in any case; the weights say whether the head is the embedding.
         Fixed(share_embeddings=True),
         Same("tie_word_embeddings"),

@@ -20,6 +20,7 @@ from functools import partial
 import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.pytorch_utils import apply_chunking_to_forward
 
 from .attention import multiply
 from .normalization import unchanged
@@ -66,6 +67,7 @@ class Block(GradientCheckpointingLayer):
         slots (`dict[str, dict[str, Callable]]`): for each sublayer its `pre_norm`, `branch_norm`, `post_norm` and
             `residual`.
         residual_from_norm (`bool`): the residual starts after `pre_norm`.
+        ffn_chunk_size (`int`): number of tokens that the feed-forward sublayer takes at a time; 0 for all.
 
     Tensors that take part in the gradient are positional arguments of `forward`: reentrant checkpointing stops at
     those, and would go through a keyword's graph once per layer.
@@ -76,9 +78,12 @@ class Block(GradientCheckpointingLayer):
         sublayers: dict[str, nn.Module],
         slots: dict[str, dict[str, Callable]],
         residual_from_norm: bool = False,
+        ffn_chunk_size: int = 0,
     ):
         super().__init__()
         self.residual_from_norm = residual_from_norm
+        if ffn_chunk_size:
+            self.feed_forward = partial(apply_chunking_to_forward, self.feed_forward, ffn_chunk_size, 1)
         for name, sublayer in sublayers.items():
             self.add_module(name, sublayer)
             for slot, module in slots[name].items():

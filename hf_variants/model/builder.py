@@ -38,6 +38,7 @@ from .normalization import make_norm, unchanged
 from .positions import (
     AlibiBias,
     Float32RotaryEmbedding,
+    GrowingSinusoidalPositions,
     InputIdPositions,
     LearnedPositions,
     NoPositionBias,
@@ -53,6 +54,7 @@ from .positions import (
     Rotation,
     SinusoidalPositions,
     StoredRotaryEmbedding,
+    StoredSinusoidalPositions,
     attention_mask_positions,
     sequence_positions,
 )
@@ -301,10 +303,10 @@ def build_block(config: VariantConfig, layer_idx: int) -> Block:
         )
     if skipped:
         return (FeedForwardBlock if "self_attn" in skipped else AttentionBlock)(
-            sublayers, slots, layer.residual_from_norm
+            sublayers, slots, layer.residual_from_norm, layer.ffn_chunk_size
         )
     return (SequentialCrossBlock if layer.add_cross_attention else SequentialBlock)(
-        sublayers, slots, layer.residual_from_norm
+        sublayers, slots, layer.residual_from_norm, layer.ffn_chunk_size
     )
 
 
@@ -330,10 +332,10 @@ def _width_of_sum(config: VariantConfig) -> int:
     return config.hidden_size if projected else config.embedding_size
 
 
-def build_embedding_projection(config: VariantConfig, position: str) -> nn.Module:
+def build_embedding_projection(config: VariantConfig, position: str) -> Callable:
     """The projection from `embedding_size` to `hidden_size`, if it stands at this position."""
     if config.embedding_size == config.hidden_size or config.embedding_projection_position != position:
-        return nn.Identity()
+        return unchanged
     return nn.Linear(config.embedding_size, config.hidden_size, bias=config.embedding_projection_bias)
 
 
@@ -355,7 +357,12 @@ def build_positions(config: VariantConfig) -> nn.Module:
         padding_idx = config.pad_token_id if has_padding_row else None
         return LearnedPositions(config.max_position_embeddings, width, config.position_offset, padding_idx)
     if config.position_embedding_type == "sinusoidal":
-        return SinusoidalPositions(
+        table_class = SinusoidalPositions
+        if config.sinusoidal_table_stored:
+            table_class = StoredSinusoidalPositions
+        elif config.sinusoidal_table_grows:
+            table_class = GrowingSinusoidalPositions
+        return table_class(
             config.max_position_embeddings,
             width,
             layout=config.sinusoidal_layout,
@@ -396,18 +403,21 @@ def build_position_bias(config: VariantConfig) -> nn.Module:
     return NoPositionBias()
 
 
-def build_embedding_norm(config: VariantConfig) -> nn.Module:
-    return build_norm(config, _width_of_sum(config)) if config.embedding_norm else nn.Identity()
+def build_embedding_norm(config: VariantConfig, position: str) -> Callable:
+    """The norm on the embeddings, if it stands at this position."""
+    if not config.embedding_norm or config.embedding_norm_position != position:
+        return unchanged
+    return build_norm(config, _width_of_sum(config))
 
 
 def build_final_norm(config: VariantConfig) -> nn.Module:
     return build_norm(config, config.hidden_size)
 
 
-def build_output_projection(config: VariantConfig) -> nn.Module:
+def build_output_projection(config: VariantConfig) -> Callable:
     """Back to `embedding_size` before the LM head (OPT-350m)."""
     if not config.output_projection:
-        return nn.Identity()
+        return unchanged
     return nn.Linear(config.hidden_size, config.embedding_size, bias=config.embedding_projection_bias)
 
 
@@ -416,7 +426,7 @@ def output_size(config: VariantConfig) -> int:
     return config.embedding_size if config.output_projection else config.hidden_size
 
 
-def build_lm_head_transform(config: VariantConfig) -> nn.Module:
+def build_lm_head_transform(config: VariantConfig) -> Callable:
     """What stands between the last hidden state and the LM head."""
     if config.lm_head_transform:
         return DenseTransform(
@@ -426,7 +436,7 @@ def build_lm_head_transform(config: VariantConfig) -> nn.Module:
             act=config.lm_head_transform_act,
             norm=build_norm(config, config.embedding_size),
         )
-    return nn.Identity() if config.lm_head_input_scale == 1.0 else InputScaling(config.lm_head_input_scale)
+    return unchanged if config.lm_head_input_scale == 1.0 else InputScaling(config.lm_head_input_scale)
 
 
 def build_lm_head(config: VariantConfig) -> nn.Linear:
@@ -451,23 +461,23 @@ def build_classifier_pooling(config: VariantConfig):
     return POOLINGS[config.classifier_pooling]
 
 
-def build_classifier_transform(config: VariantConfig) -> nn.Module:
+def build_classifier_transform(config: VariantConfig) -> Callable:
     """What stands between the pooled vector and the classifier."""
     if not config.classifier_transform:
-        return nn.Identity()
+        return unchanged
     return DenseTransform(
         output_size(config),
         output_size(config),
         bias=config.classifier_transform_bias,
         act=config.classifier_transform_act,
-        norm=build_norm(config, output_size(config)) if config.classifier_transform_norm else nn.Identity(),
+        norm=build_norm(config, output_size(config)) if config.classifier_transform_norm else unchanged,
         dropout=config.classifier_dropout if config.classifier_transform_dropout else 0.0,
     )
 
 
-def build_token_classifier_transform(config: VariantConfig) -> nn.Module:
+def build_token_classifier_transform(config: VariantConfig) -> Callable:
     """The same for heads on every token."""
-    return build_classifier_transform(config) if config.classifier_transform_on_tokens else nn.Identity()
+    return build_classifier_transform(config) if config.classifier_transform_on_tokens else unchanged
 
 
 def build_classifier(config: VariantConfig, bias: bool) -> nn.Linear:

@@ -33,12 +33,11 @@ ROPE_KEYS = {
 PER_LAYER_FIELDS = frozenset(
     {
         "activation_dropout", "attention_bias", "attention_dropout", "attention_gate", "attention_output_bias",
-        "attention_residual_dropout", "attention_scaling", "attention_score_form", "attention_scores_in_float32", "attention_sinks",
-        "attention_softmax_in_float32", "attention_sub_norm", "attn_logit_softcapping", "broadcast_key_value", "clip_qkv",
-        "deepnorm_alpha", "deepnorm_beta", "ffn_sub_norm", "ffn_type", "fused_gate_up", "head_dim",
-        "hidden_act", "intermediate_size",
-        "layer_scale_init", "layer_scale_type", "mlp_bias", "mlp_output_bias", "norm_placement",
-        "num_attention_heads", "num_key_value_heads", "parallel_block", "parallel_sum_order", "qk_norm",
+        "attention_residual_dropout", "attention_scaling", "attention_score_form", "attention_scores_in_float32",
+        "attention_sinks", "attention_softmax_in_float32", "attention_sub_norm", "attn_logit_softcapping",
+        "broadcast_key_value", "clip_qkv", "deepnorm_alpha", "deepnorm_beta", "ffn_chunk_size", "ffn_sub_norm",
+        "ffn_type", "fused_gate_up", "head_dim", "hidden_act", "intermediate_size", "layer_scale_init",
+        "layer_scale_type", "mlp_bias", "mlp_output_bias", "norm_placement", "num_attention_heads", "num_key_value_heads", "parallel_block", "parallel_sum_order", "qk_norm",
         "qk_norm_affine", "qk_norm_after_rope", "qk_norm_bias", "qk_norm_eps", "qk_norm_type",
         "residual_dropout", "residual_from_norm", "residual_multiplier", "scale_query", "unfused_bias",
     }
@@ -102,6 +101,8 @@ class VariantConfig(PreTrainedConfig):
             attention) + FFN. The same sum, rounded differently.
         final_norm (`bool`): norm after the last block; default: yes unless the blocks end in one (post, deepnorm).
         embedding_norm (`bool`): norm right after the embeddings (BERT, BLOOM, BART).
+        embedding_norm_position (`str`): norm the whole sum, `"after_positions"`, or the token embedding before anything
+            is added to it, `"before_positions"` (the decoder of BlenderBot small).
         first_layer_pre_norm (`bool`): whether layer 0's attention has its pre-norm (ModernBERT: no).
         residual_from_norm (`bool`): the residual branch starts after the pre-norm (BLOOM's option).
         residual_multiplier (`float`): every branch is multiplied by it before the addition (Granite).
@@ -117,6 +118,8 @@ class VariantConfig(PreTrainedConfig):
         ffn_sub_norm (`bool`): norm before the output projection (sub-LN, NormFormer, BitNet).
         fused_gate_up (`bool`): the activation reads one half of a tensor with gate and up side by side, as one product
             for both leaves it (GLM, Phi-3), which CPU kernels round differently.
+        ffn_chunk_size (`int`): tokens that the network, with the norms and the residual around it, takes at a time, to
+            save memory (BERT's `chunk_size_feed_forward`); 0: all.
 
     Attention:
         attention_bias, attention_output_bias (`bool`): biases of q/k/v and of the output projection.
@@ -124,10 +127,11 @@ class VariantConfig(PreTrainedConfig):
             `"per_head"` (own weights for every head, StableLM, Cohere).
         qk_norm_type, qk_norm_eps, qk_norm_affine, qk_norm_bias: as the `norm_*` fields, which they default to.
         qk_norm_after_rope (`bool`): normalise after the rotation (HunYuan, nanochat).
-        heads_first_from (`str`): the step from which on heads stand before positions in memory: `"norm"` on heads (Phi),
-            `"rotation"` (Llama, Qwen 3) or `"scores"` (GPT-J): the same values; some gradients sum in another order.
-        broadcast_key_value (`bool`): of a single key/value head, let the attention function make one for every query head
-            (Falcon); torch's sdpa then takes another kernel.
+        heads_first_from (`str`): the step from which on heads stand before positions in memory: `"norm"` on heads
+            (Phi), `"rotation"` (Llama, Qwen 3) or `"scores"` (GPT-J): the same values, but some gradients sum in another
+            order.
+        broadcast_key_value (`bool`): leave it to the attention function to give the one key/value head to every query
+            head (Falcon); torch's sdpa then takes another kernel.
         attention_scaling (`float`): multiplier of the scores; default `head_dim ** -0.5`.
         scale_query (`bool`): multiply the queries instead of the scores (OPT): the same product, rounded differently.
         scale_attn_by_inverse_layer_idx (`bool`): also divide the scores by the layer's number, from 1 (GPT-2's option).
@@ -179,6 +183,8 @@ class VariantConfig(PreTrainedConfig):
         sinusoidal_layout (`str`): `"interleaved"` sin/cos pairs (2017), `"half"` sin | cos (Marian) or
             `"tensor2tensor"` (sin | cos with the exponent's divisor d/2 - 1; XGLM, M2M-100).
         sinusoidal_padding_zero (`bool`): the table's row `pad_token_id` is zero.
+        sinusoidal_table_stored (`bool`): the table is a frozen parameter and part of a checkpoint (Marian, Pegasus).
+        sinusoidal_table_grows (`bool`): a longer input makes a longer table (M2M-100), instead of failing.
         alibi_bias_max (`int`): the largest exponent of a slope (https://arxiv.org/abs/2108.12409: 8).
         alibi_slope_order (`str`): order of slopes when the number of heads is no power of two: `"paper"` or `"mpt"`.
         alibi_form (`str`): `"distance"` (paper), `"key_position"` (BLOOM: slope times the key's position counted over
@@ -253,6 +259,7 @@ class VariantConfig(PreTrainedConfig):
     parallel_sum_order: Literal["branches_first", "residual_first"] = "branches_first"
     final_norm: bool | None = None
     embedding_norm: bool = False
+    embedding_norm_position: Literal["after_positions", "before_positions"] = "after_positions"
     first_layer_pre_norm: bool = True
     residual_from_norm: bool = False
     residual_multiplier: int | float = 1.0
@@ -268,6 +275,7 @@ class VariantConfig(PreTrainedConfig):
     unfused_bias: bool = False
     ffn_sub_norm: bool = False
     fused_gate_up: bool = False
+    ffn_chunk_size: int = 0
 
     attention_bias: bool = False
     attention_output_bias: bool | None = None
@@ -313,6 +321,8 @@ class VariantConfig(PreTrainedConfig):
     position_ids_source: Literal["sequence", "attention_mask", "input_ids"] = "sequence"
     sinusoidal_layout: Literal["interleaved", "half", "tensor2tensor"] = "interleaved"
     sinusoidal_padding_zero: bool = False
+    sinusoidal_table_stored: bool = False
+    sinusoidal_table_grows: bool = False
     alibi_bias_max: int = 8
     alibi_slope_order: Literal["paper", "mpt"] = "paper"
     alibi_form: Literal["distance", "key_position", "key_index", "key_offset"] = "distance"
@@ -372,6 +382,7 @@ class VariantConfig(PreTrainedConfig):
         self._refuse_near_misses(kwargs)
         self._refuse_shared_fields(kwargs.get("per_layer_config"))
         self._derive_defaults()
+        self._refuse_missing_rope_entries()
         super().__post_init__(**kwargs)
         if self.no_rope_layers is None:
             self.no_rope_layers = [1] * self.num_hidden_layers
@@ -413,12 +424,23 @@ class VariantConfig(PreTrainedConfig):
 
     @staticmethod
     def _refuse_shared_fields(per_layer_config: dict[int | str, dict[str, Any]] | None) -> None:
-        """Refuse per-layer values of fields that are read for the whole stack: transformers would fail on reading them."""
+        """Refuse per-layer values of fields that are read for the whole stack: transformers would fail on the read."""
         fields = {field for overrides in (per_layer_config or {}).values() for field in overrides}
         if shared := sorted(fields - PER_LAYER_FIELDS - {"skip"}):
             raise VariantConfigError(
-                f"`per_layer_config` changes {', '.join(f'`{field}`' for field in shared)}, which all layers share. Set it "
-                f"for the whole stack; layers may differ in {', '.join(f'`{f}`' for f in sorted(PER_LAYER_FIELDS))}."
+                f"`per_layer_config` changes {', '.join(f'`{field}`' for field in shared)}, which all layers share. "
+                "Set it for the whole stack; layers may differ in "
+                f"{', '.join(f'`{field}`' for field in sorted(PER_LAYER_FIELDS))}."
+            )
+
+    def _refuse_missing_rope_entries(self) -> None:
+        """Refuse nested `rope_parameters` that leave a layer type out: transformers would read it as flat, or fail."""
+        named = set(self.rope_parameters or ()) & set(LAYER_TYPE_LETTERS.values())
+        missing = sorted(set(self.layer_types) - named) if named else []
+        if self.position_embedding_type == "rope" and missing:
+            raise VariantConfigError(
+                f"`rope_parameters` has entries per layer type, but none for {' and '.join(missing)}. Add one, or "
+                "write None there for layers without a rotation."
             )
 
     def _derive_defaults(self) -> None:
@@ -766,6 +788,12 @@ class VariantConfig(PreTrainedConfig):
                 f"`parallel_block` {self.parallel_block} is set with `norm_placement` {self.norm_placement}.",
                 "Use `norm_placement` 'pre' or 'sandwich', or `parallel_block='none'`.",
             ),
+            (self.ffn_chunk_size < 0, f"`ffn_chunk_size` is {self.ffn_chunk_size}.", "Set it to 0 or more."),
+            (
+                parallel and self.ffn_chunk_size > 0,
+                "`ffn_chunk_size` is set with a `parallel_block`, which runs whole.",
+                "Set `ffn_chunk_size=0` or `parallel_block='none'`.",
+            ),
             (
                 parallel and self.residual_from_norm,
                 "`residual_from_norm` is set with a `parallel_block`.",
@@ -904,8 +932,8 @@ class VariantConfig(PreTrainedConfig):
             ),
             (
                 self.rope_result_in_float32 and not (self.rope_in_float32 and self.attention_scores_in_float32),
-                "`rope_result_in_float32` is set without `rope_in_float32` and `attention_scores_in_float32`, so there is "
-                "no result in float32, or nothing that takes it.",
+                "`rope_result_in_float32` is set without `rope_in_float32` and `attention_scores_in_float32`, so there "
+                "is no result in float32, or nothing that takes it.",
                 "Set all three, or leave `rope_result_in_float32` unset.",
             ),
             (
@@ -955,12 +983,6 @@ class VariantConfig(PreTrainedConfig):
                 "Give `short_factor` and `long_factor` half as many entries as rotated channels.",
             ),
             (
-                rope and bool(self._layer_types_without_rope_entry()),
-                f"`rope_parameters` has entries per layer type, but none for "
-                f"{' and '.join(self._layer_types_without_rope_entry())}.",
-                "Add one, or write None there for layers without a rotation.",
-            ),
-            (
                 not table_positions and self.position_offset != 0,
                 f"`position_offset` is set, but `position_embedding_type` {self.position_embedding_type} has no "
                 "table.",
@@ -991,6 +1013,11 @@ class VariantConfig(PreTrainedConfig):
                 self.sinusoidal_padding_zero and self.pad_token_id is None,
                 "`sinusoidal_padding_zero` is set, but `pad_token_id` is not.",
                 "Set `pad_token_id`, or `sinusoidal_padding_zero=False`.",
+            ),
+            (
+                self.sinusoidal_table_stored and self.sinusoidal_table_grows,
+                "`sinusoidal_table_stored` and `sinusoidal_table_grows` are both set, and a stored table has one length.",
+                "Use one of the two.",
             ),
             (
                 self.relative_attention_num_buckets < 4
@@ -1144,10 +1171,6 @@ class VariantConfig(PreTrainedConfig):
             for name in ("short_factor", "long_factor")
         ]
         return any(factors and len(factors) != pairs for factors, pairs in lists)
-
-    def _layer_types_without_rope_entry(self) -> list[str]:
-        named = set(self.rope_parameters or ()) & set(LAYER_TYPE_LETTERS.values())
-        return sorted(set(self.layer_types) - named) if named else []
 
     def _rotary_dims_are_misfits(self) -> bool:
         """An odd part is rounded up to whole pairs, as in transformers' tables, where the head has room for that."""

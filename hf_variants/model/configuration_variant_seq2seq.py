@@ -32,6 +32,8 @@ class VariantSeq2SeqConfig(PreTrainedConfig):
             `z_loss_coefficient`, ...) describe the language-modelling head.
         share_embeddings (`bool`): encoder and decoder use one token embedding.
         tie_word_embeddings (`bool`): the LM head uses the decoder's token embedding.
+        unread_shared_embedding (`bool`): a third embedding that is stored beside the stacks' own and enters nothing
+            (BART without ties).
         final_logits_bias (`bool`): a bias on the logits that is stored but not trained (BART, Marian).
         label_shift (`str`): how labels become decoder inputs: behind `decoder_start_token_id` (`"start_token"`), or
             behind their own last token (`"last_token"`, mBART's language codes).
@@ -49,6 +51,7 @@ class VariantSeq2SeqConfig(PreTrainedConfig):
     decoder: VariantConfig | dict | None = None
     share_embeddings: bool = True
     tie_word_embeddings: bool = True
+    unread_shared_embedding: bool = False
     final_logits_bias: bool = False
     label_shift: Literal["start_token", "last_token"] = "start_token"
     decoder_start_token_id: int | None = None
@@ -135,6 +138,11 @@ class VariantSeq2SeqConfig(PreTrainedConfig):
                 self.share_embeddings and not same_table,
                 "`share_embeddings` is set, but the stacks differ in `vocab_size` or `embedding_size`.",
                 "Set `share_embeddings=False`, or make both equal.",
+            ),
+            (
+                self.share_embeddings and self.unread_shared_embedding,
+                "`unread_shared_embedding` is set, but with `share_embeddings` the shared embedding is read.",
+                "Use one of the two.",
             ),
             (
                 self.tie_word_embeddings

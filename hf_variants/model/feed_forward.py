@@ -69,7 +69,9 @@ class GatedFeedForward(FeedForward):
         dropout: float,
         sub_norm: Callable,
     ):
-        super().__init__(hidden_size, intermediate_size, hidden_act, bias, output_bias, linear_class, dropout, sub_norm)
+        super().__init__(
+            hidden_size, intermediate_size, hidden_act, bias, output_bias, linear_class, dropout, sub_norm
+        )
         self.gate_proj = linear_class(hidden_size, intermediate_size, bias=bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:

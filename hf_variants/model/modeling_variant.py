@@ -28,7 +28,7 @@ from transformers.utils.generic import is_flash_attention_requested, merge_with_
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention import Attention, self_attention_half
-from .block import Block, LearnedScaleResidual, unchanged
+from .block import Block, LearnedScaleResidual
 from .builder import (
     build_block,
     build_cache_limit,
@@ -56,7 +56,13 @@ from .builder import (
 )
 from .configuration_variant import VariantConfig
 from .custom_code import auto_map_of, write_code
-from .normalization import Float32LayerNorm, PerHeadLayerNorm, ZeroCenteredLayerNorm, ZeroCenteredRMSNorm
+from .normalization import (
+    Float32LayerNorm,
+    PerHeadLayerNorm,
+    ZeroCenteredLayerNorm,
+    ZeroCenteredRMSNorm,
+    unchanged,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -156,7 +162,7 @@ class VariantPreTrainedModel(PreTrainedModel):
         """As in transformers, which returns a plain `nn.Linear`: the head stays what it is, with the new parameters."""
         resized = super()._get_resized_lm_head(old_lm_head, *args, **kwargs)
         old_lm_head.weight, old_lm_head.bias = resized.weight, resized.bias
-        if self.config.lm_head_unread_bias:
+        if hasattr(old_lm_head, "unread_bias"):
             old_lm_head.unread_bias = nn.Parameter(resized.bias.detach().clone())
         old_lm_head.out_features = resized.out_features
         return old_lm_head
@@ -193,11 +199,12 @@ class VariantModel(VariantPreTrainedModel):
         self.vocab_size = config.vocab_size
         self.embed_tokens = build_token_embedding(config)
         self.token_projection = build_embedding_projection(config, "before_positions")
+        self.token_norm = build_embedding_norm(config, "before_positions")
         self.token_types = build_token_types(config)
         self.embed_positions = build_positions(config)
         self.task_types = build_task_types(config)
-        self.embedding_norm = build_embedding_norm(config)
-        self.embedding_dropout = nn.Dropout(config.embedding_dropout) if config.embedding_dropout else nn.Identity()
+        self.embedding_norm = build_embedding_norm(config, "after_positions")
+        self.embedding_dropout = nn.Dropout(config.embedding_dropout) if config.embedding_dropout else unchanged
         self.embedding_projection = build_embedding_projection(config, "after_norm")
         self.position_ids_of = build_position_ids(config)
         self.rotary_emb, self.rotary_names = build_rotary_embeddings(config)
@@ -289,7 +296,7 @@ class VariantModel(VariantPreTrainedModel):
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = self.position_ids_of(input_ids, inputs_embeds, padding_mask, past)
 
-        hidden_states = self.token_types(self.token_projection(inputs_embeds), token_type_ids)
+        hidden_states = self.token_types(self.token_norm(self.token_projection(inputs_embeds)), token_type_ids)
         hidden_states = self.task_types(self.embed_positions(hidden_states, position_ids), task_type_ids)
         hidden_states = self.embedding_projection(self.embedding_dropout(self.embedding_norm(hidden_states)))
 
@@ -620,7 +627,7 @@ class VariantForQuestionAnswering(VariantPreTrainedModel):
         super().__init__(config)
         self.model = VariantModel(config)
         self.classifier_transform = build_token_classifier_transform(config)
-        self.dropout = nn.Dropout(config.classifier_dropout) if config.classifier_dropout else nn.Identity()
+        self.dropout = nn.Dropout(config.classifier_dropout) if config.classifier_dropout else unchanged
         self.qa_outputs = nn.Linear(output_size(config), 2)
         self.post_init()
 

@@ -9,7 +9,13 @@ from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .builder import build_lm_head, build_lm_head_transform, build_logit_scaling, build_loss
+from .builder import (
+    build_lm_head,
+    build_lm_head_transform,
+    build_logit_scaling,
+    build_loss,
+    build_token_embedding,
+)
 from .configuration_variant_seq2seq import VariantSeq2SeqConfig
 from .losses import token_loss
 from .modeling_variant import VariantModel, VariantPreTrainedModel, slice_positions
@@ -33,6 +39,8 @@ class VariantSeq2SeqModel(VariantSeq2SeqPreTrainedModel):
         super().__init__(config)
         self.encoder = VariantModel(config.encoder)
         self.decoder = VariantModel(config.decoder)
+        if config.unread_shared_embedding:
+            self.unread_embedding = build_token_embedding(config.decoder)
         self.post_init()
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:

@@ -118,7 +118,7 @@ class Float32RotaryEmbedding(RotaryEmbedding):
 
 class StoredRotaryEmbedding(RotaryEmbedding):
     """
-    Cosines and sines from a table of `max_position_embeddings` rows that is made once and cast with the weights (GPT-J).
+    Cosines and sines from a table of `max_position_embeddings` rows, made once and cast with the weights (GPT-J).
 
     `table_in_float32` returns its rows as they are.
     """
@@ -326,6 +326,36 @@ class SinusoidalPositions(nn.Module):
     def forward(self, embeddings: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """embeddings (batch, length, dim), position_ids (batch or 1, length) -> (batch, length, dim)."""
         return embeddings + F.embedding(position_ids + self.offset, self.weight).to(embeddings)
+
+
+class StoredSinusoidalPositions(SinusoidalPositions):
+    """A table that is a frozen parameter, so that checkpoints have it (Marian, Pegasus)."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        table = self.weight
+        del self.weight
+        self.weight = nn.Parameter(table)
+
+    def register_parameter(self, name: str, param: nn.Parameter) -> None:
+        # Here, because `from_pretrained` makes all that it loads trainable.
+        super().register_parameter(name, param.requires_grad_(False))
+
+
+class GrowingSinusoidalPositions(SinusoidalPositions):
+    """A table that is made anew, and longer, when an input needs rows past its end (M2M-100)."""
+
+    def forward(self, embeddings: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        # A compiled graph cannot depend on the ids' values.
+        if not torch.compiler.is_compiling():
+            self.grow(int(position_ids.max()) + 1)
+        return super().forward(embeddings, position_ids)
+
+    def grow(self, num_positions: int) -> None:
+        """Make room for `num_positions`, in the dtype and on the device of the table."""
+        if num_positions > self.num_positions:
+            self.num_positions = num_positions
+            self.weight = self.compute_table().to(self.weight)
 
 
 # Position ids

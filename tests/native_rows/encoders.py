@@ -24,6 +24,7 @@ def bert(rng: random.Random, **overrides):
         "attention_probs_dropout_prob": rng.choice((0.0, 0.2)),
         "classifier_dropout": rng.choice((None, 0.0, 0.3)),
         "initializer_range": rng.choice((0.02, 0.1)),
+        "chunk_size_feed_forward": rng.choice((0, 0, 1, 4)),
         "tie_word_embeddings": rng.random() < 0.5,
         "pad_token_id": rng.choice((0, 5)),
         **overrides,
@@ -63,6 +64,7 @@ def distilbert(rng: random.Random):
         "qa_dropout": rng.choice((0.0, 0.1, 0.3)),
         "seq_classif_dropout": rng.choice((0.0, 0.2)),
         "sinusoidal_pos_embds": rng.random() < 0.5,
+        "chunk_size_feed_forward": rng.choice((0, 0, 1, 4)),
         "tie_word_embeddings": rng.random() < 0.5,
         "pad_token_id": rng.choice((None, 0, 5)),
     }

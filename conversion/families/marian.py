@@ -1,0 +1,108 @@
+"""Marian, Pegasus and M2M-100 (NLLB): BART with sinusoidal positions."""
+
+from hf_variants.model.positions import sinusoidal_table
+
+from ..config_map import Computed, Fixed, OnBothStacks, OnStack, Renamed
+from ..errors import ConversionError
+from ..family import Family
+from ..rules import Drop, Rule
+from .bart import COMMON, DECODER_START, EMBEDDINGS_AND_HEAD, SHARED_TABLE, STACK_WEIGHTS, layer_norms
+from .mbart import FINAL_NORMS
+
+
+def _table(config):
+    return sinusoidal_table(config.max_position_embeddings, config.hidden_size, config.sinusoidal_layout)
+
+
+# Checkpoints often lack the tables, which the native class computes then.
+STORED_SINUSOIDS = tuple(
+    Rule(f"model.{stack}.embed_positions.weight", f"model.{stack}.embed_positions.weight", absent=_table)
+    for stack in ("encoder", "decoder")
+)
+
+
+def _tables(native):
+    """One table for both stacks, one for either, or (without ties) one for either and one that nothing reads."""
+    shared, tied = native["share_encoder_decoder_embeddings"], native["tie_word_embeddings"]
+    if shared and native["decoder_vocab_size"] != native["vocab_size"]:
+        raise ConversionError(
+            f"`share_encoder_decoder_embeddings` is set, but `decoder_vocab_size` {native['decoder_vocab_size']} is not "
+            f"`vocab_size` {native['vocab_size']}. Make them equal, or unset the flag."
+        )
+    return {
+        "tie_word_embeddings": tied,
+        "share_embeddings": shared and tied,
+        "unread_shared_embedding": shared and not tied,
+    }
+
+
+def _flags(fields):
+    return {
+        "tie_word_embeddings": fields["tie_word_embeddings"],
+        "share_encoder_decoder_embeddings": fields["share_embeddings"] or fields["unread_shared_embedding"],
+    }
+
+
+_SINUSOIDS = Fixed(position_embedding_type="sinusoidal", sinusoidal_layout="half", sinusoidal_table_stored=True)
+
+FAMILIES = (
+    Family(
+        model_type="marian",
+        primary="seq2seq_lm",
+        config=(
+            *COMMON, DECODER_START,
+            OnBothStacks(Fixed(norm_placement="post"), _SINUSOIDS),
+            OnStack("encoder", Renamed("vocab_size", "vocab_size")),
+            OnStack("decoder", Renamed("decoder_vocab_size", "vocab_size")),
+            Computed(("share_encoder_decoder_embeddings", "tie_word_embeddings"), _tables, _flags),
+            Fixed(final_logits_bias=True),
+        ),
+        weights=(
+            *EMBEDDINGS_AND_HEAD, *STORED_SINUSOIDS, *STACK_WEIGHTS, *layer_norms("post_norm"),
+            Rule("model.encoder.embed_tokens.weight", "model.encoder.embed_tokens.weight"),
+            Rule("model.decoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"),
+        ),
+    ),
+    Family(
+        model_type="pegasus",
+        primary="seq2seq_lm",
+        config=(
+            *COMMON, SHARED_TABLE, DECODER_START,
+            OnBothStacks(Fixed(norm_placement="pre"), _SINUSOIDS),
+            # Not a key of the class, but of some checkpoints.
+            Computed(
+                ("bos_token_id",),
+                lambda native: {"bos_token_id": native.get("bos_token_id")},
+                lambda fields: {} if fields["bos_token_id"] is None else {"bos_token_id": fields["bos_token_id"]},
+            ),
+            Fixed(final_logits_bias=True),
+        ),
+        weights=(
+            *EMBEDDINGS_AND_HEAD, *STORED_SINUSOIDS, *STACK_WEIGHTS, *layer_norms("pre_norm"), *FINAL_NORMS,
+        ),
+    ),
+    Family(
+        model_type="m2m_100",
+        primary="seq2seq_lm",
+        config=(
+            *COMMON, SHARED_TABLE, DECODER_START,
+            OnBothStacks(
+                Fixed(
+                    norm_placement="pre", position_embedding_type="sinusoidal", sinusoidal_layout="tensor2tensor",
+                    sinusoidal_padding_zero=True, sinusoidal_table_grows=True, position_ids_source="input_ids",
+                ),
+                # The table has two rows more than the key says.
+                Computed(
+                    ("max_position_embeddings",),
+                    lambda native: {"max_position_embeddings": native["max_position_embeddings"] + 2},
+                    lambda fields: {"max_position_embeddings": fields["max_position_embeddings"] - 2},
+                ),
+            ),
+        ),
+        weights=(
+            *EMBEDDINGS_AND_HEAD, *STACK_WEIGHTS, *layer_norms("pre_norm"), *FINAL_NORMS,
+            Drop("model.encoder.embed_positions.weights", "the sinusoids, in checkpoints of old versions"),
+            Drop("model.decoder.embed_positions.weights", "the sinusoids, in checkpoints of old versions"),
+        ),
+    ),
+)  # fmt: skip
