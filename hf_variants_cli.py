@@ -92,6 +92,12 @@ def build_parser() -> argparse.ArgumentParser:
     demo = command("demo", _demo, "Convert, prove, chat with, fine-tune and export a real small model.")
     demo.add_argument("--output", metavar="DIR", type=Path, default=Path("demo-output"), help="default: %(default)s")
     demo.add_argument(
+        "--kind",
+        choices=("decoder", "seq2seq", "encoder"),
+        default="decoder",
+        help="which model: a chat model, a 2017 Transformer, or a sentence encoder (default: %(default)s)",
+    )
+    demo.add_argument(
         "--steps", metavar="N", type=_positive, default=40, help="fine-tuning steps (default: %(default)s)"
     )
     return parser
@@ -168,7 +174,7 @@ def _presets(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     from hf_variants.demo import run
 
-    run(arguments.output, steps=arguments.steps)
+    run(arguments.output, kind=arguments.kind, steps=arguments.steps)
     return 0
 
 

@@ -43,7 +43,9 @@ def resolve_folder(source: str | Path) -> Path:
     if path.is_dir():
         return path
     if path.exists() or len(Path(source).parts) != 2:
-        raise FileNotFoundError(f"{source} is not a folder and not a Hub id. Give a folder with a config.json, or owner/name.")
+        raise FileNotFoundError(
+            f"{source} is not a folder and not a Hub id. Give a folder with a config.json, or owner/name."
+        )
     try:
         patterns = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.spm", "LICENSE*", "NOTICE"]
         return Path(snapshot_download(str(source), allow_patterns=patterns))

@@ -287,7 +287,9 @@ class OnStack(Entry):
         return {f"{self.stack}.{name}": value for name, value in fields.items()}
 
     def backward(self, fields):
-        own = {name.removeprefix(f"{self.stack}."): value for name, value in fields.items() if name.startswith(self.stack)}
+        own = {
+            name.removeprefix(f"{self.stack}."): value for name, value in fields.items() if name.startswith(self.stack)
+        }
         values: Fields = {}
         for entry in self.entries:
             values |= entry.backward(own)
@@ -369,7 +371,14 @@ class LayerTypes(Entry):
 
 
 # What PreTrainedConfig itself declares means the same in every config.
-SHARED_KEYS = ("id2label", "label2id", "problem_type", "output_hidden_states", "return_dict", "chunk_size_feed_forward")
+SHARED_KEYS = (
+    "id2label",
+    "label2id",
+    "problem_type",
+    "output_hidden_states",
+    "return_dict",
+    "chunk_size_feed_forward",
+)
 
 # Set by the framework on saving and loading, or by the classes themselves.
 FRAMEWORK_KEYS = frozenset(
@@ -419,9 +428,6 @@ TRAINING_FIELDS = frozenset(
 )  # fmt: skip
 
 
-BIASES = ("attention_bias", "attention_output_bias", "mlp_bias", "mlp_output_bias")
-
-
 def active_fields(config: VariantConfig) -> Fields:
     """The fields that change what this config's model computes, with derived values filled in and aliases unified."""
     own = [name for name in VariantConfig.__annotations__ if not name.startswith("_")]
@@ -430,7 +436,9 @@ def active_fields(config: VariantConfig) -> Fields:
     position = fields["position_embedding_type"]
     inactive = []
     if position == "rope":
-        fields["rope_parameters"] = [_canonical_rope(config.rope_parameters_of(i)) for i in range(len(config.layer_types))]
+        fields["rope_parameters"] = [
+            _canonical_rope(config.rope_parameters_of(i)) for i in range(len(config.layer_types))
+        ]
     else:
         inactive += [name for name in fields if name.startswith("rope_")]
     # What a layer's own parameters show by now.
@@ -466,10 +474,6 @@ def active_fields(config: VariantConfig) -> Fields:
         inactive += [name for name in fields if name.startswith("classifier_transform_")]
     if not fields["add_cross_attention"]:
         inactive.append("cross_attention_hidden_size")
-    if not any(fields[name] for name in BIASES):
-        inactive.append("unfused_bias")
-    if fields["num_attention_heads"] == 1:
-        inactive.append("broadcast_key_value")
     if not fields["norm_affine"]:
         inactive.append("norm_unit_offset")
     if not config.is_heterogeneous and fields["attention_scaling"] is None:
@@ -489,8 +493,8 @@ def _canonical_rope(parameters: dict | None) -> dict | None:
 
 
 SEQ2SEQ_FIELDS = (
-    "share_embeddings", "tie_word_embeddings", "unread_shared_embedding", "final_logits_bias", "label_shift", "decoder_start_token_id",
-    "bos_token_id", "eos_token_id", "pad_token_id",
+    "share_embeddings", "tie_word_embeddings", "unread_shared_embedding", "final_logits_bias", "label_shift",
+    "decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id",
 )  # fmt: skip
 
 # Of a stack inside an encoder-decoder, these are read from the whole.
@@ -582,7 +586,9 @@ class ConfigMap:
     def _all_entries(self, native_keys: Iterable[str]) -> list[Entry]:
         taken = {key for entry in self.entries for key in entry.keys}
         shared = [key for key in SHARED_KEYS + COMMON_KEYS if key in native_keys and key not in taken]
-        noise = [Irrelevant(key, reason) for key, reason in NOISE_KEYS.items() if key in native_keys and key not in taken]
+        noise = [
+            Irrelevant(key, reason) for key, reason in NOISE_KEYS.items() if key in native_keys and key not in taken
+        ]
         return [Same(*shared), *self.entries, *noise]
 
     def to_variant(

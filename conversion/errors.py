@@ -21,7 +21,9 @@ class NotRepresentable(ConversionError):
     def __init__(self, model_type: str, fields: dict[str, tuple], advice: str = ""):
         self.model_type = model_type
         self.fields = fields
-        ways = "; ".join(f"`{name}` is {ours!r} but {model_type} has {native!r}" for name, (ours, native) in fields.items())
+        ways = "; ".join(
+            f"`{name}` is {ours!r} but {model_type} has {native!r}" for name, (ours, native) in fields.items()
+        )
         super().__init__(
             f"This variant is not a {model_type} model: {ways}. "
             + (advice or "Change those fields, or export to another type (`hf-variants families` lists them).")

@@ -143,8 +143,10 @@ class RoundingOrder(Fold):
     name = "casts and sums are made in the native order"
     fields = (
         "norm_casting_mode", "heads_first_from", "unfused_bias", "broadcast_key_value", "fused_gate_up",
-        "parallel_sum_order", "scale_query", "attention_score_form", "attention_scores_in_float32", "attention_softmax_in_float32", "rope_in_float32",
-        "rope_table_in_float32", "rope_table_stored", "rope_frequencies_in_float32", "alibi_slopes_in_float64", "rope_result_in_float32", "alibi_form", "alibi_in_float32",
+        "parallel_sum_order", "scale_query", "attention_score_form", "attention_scores_in_float32",
+        "attention_softmax_in_float32", "rope_in_float32",
+        "rope_table_in_float32", "rope_table_stored", "rope_frequencies_in_float32",
+        "alibi_slopes_in_float64", "rope_result_in_float32", "alibi_form", "alibi_in_float32",
         "embedding_multiplier_in_weight_dtype", "logit_scale_by_division",
     )  # fmt: skip
 
@@ -233,7 +235,7 @@ class RotaryOrder(Fold):
         if parameters is None:
             return tensor
         # "proportional" has pairs over the whole head, of which some stand still.
-        partial = parameters["rope_type"] != "proportional" and parameters.get("partial_rotary_factor") or 1.0
+        partial = (parameters["rope_type"] != "proportional" and parameters.get("partial_rotary_factor")) or 1.0
         width = int(config.head_dim * partial)
         order = torch.cat([self.order(rewrite, width), torch.arange(width, config.head_dim)])
         columns = tensor.shape[1:] if match.group(2) == "proj" else ()

@@ -243,7 +243,9 @@ def plan(
         matches = [(rule, position, match) for rule, position, p in patterns if (match := p.match(name))]
         if len(matches) > 1:
             # A norm before or after its branch, say: of several places the config builds one.
-            matches = [found for found in matches if _has_place(found[0], found[2].groupdict(), target_names, to_native)]
+            matches = [
+                found for found in matches if _has_place(found[0], found[2].groupdict(), target_names, to_native)
+            ]
             # A rule that drops gives way to one that keeps, and that to one that takes other tensors along.
             most = max((_claim(found[0]) for found in matches), default=0)
             matches = [found for found in matches if _claim(found[0]) == most]

@@ -375,8 +375,15 @@ def from_torch_seq2seq(
     target = empty_model(VariantForConditionalGeneration, config)
     names = [name for name in target.model.state_dict() if not name.endswith("embed_tokens.weight")]
     shapes = {name: tensor.shape for name, tensor in target.model.state_dict().items() if name in names}
-    tensors = {f"model.{name}": tensor for name, tensor in run(plan(_rules(config), inner, shapes), inner.__getitem__, config, shapes)}
+    tensors = {
+        f"model.{name}": tensor
+        for name, tensor in run(plan(_rules(config), inner, shapes), inner.__getitem__, config, shapes)
+    }
     tensors["model.decoder.embed_tokens.weight"] = state[embedding].clone()
-    tensors |= {f"lm_head.{leaf}": state[f"{output}.{leaf}"].clone() for leaf in ("weight", "bias") if f"{output}.{leaf}" in state}
+    tensors |= {
+        f"lm_head.{leaf}": state[f"{output}.{leaf}"].clone()
+        for leaf in ("weight", "bias")
+        if f"{output}.{leaf}" in state
+    }
     dtype = state[embedding].dtype
     return VariantForConditionalGeneration.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype).eval()

@@ -53,3 +53,21 @@ from .conversion import from_native, to_native  # noqa: E402 (reads the classes 
 
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "VariantConfig",
+    "VariantForCausalLM",
+    "VariantForConditionalGeneration",
+    "VariantForMaskedLM",
+    "VariantForQuestionAnswering",
+    "VariantForSequenceClassification",
+    "VariantForTokenClassification",
+    "VariantModel",
+    "VariantPreTrainedModel",
+    "VariantSeq2SeqConfig",
+    "VariantSeq2SeqModel",
+    "VariantSeq2SeqPreTrainedModel",
+    "from_native",
+    "presets",
+    "to_native",
+]

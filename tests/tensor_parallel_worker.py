@@ -10,7 +10,7 @@ from transformers.distributed import DistributedConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hf_variants import VariantForCausalLM  # noqa: E402
+from hf_variants import VariantForCausalLM
 
 
 def relative_error(value: torch.Tensor, expected: torch.Tensor, noise: float = 0.0) -> float:

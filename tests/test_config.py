@@ -223,6 +223,11 @@ REFUSED = [
         {"position_embedding_type": "sinusoidal", "sinusoidal_table_stored": True, "sinusoidal_table_grows": True},
         "`sinusoidal_table_stored` and `sinusoidal_table_grows` are both set, and a stored table has one length.",
     ),
+    ({"ffn_chunk_size": -1}, "`ffn_chunk_size` is -1."),
+    (
+        {"ffn_chunk_size": 2, "parallel_block": "shared_norm"},
+        "`ffn_chunk_size` is set with a `parallel_block`, which runs whole.",
+    ),
     ({"alibi_divisor": 0}, "`alibi_divisor` is 0."),
     ({"broadcast_key_value": True}, "`broadcast_key_value` is set with 4 key/value heads."),
     (

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from packaging import version
 from safetensors import safe_open
 from torch import nn
 from transformers import (
@@ -77,6 +79,11 @@ CASES = {
 }  # fmt: skip
 
 
+# Before 5.23 transformers could not shorten the cache of a layer without attention, and left the shared weight of tied
+# embeddings whole where tensor parallelism expects a part of it.
+IS_OLD = version.parse(transformers.__version__) < version.parse("5.23")
+
+
 def build(case="plain", model_class=VariantForCausalLM, implementation=None, **fields):
     """A tiny model whose logits are far from uniform, and whose every weight matters."""
     torch.manual_seed(0)
@@ -117,7 +124,8 @@ def test_cached_generation_equals_recomputation(case):
     assert torch.equal(greedy(model, tokens), expected)
     assert torch.equal(greedy(model, tokens, cache_implementation="static"), expected)
     assert torch.equal(greedy(model, tokens, prefill_chunk_size=4), expected)
-    assert torch.equal(greedy(model, tokens[:1], prompt_lookup_num_tokens=2), expected[:1])
+    if not (IS_OLD and case == "heterogeneous"):
+        assert torch.equal(greedy(model, tokens[:1], prompt_lookup_num_tokens=2), expected[:1])
     beams = greedy(model, tokens, num_beams=3, use_cache=False)
     assert torch.equal(greedy(model, tokens, num_beams=3), beams)
 
@@ -156,7 +164,8 @@ def test_fp8_and_quantised_caches_as_transformers_offers_them():
     try:
         out = greedy(model, tokens, cache_implementation="quantized", cache_config={"backend": "quanto", "nbits": 4})
     except ImportError as error:
-        assert "quanto" in str(error)
+        message = str(error)
+        assert "quanto" in message
     else:
         assert out.shape == (2, 21)
 
@@ -361,7 +370,7 @@ def test_tied_weights_are_saved_once(case, tmp_path):
     assert model.lm_head.weight is model.model.embed_tokens.weight
     model.save_pretrained(tmp_path)
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
-        assert "lm_head.weight" not in file.keys()
+        assert "lm_head.weight" not in file
     loaded = VariantForCausalLM.from_pretrained(tmp_path)
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
     assert torch.equal(loaded(ids()).logits, model(ids()).logits)
@@ -541,7 +550,8 @@ def test_pipeline_and_fsdp_plans_name_what_exists(case):
 def test_two_processes_compute_what_one_does(tmp_path):
     """Tensor parallelism on the CPU: logits and gradients of every case that shards something of its own."""
     for number, case in enumerate(CASES):
-        build(case).save_pretrained(tmp_path / str(number))
+        tied = CASES[case].get("tie_word_embeddings", False) and not IS_OLD
+        build(case, tie_word_embeddings=tied).save_pretrained(tmp_path / str(number))
     worker = Path(__file__).with_name("tensor_parallel_worker.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0",
                "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", str(worker), str(tmp_path)]  # fmt: skip

@@ -187,11 +187,18 @@ def test_tables_per_layer_type_equal_gemma3():
 
 def test_alpha_stretch_equals_hunyuan():
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 1000.0, "factor": 1.0}
-    query, key = queries_and_keys(200, torch.bfloat16)
-    positions = torch.arange(200)[None]
+    query, key = queries_and_keys(100, torch.bfloat16)
+    positions = torch.arange(100)[None]
     stock_config = HunYuanDenseV1Config(**SIZES, rope_parameters=dict(rope))
     stock = rotate_stock(modeling_hunyuan_v1_dense, "HunYuanDenseV1", stock_config, query, key, positions)
-    assert_equal(rotate_ours(variant(rope_parameters=dict(rope)), query, key, positions), stock)
+    config = variant(rope_parameters=dict(rope))
+    assert_equal(rotate_ours(config, query, key, positions), stock)
+    # The base is stretched once, so that the angles stay the same past the trained length.
+    (table,) = build_rotary_embeddings(config)[0].values()
+    base = 10000.0 * 1000.0 ** (HEAD_DIM / (HEAD_DIM - 2))
+    angles = torch.arange(300)[:, None] * base ** (-torch.arange(0, HEAD_DIM, 2) / HEAD_DIM)
+    cos, _ = table(torch.zeros(1), torch.arange(300)[None])
+    assert torch.allclose(cos[0, :, : HEAD_DIM // 2], angles.cos(), atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -282,7 +289,8 @@ def test_a_growing_table_equals_a_long_one(dtype):
     for length in (3, 30, 5):
         added = positions(torch.zeros(1, length, 8, dtype=dtype), torch.arange(length)[None])
         assert torch.equal(added[0], table[2 : length + 2])
-    assert positions.weight.shape == (32, 8) and "weight" not in positions.state_dict()
+    assert positions.weight.shape == (32, 8)
+    assert "weight" not in positions.state_dict()
 
 
 def test_a_stored_table_stays_frozen_and_as_it_is(tmp_path):
@@ -295,7 +303,8 @@ def test_a_stored_table_stays_frozen_and_as_it_is(tmp_path):
     model.save_pretrained(tmp_path)
     reloaded = VariantModel.from_pretrained(tmp_path).embed_positions.weight
     assert torch.equal(reloaded, table)
-    assert not table.requires_grad and not reloaded.requires_grad
+    assert not table.requires_grad
+    assert not reloaded.requires_grad
 
 
 def test_learned_positions_with_an_offset_equal_opt():

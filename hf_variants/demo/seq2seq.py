@@ -100,7 +100,9 @@ def run(output: Path, *, steps: int = 40) -> None:
 
     with step("Take the stacks back out as a torch.nn.Transformer, bit-equal"):
         stacks = to_torch(converted)
-        original = {name.removeprefix("transformer."): t for name, t in state.items() if name.startswith("transformer.")}
+        original = {
+            name.removeprefix("transformer."): t for name, t in state.items() if name.startswith("transformer.")
+        }
         if not all(torch.equal(stacks.state_dict()[name], tensor) for name, tensor in original.items()):
             raise RuntimeError("The stacks came back with other weights")
         torch.save(stacks.state_dict(), output / "torch.pt")

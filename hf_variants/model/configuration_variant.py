@@ -37,7 +37,8 @@ PER_LAYER_FIELDS = frozenset(
         "attention_sinks", "attention_softmax_in_float32", "attention_sub_norm", "attn_logit_softcapping",
         "broadcast_key_value", "clip_qkv", "deepnorm_alpha", "deepnorm_beta", "ffn_chunk_size", "ffn_sub_norm",
         "ffn_type", "fused_gate_up", "head_dim", "hidden_act", "intermediate_size", "layer_scale_init",
-        "layer_scale_type", "mlp_bias", "mlp_output_bias", "norm_placement", "num_attention_heads", "num_key_value_heads", "parallel_block", "parallel_sum_order", "qk_norm",
+        "layer_scale_type", "mlp_bias", "mlp_output_bias", "norm_placement", "num_attention_heads",
+        "num_key_value_heads", "parallel_block", "parallel_sum_order", "qk_norm",
         "qk_norm_affine", "qk_norm_after_rope", "qk_norm_bias", "qk_norm_eps", "qk_norm_type",
         "residual_dropout", "residual_from_norm", "residual_multiplier", "scale_query", "unfused_bias",
     }
@@ -101,8 +102,8 @@ class VariantConfig(PreTrainedConfig):
             attention) + FFN. The same sum, rounded differently.
         final_norm (`bool`): norm after the last block; default: yes unless the blocks end in one (post, deepnorm).
         embedding_norm (`bool`): norm right after the embeddings (BERT, BLOOM, BART).
-        embedding_norm_position (`str`): norm the whole sum, `"after_positions"`, or the token embedding before anything
-            is added to it, `"before_positions"` (the decoder of BlenderBot small).
+        embedding_norm_position (`str`): norm the whole sum, `"after_positions"`, or the token embedding before
+            anything is added to it, `"before_positions"` (the decoder of BlenderBot small).
         first_layer_pre_norm (`bool`): whether layer 0's attention has its pre-norm (ModernBERT: no).
         residual_from_norm (`bool`): the residual branch starts after the pre-norm (BLOOM's option).
         residual_multiplier (`float`): every branch is multiplied by it before the addition (Granite).
@@ -916,7 +917,8 @@ class VariantConfig(PreTrainedConfig):
                                   self.rope_reversed, self.rope_result_in_float32, self.rope_table_stored,
                                   self.rope_frequencies_in_float32,
                                   self.layer_rope_theta is not None)),
-                f"A `rope_*` field or `layer_rope_theta` is set, but `position_embedding_type` is {self.position_embedding_type}.",
+                f"A `rope_*` field or `layer_rope_theta` is set, but `position_embedding_type` is "
+                f"{self.position_embedding_type}.",
                 "Set `position_embedding_type='rope'` or leave those fields unset.",
             ),
             (
@@ -1016,7 +1018,8 @@ class VariantConfig(PreTrainedConfig):
             ),
             (
                 self.sinusoidal_table_stored and self.sinusoidal_table_grows,
-                "`sinusoidal_table_stored` and `sinusoidal_table_grows` are both set, and a stored table has one length.",
+                "`sinusoidal_table_stored` and `sinusoidal_table_grows` are both set, and a stored table has one "
+                "length.",
                 "Use one of the two.",
             ),
             (

@@ -2,8 +2,6 @@
 
 from functools import partial
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -24,9 +22,7 @@ class DenseTransform(nn.Module):
     Shape: (..., input_size) -> (..., output_size).
     """
 
-    def __init__(
-        self, input_size: int, output_size: int, bias: bool, act: str, norm: nn.Module, dropout: float = 0.0
-    ):
+    def __init__(self, input_size: int, output_size: int, bias: bool, act: str, norm: nn.Module, dropout: float = 0.0):
         super().__init__()
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.dense = nn.Linear(input_size, output_size, bias=bias)

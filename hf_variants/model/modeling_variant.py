@@ -141,14 +141,15 @@ class VariantPreTrainedModel(PreTrainedModel):
                     f"sdpa cannot compute {_quote(fields)} of this config, so attention runs in eager mode. Pass "
                     "`attn_implementation` to choose another that can, and to silence this."
                 )
-        elif backend := _attention_backend(attn_implementation):
-            if fields := self.config.unsupported_attention_features(backend):
-                able = [name for name in ("eager", "sdpa", "flex_attention", "flash_attention")
-                        if not self.config.unsupported_attention_features(name)]  # fmt: skip
-                raise ValueError(
-                    f"`attn_implementation` {attn_implementation} cannot compute {_quote(fields)} of this config. "
-                    f"Use one of {', '.join(able)}."
-                )
+        elif (backend := _attention_backend(attn_implementation)) and (
+            fields := self.config.unsupported_attention_features(backend)
+        ):
+            able = [name for name in ("eager", "sdpa", "flex_attention", "flash_attention")
+                    if not self.config.unsupported_attention_features(name)]  # fmt: skip
+            raise ValueError(
+                f"`attn_implementation` {attn_implementation} cannot compute {_quote(fields)} of this config. "
+                f"Use one of {', '.join(able)}."
+            )
         return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
@@ -366,10 +367,10 @@ class VariantForCausalLM(VariantPreTrainedModel, GenerationMixin):
         self, input_ids: torch.LongTensor, past_key_values: Cache | None = None, **kwargs
     ) -> dict:
         """As in transformers, but without a cache whose keys were rotated for shorter inputs (Phi-3)."""
-        if self.cache_limit is not None and past_key_values and input_ids.shape[1] > self.cache_limit:
-            if past_key_values.get_seq_length() <= self.cache_limit:
-                past_key_values = None
-                kwargs["next_sequence_length"] = None
+        passes_the_limit = self.cache_limit is not None and input_ids.shape[1] > self.cache_limit
+        if passes_the_limit and past_key_values and past_key_values.get_seq_length() <= self.cache_limit:
+            past_key_values = None
+            kwargs["next_sequence_length"] = None
         return super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
 
     def init_continuous_batching(self, *args, **kwargs):
