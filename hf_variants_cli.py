@@ -69,6 +69,10 @@ def build_parser() -> argparse.ArgumentParser:
     convert.add_argument("source", metavar="SRC", help="checkpoint folder, .gguf file, or Hub id")
     convert.add_argument("destination", metavar="DST", type=Path, help="folder to create")
     convert.add_argument("--dtype", choices=DTYPES, default="auto", help="dtype to store (default: the source's)")
+    convert.add_argument(
+        "--ignore-key", metavar="KEY", action="append", default=[], dest="ignore_keys",
+        help="a key of the source's config.json that means nothing; may be given again",
+    )  # fmt: skip
 
     export = command("export", _export, "Export a variant to a native architecture.")
     export.add_argument("source", metavar="SRC", help="folder of a variant")
@@ -122,7 +126,9 @@ def _positive(text: str) -> int:
 def _convert(arguments: argparse.Namespace) -> int:
     from hf_variants.conversion import convert
 
-    report = convert(arguments.source, arguments.destination, dtype=_dtype(arguments.dtype))
+    report = convert(
+        arguments.source, arguments.destination, dtype=_dtype(arguments.dtype), ignore_keys=arguments.ignore_keys
+    )
     print(report.to_markdown())
     return 0
 

@@ -619,7 +619,7 @@ class ConfigMap:
         if unknown:
             raise ConversionError(
                 f"The {self.model_type} config has the keys {unknown}, whose meaning is not known here. If they do "
-                f"not change what the model computes, name them in `ignore_keys`."
+                f"not change what the model computes, name them in `ignore_keys` (`--ignore-key` on the command line)."
             )
         values[HEAD_KEY] = head
         fields: Fields = {}

@@ -91,8 +91,9 @@ def test_convert_passes_what_was_asked(api, capsys):
     import torch
 
     convert = api("convert", Report())
-    assert hf_variants_cli.main(["convert", "source", "made", "--dtype", "bfloat16"]) == 0
-    assert convert.calls == [(("source", Path("made")), {"dtype": torch.bfloat16})]
+    argv = ["convert", "source", "made", "--dtype", "bfloat16", "--ignore-key", "a", "--ignore-key", "b"]
+    assert hf_variants_cli.main(argv) == 0
+    assert convert.calls == [(("source", Path("made")), {"dtype": torch.bfloat16, "ignore_keys": ["a", "b"]})]
     assert "| a | report |" in capsys.readouterr().out
 
 

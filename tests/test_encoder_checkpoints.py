@@ -17,8 +17,8 @@ from tests.parity import hostile_, random_native
 def native(model_type: str = "bert", head: str = "masked_lm", **overrides):
     """A small stock model."""
     family = family_of(model_type)
-    row = all_rows()[model_type]
-    config = family.config_map.native_class(**{**row.draw(random.Random(3)), "pad_token_id": 1, **overrides})
+    options = all_rows()[model_type].draw(random.Random(3)) | {"pad_token_id": 1, "chunk_size_feed_forward": 0}
+    config = family.config_map.native_class(**options | overrides)
     return hostile_(family.native_class(head)(config)).eval()
 
 

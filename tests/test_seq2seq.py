@@ -273,6 +273,7 @@ def test_deepnorm_constants_are_the_papers():
         ({"decoder": stack("vanilla", 1, vocab_size=9)}, "`share_embeddings`"),
         ({"encoder": stack("vanilla", 1, output_projection=True, embedding_size=8)}, "`output_projection`"),
         ({"encoder": stack("vanilla", 1, is_causal=True, add_cross_attention=True)}, "add_cross_attention"),
+        ({"unread_shared_embedding": True}, "`unread_shared_embedding`"),
         ({"hidden_size": 48}, "`hidden_size`"),
     ],
 )

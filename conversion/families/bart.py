@@ -160,7 +160,7 @@ FAMILIES = (
                     norm_placement="post", embedding_norm=True, position_embedding_type="learned", position_offset=2,
                 )
             ),
-            Fixed(final_logits_bias=True),
+            Fixed(final_logits_bias=True, labels_disable_cache=True),
         ),
         weights=(*EMBEDDINGS_AND_HEAD, *POSITIONS, *EMBEDDING_NORMS, *STACK_WEIGHTS, *layer_norms("post_norm")),
     ),

@@ -55,7 +55,7 @@ FAMILIES = (
             OnStack("encoder", Renamed("vocab_size", "vocab_size")),
             OnStack("decoder", Renamed("decoder_vocab_size", "vocab_size")),
             Computed(("share_encoder_decoder_embeddings", "tie_word_embeddings"), _tables, _flags),
-            Fixed(final_logits_bias=True),
+            Fixed(final_logits_bias=True, labels_disable_cache=True),
         ),
         weights=(
             *EMBEDDINGS_AND_HEAD, *STORED_SINUSOIDS, *STACK_WEIGHTS, *layer_norms("post_norm"),
@@ -75,7 +75,7 @@ FAMILIES = (
                 lambda native: {"bos_token_id": native.get("bos_token_id")},
                 lambda fields: {} if fields["bos_token_id"] is None else {"bos_token_id": fields["bos_token_id"]},
             ),
-            Fixed(final_logits_bias=True),
+            Fixed(final_logits_bias=True, labels_disable_cache=True),
         ),
         weights=(
             *EMBEDDINGS_AND_HEAD, *STORED_SINUSOIDS, *STACK_WEIGHTS, *layer_norms("pre_norm"), *FINAL_NORMS,

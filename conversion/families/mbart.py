@@ -17,6 +17,7 @@ from .bart import (
 
 
 _ALL_OF_THEM = (*COMMON, SHARED_TABLE, Fixed(final_logits_bias=True))
+_NO_CACHE = Fixed(labels_disable_cache=True)
 _WEIGHTS = (*EMBEDDINGS_AND_HEAD, *POSITIONS, *STACK_WEIGHTS)
 FINAL_NORMS = tuple(
     Rule(f"model.{stack}.layer_norm.{{leaf}}", f"model.{stack}.norm.{{leaf}}") for stack in ("encoder", "decoder")
@@ -27,7 +28,7 @@ FAMILIES = (
         model_type="mbart",
         primary="seq2seq_lm",
         config=(
-            *_ALL_OF_THEM, DECODER_START,
+            *_ALL_OF_THEM, DECODER_START, _NO_CACHE,
             OnBothStacks(
                 Fixed(
                     norm_placement="pre", embedding_norm=True, position_embedding_type="learned", position_offset=2,
@@ -56,7 +57,7 @@ FAMILIES = (
         model_type="mvp",
         primary="seq2seq_lm",
         config=(
-            *_ALL_OF_THEM, DECODER_START,
+            *_ALL_OF_THEM, DECODER_START, _NO_CACHE,
             OnBothStacks(
                 Fixed(
                     norm_placement="post", embedding_norm=True, position_embedding_type="learned", position_offset=2,
@@ -73,7 +74,7 @@ FAMILIES = (
         model_type="blenderbot",
         primary="seq2seq_lm",
         config=(
-            *_ALL_OF_THEM, DECODER_START,
+            *_ALL_OF_THEM, DECODER_START, _NO_CACHE,
             OnBothStacks(Fixed(norm_placement="pre", position_embedding_type="learned")),
         ),
         weights=(*_WEIGHTS, *layer_norms("pre_norm"), *FINAL_NORMS),
@@ -82,7 +83,7 @@ FAMILIES = (
         model_type="blenderbot-small",
         primary="seq2seq_lm",
         config=(
-            *_ALL_OF_THEM, DECODER_START,
+            *_ALL_OF_THEM, DECODER_START, _NO_CACHE,
             OnBothStacks(Fixed(norm_placement="post", embedding_norm=True, position_embedding_type="learned")),
             # The class scales the encoder's embedding only.
             OnStack("encoder", SCALED_EMBEDDING),

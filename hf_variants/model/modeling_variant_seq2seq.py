@@ -218,6 +218,8 @@ class VariantForConditionalGeneration(VariantSeq2SeqPreTrainedModel, GenerationM
         """
         if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+        if labels is not None and self.config.labels_disable_cache:
+            use_cache = False
         # The loss's own argument; the stacks would hand it down to the attention.
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
         outputs = self.model(

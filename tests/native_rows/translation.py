@@ -2,8 +2,15 @@
 
 import random
 
+import transformers
+from packaging import version
+
 from tests.native_rows.bart import bart_sizes
 from tests.parity import Row
+
+
+# Before, beam search took the encoder's vocabulary for the decoder's and failed.
+TWO_VOCABULARIES = version.parse(transformers.__version__) >= version.parse("5.23")
 
 
 def relative(rng: random.Random, **overrides):
@@ -28,7 +35,7 @@ def marian(rng: random.Random):
     return relative(
         rng,
         share_encoder_decoder_embeddings=shared,
-        decoder_vocab_size=71 if shared else rng.choice((71, 83)),
+        decoder_vocab_size=71 if shared or not TWO_VOCABULARIES else rng.choice((71, 83)),
         pad_token_id=rng.choice((0, 70)),
         bos_token_id=rng.choice((3, None)),
     )
