@@ -252,7 +252,7 @@ class NestedRopeParameters(RopeParameters):
 
 
 class PartialRopeParameters(RopeParameters):
-    """`rope_parameters` of a native type that rotates half of every head where `partial_rotary_factor` is absent."""
+    """`rope_parameters` of a native type that rotates a part of every head where `partial_rotary_factor` is absent."""
 
     # transformers 5.17 keeps a copy of the factor beside the parameters, which no class reads.
     keys = ("rope_parameters", "partial_rotary_factor")

@@ -503,8 +503,13 @@ class VariantForSequenceClassification(VariantPreTrainedModel):
     def real_tokens(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, attention_mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """(batch, length) with 1 at tokens that are not padding, by mask or by `pad_token_id`."""
-        if torch.is_tensor(attention_mask) and attention_mask.ndim == 2:
+        """
+        (batch, length) with 1 at tokens that are not padding: by the mask or, for the last token, by `pad_token_id`
+        where there is one, as transformers' own classifiers do.
+        """
+        by_id = self.config.classifier_pooling == "last" and self.config.pad_token_id is not None
+        masked = torch.is_tensor(attention_mask) and attention_mask.ndim == 2
+        if masked and not (by_id and input_ids is not None):
             return attention_mask.to(torch.int32)
         if input_ids is None:
             return torch.ones(inputs_embeds.shape[:2], dtype=torch.int32, device=inputs_embeds.device)
