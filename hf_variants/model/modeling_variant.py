@@ -260,8 +260,8 @@ class VariantModel(VariantPreTrainedModel):
         Args:
             input_ids: (batch, length).
             attention_mask: (batch, past + length) with 1 at real tokens, a 4D mask, or one 4D mask per layer type.
-            position_ids: (batch, length). Ids that restart without an `attention_mask` mean packed documents, which
-                do not see each other.
+            position_ids: (batch, length). In a decoder, ids that restart, without an `attention_mask` and without a cache
+                passed in, mean packed documents, which do not see each other.
             past_key_values: a cache, updated in place.
             inputs_embeds: (batch, length, embedding_size), instead of `input_ids`.
             token_type_ids, task_type_ids: (batch, length).
