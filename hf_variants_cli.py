@@ -93,6 +93,12 @@ def build_parser() -> argparse.ArgumentParser:
     families.add_argument("--markdown", action="store_true", help="as a page, with exactness and what is missing")
     command("presets", _presets, "List the named variants.")
 
+    card = command("card", _card, "Write the model card of a saved variant, as its README.md.")
+    card.add_argument("folder", metavar="FOLDER", type=Path, help="folder of a variant")
+    card.add_argument("--repo-id", metavar="OWNER/NAME", help="where it will lie on the Hub")
+    card.add_argument("--license", metavar="NAME", help="for example apache-2.0")
+    card.add_argument("--base-model", metavar="ID", help="what it was made from")
+
     demo = command("demo", _demo, "Convert, prove, chat with, fine-tune and export a real small model.")
     demo.add_argument("--output", metavar="DIR", type=Path, default=Path("demo-output"), help="default: %(default)s")
     demo.add_argument(
@@ -174,6 +180,20 @@ def _presets(arguments: argparse.Namespace) -> int:
     import hf_variants
 
     print("\n".join(sorted(hf_variants.presets())))
+    return 0
+
+
+def _card(arguments: argparse.Namespace) -> int:
+    from hf_variants.card import model_card
+
+    path = arguments.folder / "README.md"
+    if path.exists():
+        raise ValueError(f"{path} exists already. Remove it first, or write the card elsewhere.")
+    card = model_card(
+        arguments.folder, repo_id=arguments.repo_id, license=arguments.license, base_model=arguments.base_model
+    )
+    card.save(path)
+    print(f"written: {path}")
     return 0
 
 

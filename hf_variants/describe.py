@@ -38,7 +38,7 @@ ALWAYS_SHOWN = frozenset(
 )  # fmt: skip
 
 
-def load_config(name: str) -> "hf_variants.VariantConfig":
+def load_config(name: str) -> "hf_variants.VariantConfig | hf_variants.VariantSeq2SeqConfig":
     """The config in a `config.json`, in a folder that holds one, or of a preset."""
     path = Path(name)
     if not path.exists():
@@ -57,16 +57,28 @@ def load_config(name: str) -> "hf_variants.VariantConfig":
         model_type = values.get("model_type")
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{file} is not a config: {error}. Give a config.json as transformers writes it.") from error
-    if model_type != hf_variants.VariantConfig.model_type:
+    kinds = {kind.model_type: kind for kind in (hf_variants.VariantConfig, hf_variants.VariantSeq2SeqConfig)}
+    if model_type not in kinds:
         raise ValueError(
-            f"{file} has model_type {model_type!r}, and only {hf_variants.VariantConfig.model_type!r} can be "
-            "described. Convert the model first."
+            f"{file} has model_type {model_type!r}, and only {' and '.join(map(repr, kinds))} can be described. "
+            "Convert the model first."
         )
-    return hf_variants.VariantConfig.from_dict(values)
+    return kinds[model_type].from_dict(values)
 
 
-def describe(config: "hf_variants.VariantConfig") -> str:
+def describe(config: "hf_variants.VariantConfig | hf_variants.VariantSeq2SeqConfig") -> str:
     """One line per field that says something, under the axis it belongs to, and the number of parameters."""
+    if config.is_encoder_decoder:
+        stacks = "\n\n".join(f"{name}\n\n{_axes(getattr(config, name))}" for name in ("encoder", "decoder"))
+        count = _parameters(hf_variants.VariantForConditionalGeneration, config)
+        return f"{stacks}\n\n{count:,} parameters as an encoder-decoder"
+    kind = "causal" if config.is_causal else "masked"
+    model_class = hf_variants.VariantForCausalLM if config.is_causal else hf_variants.VariantForMaskedLM
+    return f"{_axes(config)}\n\n{_parameters(model_class, config):,} parameters as a {kind} language model"
+
+
+def _axes(config: "hf_variants.VariantConfig") -> str:
+    """The fields of one stack."""
     values = config.to_dict()
     # Positions aside, since rotary ones would restrict the sizes.
     plain = type(config)(**{name: values[name] for name in DEFINING}, position_embedding_type="none").to_dict()
@@ -87,8 +99,7 @@ def describe(config: "hf_variants.VariantConfig") -> str:
     for axis, name, shown in rows:
         lines.append(f"{'' if axis == previous else axis:<20}{name:<{width}}  {shown}")
         previous = axis
-    kind = "causal" if config.is_causal else "masked"
-    return "\n".join([*lines, "", f"{_parameter_count(config):,} parameters as a {kind} language model"])
+    return "\n".join(lines)
 
 
 def _one_line(value: Any) -> str:
@@ -106,8 +117,7 @@ def _one_line(value: Any) -> str:
     return f"{unit} x {repeats}" if period == 1 else f"({unit}) x {repeats}"
 
 
-def _parameter_count(config: "hf_variants.VariantConfig") -> int:
-    model_class = hf_variants.VariantForCausalLM if config.is_causal else hf_variants.VariantForMaskedLM
+def _parameters(model_class: type, config: Any) -> int:
     # Nothing is allocated on the meta device: a 70B config takes no more memory than a toy.
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in model_class(config).parameters())
+        return model_class(config).num_parameters()
