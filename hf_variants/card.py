@@ -1,6 +1,7 @@
 """What a published variant says about itself: a model card, generated from the folder of a checkpoint."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
@@ -56,7 +57,7 @@ def model_card(
     title = (repo_id or folder.resolve().name).rpartition("/")[2]
     with torch.device("meta"):
         model = getattr(hf_variants, class_name)(config)
-    decoder = config.decoder if config.is_encoder_decoder else config
+    decoder: Any = config.decoder if config.is_encoder_decoder else config
     return ModelCard.from_template(
         ModelCardData(
             library_name="transformers",
