@@ -420,10 +420,10 @@ NOISE_KEYS = {
 # Fields without effect on a trained model's outputs.
 TRAINING_FIELDS = frozenset(
     {
-        "attention_dropout", "residual_dropout", "attention_residual_dropout", "embedding_dropout", "activation_dropout",
-        "layerdrop", "classifier_dropout", "classifier_transform_dropout", "z_loss_coefficient", "label_smoothing",
-        "initializer_range", "layer_scale_init", "deepnorm_beta", "padding_embedding_frozen", "use_cache",
-        "native_leftovers",
+        "attention_dropout", "residual_dropout", "attention_residual_dropout", "ffn_residual_dropout",
+        "embedding_dropout", "activation_dropout", "layerdrop", "classifier_dropout", "classifier_transform_dropout",
+        "z_loss_coefficient", "label_smoothing", "initializer_range", "layer_scale_init", "deepnorm_beta",
+        "padding_embedding_frozen", "use_cache", "native_leftovers",
     }
 )  # fmt: skip
 
@@ -464,7 +464,7 @@ def active_fields(config: VariantConfig) -> Fields:
     if not fields["lm_head_transform"]:
         inactive += ["lm_head_transform_bias", "lm_head_transform_act"]
     if fields["embedding_multiplier"] == 1.0:
-        inactive.append("embedding_multiplier_in_weight_dtype")
+        inactive += ["embedding_multiplier_in_weight_dtype", "embedding_multiplier_position"]
     if math.frexp(fields["logit_scale"])[0] == 0.5:
         # A power of two: both operations are exact.
         inactive.append("logit_scale_by_division")

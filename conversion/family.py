@@ -85,6 +85,7 @@ class Family:
         head_weights: rules for the tensors of other heads, where their names are not the usual ones.
         loosely_tied: the native name of an LM head that the config ties in any case and transformers unties where the
             checkpoint has other values for it (T5 1.1), or `None`.
+        old_prefix: what the original code calls the bare model inside a head, where transformers renames it on loading.
         own_config, own_models: for a type that transformers does not have, its config class, and for every head a class
             that holds the weights in the type's layout; what they compute is in the checkpoint's own code.
     """
@@ -97,6 +98,7 @@ class Family:
     base_weights: tuple[Rule | Drop, ...] = ()
     head_weights: Mapping[str, tuple[Rule | Drop, ...]] = field(default_factory=dict)
     loosely_tied: str | None = None
+    old_prefix: str | None = None
     own_config: type[PreTrainedConfig] | None = None
     own_models: Mapping[str, type[PreTrainedModel]] = field(default_factory=dict)
 

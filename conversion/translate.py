@@ -112,20 +112,24 @@ def _check_ties(model: PreTrainedModel, names: Iterable[str], load: checkpoint.T
 
 
 def _as_the_class_stores_them(
-    native: PreTrainedModel, reader: checkpoint.SafetensorsReader
+    native: PreTrainedModel, reader: checkpoint.SafetensorsReader, old_prefix: str | None
 ) -> tuple[list[str], checkpoint.TensorSource]:
     """
     A checkpoint's tensors under the names that its class writes today.
 
     Old checkpoints call norms' weights gamma and beta, and many lack the prefix of the model inside the head, or have
-    it where the class is the bare model (GPT-2, BLOOM); transformers loads all of them.
+    it where the class is the bare model (GPT-2, BLOOM), or have the family's `old_prefix` in its place; transformers
+    loads all of them.
     """
     expected = set(native.state_dict())
     prefix = f"{native.base_model_prefix}."
+    old_prefix = old_prefix or prefix
     wants_prefix = any(name.startswith(prefix) for name in expected)
-    has_prefix = any(name.startswith(prefix) for name in reader.names())
+    has_prefix = any(name.startswith((prefix, old_prefix)) for name in reader.names())
 
     def current(name: str) -> str:
+        if name.startswith(old_prefix):
+            name = prefix + name.removeprefix(old_prefix)
         for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
             if name.endswith(old):
                 name = name.removesuffix(old) + new
@@ -239,7 +243,7 @@ def from_native(
         variant_config = family.config_map.to_variant(native_config, ignore_keys, head)
         reader = checkpoint.SafetensorsReader(folder)
         native = empty_model(family.native_class(head), native_config)
-        names, load = _as_the_class_stores_them(native, reader)
+        names, load = _as_the_class_stores_them(native, reader, family.old_prefix)
     else:
         native_config = source.config
         family = family_of(native_config.model_type)
@@ -472,7 +476,7 @@ def convert(
     config = family.config_map.to_variant(native_config, ignore_keys, head)
     reader = checkpoint.SafetensorsReader(folder)
     native = empty_model(family.native_class(head), native_config)
-    names, load = _as_the_class_stores_them(native, reader)
+    names, load = _as_the_class_stores_them(native, reader, family.old_prefix)
     _follow_loose_tie(family, native, config, names, load)
     target = empty_model(family.variant_class(head), config)
     tensors = _translated(family, head, native, target, names, load, config, to_native=False)

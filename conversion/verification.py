@@ -119,10 +119,10 @@ def _load(source: str | Path | PreTrainedModel) -> _Loaded:
 def _inputs(model: PreTrainedModel, length: int, batch: int = 2) -> torch.Tensor:
     """Random token ids without padding tokens, the same for models of one vocabulary: (batch, length)."""
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, model.config.vocab_size, (batch, length), generator=generator)
+    ids = torch.randint(0, _vocab_size(model), (batch, length), generator=generator)
     pad = model.config.pad_token_id
     if pad is not None:
-        ids[ids == pad] = (pad + 1) % model.config.vocab_size
+        ids[ids == pad] = (pad + 1) % _vocab_size(model)
     return ids
 
 
@@ -145,6 +145,14 @@ def _outputs(model: PreTrainedModel, **inputs: torch.Tensor) -> torch.Tensor:
     if "start_logits" in outputs:
         return torch.stack([outputs.start_logits, outputs.end_logits], dim=-1).cpu()
     return (outputs.logits if "logits" in outputs else outputs.last_hidden_state).cpu()
+
+
+def _vocab_size(model: PreTrainedModel) -> int:
+    """The number of tokens that every stack knows."""
+    config = model.config
+    stacks = [getattr(config, name, None) for name in ("encoder", "decoder")]
+    sizes = [stack.vocab_size for stack in stacks if isinstance(stack, PreTrainedConfig)]
+    return min(sizes or [config.vocab_size, getattr(config, "decoder_vocab_size", None) or config.vocab_size])
 
 
 def _position_limit(config: VariantConfig) -> int | None:
@@ -241,7 +249,11 @@ def _as_variant(model: PreTrainedModel, other: PreTrainedModel) -> PreTrainedCon
         return model.config
     family = family_of(model.config.model_type)
     leftovers = getattr(other.config, "native_leftovers", None) or {}
-    return family.config_map.to_variant(model.config, leftovers, family.head_of(type(model).__name__))
+    config = family.config_map.to_variant(model.config, leftovers, family.head_of(type(model).__name__))
+    if family.loosely_tied in stored_tensors(model):
+        # The config says otherwise; transformers went by the weights.
+        config.tie_word_embeddings = False
+    return config
 
 
 def _pair(a: PreTrainedModel, b: PreTrainedModel) -> _Pair:
@@ -400,7 +412,7 @@ def verify(
             seen = "every tensor of the architecture, and no other" if not side.faults else ", ".join(side.faults[:6])
             report.checks.append(Check(f"tensors of {name}", not side.faults, seen))
     for what, (x, y) in {
-        "vocabulary": (left.config.vocab_size, right.config.vocab_size),
+        "vocabulary": (_vocab_size(left), _vocab_size(right)),
         "dtype": (left.dtype, right.dtype),
     }.items():
         if x != y:

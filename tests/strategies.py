@@ -171,6 +171,8 @@ def draw_rope_entry(draw, head_dim: int) -> dict:
 def draw_positions(draw, sizes: dict, layers: dict) -> dict:
     kind = one_of(draw, "rope", "rope", "rope", "learned", "sinusoidal", "alibi", "relative_bias", "none")
     fields = {"position_embedding_type": kind, "position_ids_source": one_of(draw, "sequence", "attention_mask")}
+    if sizes["pad_token_id"] is not None and chance(draw, 30):
+        fields["padding_mask_source"] = "input_ids"
     if kind == "rope":
         fields |= draw_rope(draw, sizes, layers, fields["position_ids_source"])
     if kind in ("learned", "sinusoidal"):
@@ -236,6 +238,7 @@ def draw_embedding_and_head(draw, sizes: dict) -> dict:
     fields = {
         "embedding_multiplier": one_of(draw, 1.0, 1.0, 4.5),
         "embedding_multiplier_in_weight_dtype": chance(draw, 30),
+        "embedding_multiplier_position": one_of(draw, "embedding", "embedding", "stack"),
         "padding_embedding_frozen": chance(draw, 80),
         "logit_scale": one_of(draw, 1.0, 1.0, 0.3),
         "logit_scale_by_division": chance(draw, 30),

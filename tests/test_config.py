@@ -169,6 +169,7 @@ REFUSED = [
         "Sinusoidal positions need an even width, not 33.",
     ),
     ({"position_ids_source": "input_ids"}, "`position_ids_source` input_ids counts non-padding tokens"),
+    ({"padding_mask_source": "input_ids"}, "`padding_mask_source` input_ids masks padding tokens"),
     (
         {"position_ids_source": "attention_mask", "position_embedding_type": "learned"},
         "`position_ids_source` attention_mask gives padding the position -1",

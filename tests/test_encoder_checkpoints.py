@@ -9,8 +9,7 @@ from safetensors.torch import load_file, save_file
 import hf_variants
 from hf_variants.conversion import ConversionError, convert, verify
 from hf_variants.conversion.family import family_of
-from tests.native_rows import all_rows
-from tests.native_rows.encoders import ROWS
+from tests.native_rows import all_rows, encoders, modern_encoders
 from tests.parity import hostile_, random_native
 
 
@@ -83,12 +82,28 @@ def test_the_pooler_of_the_bare_model_is_kept(tmp_path):
     assert_same(stock, tmp_path)
 
 
-@pytest.mark.parametrize("model_type", [row.model_type for row in ROWS])
+@pytest.mark.parametrize("model_type", [row.model_type for row in (*encoders.ROWS, *modern_encoders.ROWS)])
 def test_verify(model_type, tmp_path):
     random_native(all_rows()[model_type], 1).save_pretrained(tmp_path / "native")
     convert(tmp_path / "native", tmp_path / "variant")
     report = verify(tmp_path / "native", tmp_path / "variant", progress=False)
     assert report.ok, report
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("model_type", "pooling"),
+    [("modernbert", "cls"), ("modernbert", "mean"), ("eurobert", "bos"), ("eurobert", "mean"), ("eurobert", "late")],
+)
+def test_without_a_mask_the_padding_token_counts_when_a_sequence_is_classified(model_type, pooling, dtype):
+    stock = native(model_type, "sequence_classification", classifier_pooling=pooling).to(dtype)
+    ours = hf_variants.from_native(stock).to(dtype)
+    ids = torch.randint(2, 71, (3, 33), generator=torch.Generator().manual_seed(0))
+    ids[1, 20:] = stock.config.pad_token_id
+    with torch.no_grad():
+        assert torch.equal(stock(ids).logits, ours(ids).logits)
+        embeddings = stock.get_input_embeddings()(ids)
+        assert torch.equal(stock(inputs_embeds=embeddings).logits, ours(inputs_embeds=embeddings).logits)
 
 
 @pytest.mark.parametrize(
@@ -101,3 +116,9 @@ def test_verify(model_type, tmp_path):
 def test_refusals(overrides, sentence):
     with pytest.raises(ConversionError, match=sentence):
         hf_variants.from_native(native(**overrides))
+
+
+def test_a_window_without_neighbours_is_refused():
+    config = family_of("modernbert").config_map.native_class(local_attention=1)
+    with pytest.raises(ConversionError, match="`local_attention` is 1"):
+        family_of("modernbert").config_map.to_variant(config)

@@ -1,13 +1,25 @@
 """ModernBERT's decoder: gated GELU, local and global rotary layers, no norm before the first attention, dense head."""
 
-from ..config_map import HEAD_KEY, Computed, Fixed, Irrelevant, NestedRopeParameters, Renamed, Same
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..config_map import (
+    HEAD_KEY,
+    Computed,
+    Entry,
+    Fields,
+    Fixed,
+    Irrelevant,
+    NestedRopeParameters,
+    Renamed,
+    Same,
+)
 from ..family import Family
 from ..rules import Rule
 from ._common import FUSED_GRADIENT, ONE_ATTENTION_BIAS, fused_gate_up
 
 
 LAYER = "model.layers.{layer}."
-PROJECTIONS = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "Wo": "o_proj"}
 # What the published decoders' configs have beside their class's keys.
 ENCODER_KEYS = (
     "causal_mask", "classifier_pooling", "deterministic_flash_attn", "layer_norm_eps", "position_embedding_type",
@@ -22,42 +34,75 @@ def _prediction_head(native):
     if native[HEAD_KEY] == "sequence_classification":
         fields |= {
             "classifier_transform": True, "classifier_transform_bias": bias, "classifier_transform_act": act,
-            "classifier_transform_norm": True, "classifier_bias": bias,
+            "classifier_transform_norm": True, "classifier_transform_dropout": False, "classifier_bias": bias,
         }  # fmt: skip
     return fields
+
+
+# What the decoder and the encoder have in common.
+COMMON: tuple[Entry, ...] = (
+    Same(
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "max_position_embeddings", "norm_eps", "norm_bias", "embedding_dropout", "classifier_dropout",
+    ),
+    # Of the probabilities and, after the last projection, of the attention's output.
+    Computed(
+        ("attention_dropout",),
+        lambda native: {
+            "attention_dropout": native["attention_dropout"],
+            "residual_dropout": native["attention_dropout"],
+            "ffn_residual_dropout": False,
+        },
+        lambda fields: {"attention_dropout": fields["attention_dropout"]},
+    ),
+    Renamed("hidden_activation", "hidden_act"),
+    Renamed("mlp_dropout", "activation_dropout"),
+    Renamed("decoder_bias", "lm_head_bias"),
+    ONE_ATTENTION_BIAS,
+    Computed(
+        ("mlp_bias",),
+        lambda native: {"mlp_bias": native["mlp_bias"], "mlp_output_bias": native["mlp_bias"]},
+        lambda fields: {"mlp_bias": fields["mlp_bias"]},
+    ),
+    Fixed(
+        norm_type="layernorm", norm_casting_mode="none", norm_placement="pre", first_layer_pre_norm=False,
+        ffn_type="glu", fused_gate_up=True, embedding_norm=True, lm_head_transform=True, rope_in_float32=True,
+    ),
+    NestedRopeParameters("full_attention", "sliding_attention"),
+    Irrelevant("global_attn_every_n_layers", "read only where `layer_types` is not given, to fill it in"),
+    Irrelevant("initializer_cutoff_factor", "new weights only"),
+)  # fmt: skip
+COMMON_WEIGHTS = (
+    Rule("model.embeddings.tok_embeddings.weight", "model.embed_tokens.weight"),
+    Rule("model.embeddings.norm.{leaf}", "model.embedding_norm.{leaf}"),
+    Rule(LAYER + "attn_norm.{leaf}", LAYER + "self_attn_pre_norm.{leaf}"),
+    Rule(LAYER + "attn.Wo.{leaf}", LAYER + "self_attn.o_proj.{leaf}"),
+    Rule(LAYER + "mlp_norm.{leaf}", LAYER + "mlp_pre_norm.{leaf}"),
+    fused_gate_up(LAYER + "mlp.Wi"),
+    Rule(LAYER + "mlp.Wo.{leaf}", LAYER + "mlp.down_proj.{leaf}"),
+    Rule("model.final_norm.{leaf}", "model.norm.{leaf}"),
+    Rule("decoder.{leaf}", "lm_head.{leaf}"),
+)
+
+
+def prediction_head(translate: Callable[[Mapping[str, Any]], Fields]) -> Computed:
+    """The keys of the dense head, which stands before the LM head and before a classifier."""
+    return Computed(
+        ("classifier_bias", "classifier_activation"),
+        translate,
+        lambda fields: {
+            "classifier_bias": fields["lm_head_transform_bias"],
+            "classifier_activation": fields["lm_head_transform_act"],
+        },
+    )
 
 
 FAMILIES = (
     Family(
         model_type="modernbert-decoder",
         config=(
-            Same(
-                "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-                "max_position_embeddings", "norm_eps", "norm_bias", "attention_dropout", "embedding_dropout",
-                "classifier_dropout",
-            ),
-            Renamed("hidden_activation", "hidden_act"),
-            Renamed("mlp_dropout", "activation_dropout"),
-            Renamed("decoder_bias", "lm_head_bias"),
-            Computed(
-                ("classifier_bias", "classifier_activation"),
-                _prediction_head,
-                lambda fields: {
-                    "classifier_bias": fields["lm_head_transform_bias"],
-                    "classifier_activation": fields["lm_head_transform_act"],
-                },
-            ),
-            ONE_ATTENTION_BIAS,
-            Computed(
-                ("mlp_bias",),
-                lambda native: {"mlp_bias": native["mlp_bias"], "mlp_output_bias": native["mlp_bias"]},
-                lambda fields: {"mlp_bias": fields["mlp_bias"]},
-            ),
-            Fixed(
-                norm_type="layernorm", norm_casting_mode="none", norm_placement="pre", first_layer_pre_norm=False,
-                ffn_type="glu", fused_gate_up=True, embedding_norm=True, lm_head_transform=True, rope_in_float32=True,
-            ),
-            NestedRopeParameters("full_attention", "sliding_attention"),
+            *COMMON,
+            prediction_head(_prediction_head),
             Computed(
                 ("layer_types", "sliding_window", "local_attention"),
                 # -1 stands for no window.
@@ -72,25 +117,16 @@ FAMILIES = (
                 },
                 kept=("local_attention",),
             ),
-            Irrelevant("global_attn_every_n_layers", "read only where `layer_types` is not given, to fill it in"),
-            Irrelevant("initializer_cutoff_factor", "new weights only"),
             *(Irrelevant(key, "a key of the encoder's config, which the class does not read") for key in ENCODER_KEYS),
         ),
         weights=(
-            Rule("model.embeddings.tok_embeddings.weight", "model.embed_tokens.weight"),
-            Rule("model.embeddings.norm.{leaf}", "model.embedding_norm.{leaf}"),
-            Rule(LAYER + "attn_norm.{leaf}", LAYER + "self_attn_pre_norm.{leaf}"),
+            *COMMON_WEIGHTS,
             *(
-                Rule(f"{LAYER}attn.{native}.{{leaf}}", f"{LAYER}self_attn.{ours}.{{leaf}}")
-                for native, ours in PROJECTIONS.items()
+                Rule(f"{LAYER}attn.{name}_proj.{{leaf}}", f"{LAYER}self_attn.{name}_proj.{{leaf}}")
+                for name in "qkv"
             ),
-            Rule(LAYER + "mlp_norm.{leaf}", LAYER + "mlp_pre_norm.{leaf}"),
-            fused_gate_up(LAYER + "mlp.Wi"),
-            Rule(LAYER + "mlp.Wo.{leaf}", LAYER + "mlp.down_proj.{leaf}"),
-            Rule("model.final_norm.{leaf}", "model.norm.{leaf}"),
             Rule("lm_head.dense.{leaf}", "lm_head_transform.dense.{leaf}"),
             Rule("lm_head.norm.{leaf}", "lm_head_transform.norm.{leaf}"),
-            Rule("decoder.{leaf}", "lm_head.{leaf}"),
         ),
         head_weights={
             "sequence_classification": (

@@ -1,6 +1,6 @@
 """RoBERTa, CamemBERT and XLM-RoBERTa: BERT whose positions are counted over the tokens that are not padding."""
 
-from ..config_map import Fixed, PerHead
+from ..config_map import Entry, Fixed, PerHead
 from ..family import Family
 from .bert import (
     CLASSIFIER,
@@ -17,27 +17,32 @@ from .bert import (
 )
 
 
+# What sets them apart from BERT, wherever their norms are.
+ROBERTA: tuple[Entry, ...] = (
+    *COMMON, TIED_BIAS, Fixed(position_ids_source="input_ids", lm_head_transform_act="gelu"),
+    PerHead(
+        base={"pooler": True},
+        sequence_classification={"classifier_transform": True, "classifier_transform_act": "tanh"},
+    ),
+)  # fmt: skip
+ROBERTA_LM_HEAD = lm_head("lm_head", "lm_head.dense", "lm_head.layer_norm")
+ROBERTA_HEADS = {"sequence_classification": DENSE_CLASSIFIER, "token_classification": CLASSIFIER}
+
+
 FAMILIES = tuple(
     Family(
         model_type=model_type,
         primary="masked_lm",
-        config=(
-            *COMMON, POST_NORM, TIED_BIAS,
-            Fixed(position_ids_source="input_ids", lm_head_transform_act="gelu"),
-            PerHead(
-                base={"pooler": True},
-                sequence_classification={"classifier_transform": True, "classifier_transform_act": "tanh"},
-            ),
-        ),
+        config=(*ROBERTA, POST_NORM),
         weights=(
             *embeddings("roberta"),
             *attention("roberta"),
             *post_norms("roberta"),
-            *lm_head("lm_head", "lm_head.dense", "lm_head.layer_norm"),
+            *ROBERTA_LM_HEAD,
             unread_pooler("roberta"),
         ),
         base_weights=pooler("roberta"),
-        head_weights={"sequence_classification": DENSE_CLASSIFIER, "token_classification": CLASSIFIER},
+        head_weights=ROBERTA_HEADS,
     )
     for model_type in ("roberta", "camembert", "xlm-roberta")
-)  # fmt: skip
+)

@@ -57,7 +57,7 @@ def biased_scores(
 ) -> tuple[torch.Tensor, None]:
     """bias + query key^T * scaling in one product, with no rounding in between (BLOOM)."""
     products = torch.baddbmm(
-        position_bias.expand(query.shape[0], -1, query.shape[2], -1).flatten(0, 1),
+        position_bias.expand(query.shape[0], -1, query.shape[2], -1).flatten(0, 1).to(query.dtype),
         query.flatten(0, 1),
         key.flatten(0, 1).transpose(1, 2),
         alpha=scaling,

@@ -16,6 +16,7 @@ from .attention import (
     HeadNormCrossAttention,
     HeadsFirstNormAttention,
     NormAfterRotationAttention,
+    multiply,
 )
 from .block import (
     AttentionBlock,
@@ -29,7 +30,7 @@ from .block import (
     SequentialCrossBlock,
 )
 from .configuration_variant import VariantConfig
-from .embedding import NoTokenTypes, RoundedScaleEmbedding, ScaledEmbedding, TokenTypes
+from .embedding import NoTokenTypes, RoundedScaleEmbedding, ScaledEmbedding, TokenTypes, multiply_rounded
 from .feed_forward import FeedForward, FusedGatedFeedForward, GatedFeedForward
 from .heads import POOLINGS, DenseTransform, InputScaling, LogitScaling, NormalizedLinear, Pooler
 from .linear import UnfusedBiasLinear
@@ -39,11 +40,13 @@ from .positions import (
     AlibiBias,
     Float32RotaryEmbedding,
     GrowingSinusoidalPositions,
+    InputIdPaddingMask,
     InputIdPositions,
     LearnedPositions,
     NoPositionBias,
     NoPositions,
     NoRotation,
+    PaddingMaskSource,
     PartialRotation,
     PositionIdSource,
     PositionsFirstRotation,
@@ -56,6 +59,7 @@ from .positions import (
     StoredRotaryEmbedding,
     StoredSinusoidalPositions,
     attention_mask_positions,
+    no_padding_mask,
     sequence_positions,
 )
 
@@ -252,7 +256,7 @@ def build_feed_forward(config: VariantConfig) -> FeedForward:
 
 def build_residual(config: VariantConfig, sublayer: str) -> Residual:
     """How the branch of `sublayer` joins the residual stream."""
-    drops = sublayer == "mlp" or config.attention_residual_dropout
+    drops = config.ffn_residual_dropout if sublayer == "mlp" else config.attention_residual_dropout
     dropout = config.residual_dropout if drops else 0.0
     if config.layer_scale_type != "none":
         shape = (config.hidden_size,) if config.layer_scale_type == "channel" else ()
@@ -320,10 +324,18 @@ def _set_deepnorm_gains(sublayers: dict[str, nn.Module], beta: float) -> None:
 
 def build_token_embedding(config: VariantConfig) -> nn.Embedding:
     padding_idx = config.pad_token_id if config.padding_embedding_frozen else None
-    if config.embedding_multiplier == 1.0:
+    if config.embedding_multiplier == 1.0 or config.embedding_multiplier_position == "stack":
         return nn.Embedding(config.vocab_size, config.embedding_size, padding_idx)
     embedding_class = RoundedScaleEmbedding if config.embedding_multiplier_in_weight_dtype else ScaledEmbedding
     return embedding_class(config.vocab_size, config.embedding_size, padding_idx, config.embedding_multiplier)
+
+
+def build_embedding_multiplier(config: VariantConfig) -> Callable:
+    """What the stack multiplies its token embeddings by."""
+    if config.embedding_multiplier == 1.0 or config.embedding_multiplier_position != "stack":
+        return unchanged
+    multiply_by = multiply_rounded if config.embedding_multiplier_in_weight_dtype else multiply
+    return partial(multiply_by, factor=config.embedding_multiplier)
 
 
 def _width_of_sum(config: VariantConfig) -> int:
@@ -377,6 +389,11 @@ def build_position_ids(config: VariantConfig) -> PositionIdSource:
     if config.position_ids_source == "input_ids":
         return InputIdPositions(config.pad_token_id)
     return {"sequence": sequence_positions, "attention_mask": attention_mask_positions}[config.position_ids_source]
+
+
+def build_padding_mask(config: VariantConfig) -> PaddingMaskSource:
+    """What stands for an absent attention mask."""
+    return InputIdPaddingMask(config.pad_token_id) if config.padding_mask_source == "input_ids" else no_padding_mask
 
 
 def build_position_bias(config: VariantConfig) -> nn.Module:

@@ -35,10 +35,10 @@ PER_LAYER_FIELDS = frozenset(
         "activation_dropout", "attention_bias", "attention_dropout", "attention_gate", "attention_output_bias",
         "attention_residual_dropout", "attention_scaling", "attention_score_form", "attention_scores_in_float32",
         "attention_sinks", "attention_softmax_in_float32", "attention_sub_norm", "attn_logit_softcapping",
-        "broadcast_key_value", "clip_qkv", "deepnorm_alpha", "deepnorm_beta", "ffn_chunk_size", "ffn_sub_norm",
-        "ffn_type", "fused_gate_up", "head_dim", "hidden_act", "intermediate_size", "layer_scale_init",
-        "layer_scale_type", "mlp_bias", "mlp_output_bias", "norm_placement", "num_attention_heads",
-        "num_key_value_heads", "parallel_block", "parallel_sum_order", "qk_norm",
+        "broadcast_key_value", "clip_qkv", "deepnorm_alpha", "deepnorm_beta", "ffn_chunk_size",
+        "ffn_residual_dropout", "ffn_sub_norm", "ffn_type", "fused_gate_up", "head_dim", "hidden_act",
+        "intermediate_size", "layer_scale_init", "layer_scale_type", "mlp_bias", "mlp_output_bias", "norm_placement",
+        "num_attention_heads", "num_key_value_heads", "parallel_block", "parallel_sum_order", "qk_norm",
         "qk_norm_affine", "qk_norm_after_rope", "qk_norm_bias", "qk_norm_eps", "qk_norm_type",
         "residual_dropout", "residual_from_norm", "residual_multiplier", "scale_query", "unfused_bias",
     }
@@ -181,6 +181,9 @@ class VariantConfig(PreTrainedConfig):
         position_ids_source (`str`): where absent `position_ids` come from: `"sequence"` (0, 1, 2, ...),
             `"attention_mask"` (count of real tokens so far, OPT) or `"input_ids"` (count of non-padding tokens, with
             padding at index `pad_token_id`, RoBERTa; that row of a learned table is frozen as the embedding's).
+        padding_mask_source (`str`): what stands for an absent `attention_mask`: `"none"` (every token is real) or
+            `"input_ids"` (tokens other than `pad_token_id` are; a pass of a decoder that has a cache, or makes one in
+            evaluation, takes every token as real all the same, T5Gemma).
         sinusoidal_layout (`str`): `"interleaved"` sin/cos pairs (2017), `"half"` sin | cos (Marian) or
             `"tensor2tensor"` (sin | cos with the exponent's divisor d/2 - 1; XGLM, M2M-100).
         sinusoidal_padding_zero (`bool`): the table's row `pad_token_id` is zero.
@@ -205,6 +208,8 @@ class VariantConfig(PreTrainedConfig):
         logit_scale_by_division (`bool`): divide the logits by `1 / logit_scale` (Granite): the same product, rounded
             differently.
         embedding_multiplier_in_weight_dtype (`bool`): round the multiplier to the weights' dtype first (Gemma).
+        embedding_multiplier_position (`str`): who multiplies: the token embedding (`"embedding"`), or the stack, which
+            multiplies `inputs_embeds` as well (`"stack"`, T5Gemma).
         padding_embedding_frozen (`bool`): the embedding of `pad_token_id` starts at zero and gets no gradient.
         lm_head_transform (`bool`): dense + activation + norm before the LM head (BERT), with
             `lm_head_transform_bias` and `lm_head_transform_act`.
@@ -213,7 +218,9 @@ class VariantConfig(PreTrainedConfig):
         lm_head_input_scale (`float`): multiplies what enters the LM head (T5 with tied embeddings).
         pooler (`bool`): dense + tanh on the first token, as an encoder's `pooler_output` (BERT).
         classifier_pooling (`str`): the vector a sequence classifier reads where there is no pooler: `"first"` (default
-            of encoders), `"last"` real token (default of decoders) or `"mean"`.
+            of encoders), `"last"` real token (default of decoders), `"mean"` of the tokens that the mask shows,
+            `"mean_in_float32"` (the same, rounded once where there is no mask; EuroBERT), or `"mean_of_logits"` (every
+            token is classified, and their logits are averaged in that way; EuroBERT's "late").
         classifier_bias (`bool`): bias of the sequence classifier; default: in encoders only.
         classifier_transform (`bool`): dense + activation before the classifier (RoBERTa), with
             `classifier_transform_bias`, `classifier_transform_act`, `classifier_transform_norm` (a norm after them,
@@ -222,8 +229,8 @@ class VariantConfig(PreTrainedConfig):
             DistilBERT: no).
 
     Regularisation: attention_dropout, residual_dropout, embedding_dropout, activation_dropout, layerdrop,
-        classifier_dropout (`float`, probabilities). attention_residual_dropout (`bool`): `residual_dropout` applies to the
-        attention's branch, too, and not only to the FFN's (DistilBERT: no).
+        classifier_dropout (`float`, probabilities). attention_residual_dropout, ffn_residual_dropout (`bool`):
+        `residual_dropout` applies to the attention's branch (DistilBERT: no); to the FFN's (XLM-RoBERTa-XL: no).
 
     native_leftovers (`dict`): where the model was converted from: its `model_type`, and keys of that config which do
         not change what the model computes, kept for the way back.
@@ -320,6 +327,7 @@ class VariantConfig(PreTrainedConfig):
     layer_rope_theta: list[int | float] | None = None
     position_offset: int = 0
     position_ids_source: Literal["sequence", "attention_mask", "input_ids"] = "sequence"
+    padding_mask_source: Literal["none", "input_ids"] = "none"
     sinusoidal_layout: Literal["interleaved", "half", "tensor2tensor"] = "interleaved"
     sinusoidal_padding_zero: bool = False
     sinusoidal_table_stored: bool = False
@@ -338,6 +346,7 @@ class VariantConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
     embedding_multiplier: int | float = 1.0
     embedding_multiplier_in_weight_dtype: bool = False
+    embedding_multiplier_position: Literal["embedding", "stack"] = "embedding"
     padding_embedding_frozen: bool = True
     logit_scale: int | float = 1.0
     logit_scale_by_division: bool = False
@@ -352,7 +361,7 @@ class VariantConfig(PreTrainedConfig):
     task_type_vocab_size: int = 0
     lm_head_input_scale: int | float = 1.0
     pooler: bool = False
-    classifier_pooling: Literal["first", "last", "mean"] | None = None
+    classifier_pooling: Literal["first", "last", "mean", "mean_in_float32", "mean_of_logits"] | None = None
     classifier_bias: bool | None = None
     classifier_transform: bool = False
     classifier_transform_bias: bool = True
@@ -364,6 +373,7 @@ class VariantConfig(PreTrainedConfig):
     attention_dropout: int | float = 0.0
     residual_dropout: int | float = 0.0
     attention_residual_dropout: bool = True
+    ffn_residual_dropout: bool = True
     embedding_dropout: int | float = 0.0
     activation_dropout: int | float = 0.0
     layerdrop: int | float = 0.0
@@ -1000,6 +1010,11 @@ class VariantConfig(PreTrainedConfig):
                 self.position_ids_source == "input_ids" and self.pad_token_id is None,
                 "`position_ids_source` input_ids counts non-padding tokens, but `pad_token_id` is not set.",
                 "Set `pad_token_id`, or another `position_ids_source`.",
+            ),
+            (
+                self.padding_mask_source == "input_ids" and self.pad_token_id is None,
+                "`padding_mask_source` input_ids masks padding tokens, but `pad_token_id` is not set.",
+                "Set `pad_token_id`, or `padding_mask_source='none'`.",
             ),
             (
                 self.position_ids_source == "attention_mask" and table_positions and self.position_offset == 0,

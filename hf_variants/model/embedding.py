@@ -43,6 +43,11 @@ class RoundedScaleEmbedding(nn.Embedding):
         return super().forward(input_ids) * self.embed_scale.to(self.weight.dtype)
 
 
+def multiply_rounded(embeddings: torch.Tensor, factor: float) -> torch.Tensor:
+    """Embeddings times a constant that is rounded to their dtype first (T5Gemma)."""
+    return embeddings * torch.tensor(factor, dtype=embeddings.dtype)
+
+
 class NoTokenTypes(nn.Module):
     """Token types are not part of the model."""
 

@@ -86,7 +86,7 @@ class LogitScaling(nn.Module):
         return logits
 
 
-def first_token(hidden_states: torch.Tensor, real_tokens: torch.Tensor) -> torch.Tensor:
+def first_token(hidden_states: torch.Tensor, real_tokens: torch.Tensor | None) -> torch.Tensor:
     """(batch, length, width) -> (batch, width): the first token."""
     return hidden_states[:, 0]
 
@@ -98,10 +98,23 @@ def last_real_token(hidden_states: torch.Tensor, real_tokens: torch.Tensor) -> t
     return hidden_states[torch.arange(hidden_states.shape[0], device=hidden_states.device), last]
 
 
-def mean_of_tokens(hidden_states: torch.Tensor, real_tokens: torch.Tensor) -> torch.Tensor:
-    """(batch, length, width) -> (batch, width): the mean over tokens that are not padding."""
+def mean_of_tokens(hidden_states: torch.Tensor, real_tokens: torch.Tensor | None) -> torch.Tensor:
+    """(batch, length, width) -> (batch, width): the mean over tokens that are not padding, or over all."""
+    if real_tokens is None:
+        real_tokens = torch.ones(hidden_states.shape[:2], device=hidden_states.device)
     mask = real_tokens.unsqueeze(-1).to(hidden_states.dtype)
     return (hidden_states * mask).sum(dim=1) / mask.sum(dim=1)
 
 
-POOLINGS = {"first": first_token, "last": last_real_token, "mean": mean_of_tokens}
+def mean_in_float32(hidden_states: torch.Tensor, real_tokens: torch.Tensor | None) -> torch.Tensor:
+    """As `mean_of_tokens`, with torch's own mean, which rounds once, where no token is padding (EuroBERT)."""
+    return hidden_states.mean(dim=1) if real_tokens is None else mean_of_tokens(hidden_states, real_tokens)
+
+
+POOLINGS = {
+    "first": first_token,
+    "last": last_real_token,
+    "mean": mean_of_tokens,
+    "mean_in_float32": mean_in_float32,
+    "mean_of_logits": mean_in_float32,
+}

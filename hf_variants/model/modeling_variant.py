@@ -35,6 +35,7 @@ from .builder import (
     build_classifier,
     build_classifier_pooling,
     build_classifier_transform,
+    build_embedding_multiplier,
     build_embedding_norm,
     build_embedding_projection,
     build_final_norm,
@@ -43,6 +44,7 @@ from .builder import (
     build_logit_scaling,
     build_loss,
     build_output_projection,
+    build_padding_mask,
     build_pooler,
     build_position_bias,
     build_position_ids,
@@ -199,6 +201,7 @@ class VariantModel(VariantPreTrainedModel):
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
         self.embed_tokens = build_token_embedding(config)
+        self.multiply_embeddings = build_embedding_multiplier(config)
         self.token_projection = build_embedding_projection(config, "before_positions")
         self.token_norm = build_embedding_norm(config, "before_positions")
         self.token_types = build_token_types(config)
@@ -208,6 +211,7 @@ class VariantModel(VariantPreTrainedModel):
         self.embedding_dropout = nn.Dropout(config.embedding_dropout) if config.embedding_dropout else unchanged
         self.embedding_projection = build_embedding_projection(config, "after_norm")
         self.position_ids_of = build_position_ids(config)
+        self.padding_mask_of = build_padding_mask(config)
         self.rotary_emb, self.rotary_names = build_rotary_embeddings(config)
         self.position_bias = build_position_bias(config)
         self.layers = nn.ModuleList([build_block(config, i) for i in range(config.num_hidden_layers)])
@@ -278,6 +282,9 @@ class VariantModel(VariantPreTrainedModel):
             self.refuse_continuous_batching()
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
+        makes_cache = use_cache and self.config.is_causal and not self.training
+        if attention_mask is None and past_key_values is None and not makes_cache:
+            attention_mask = self.padding_mask_of(input_ids)
         # Before a new cache exists, so that packed documents are told apart whether or not one is wanted.
         masks = self.create_masks(attention_mask, inputs_embeds, self_attention_half(past_key_values), position_ids)
         if encoder_hidden_states is not None:
@@ -297,7 +304,8 @@ class VariantModel(VariantPreTrainedModel):
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = self.position_ids_of(input_ids, inputs_embeds, padding_mask, past)
 
-        hidden_states = self.token_types(self.token_norm(self.token_projection(inputs_embeds)), token_type_ids)
+        hidden_states = self.token_norm(self.token_projection(self.multiply_embeddings(inputs_embeds)))
+        hidden_states = self.token_types(hidden_states, token_type_ids)
         hidden_states = self.task_types(self.embed_positions(hidden_states, position_ids), task_type_ids)
         hidden_states = self.embedding_projection(self.embedding_dropout(self.embedding_norm(hidden_states)))
 
@@ -493,7 +501,7 @@ class VariantForSequenceClassification(VariantPreTrainedModel):
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.score = build_classifier(config, bias=config.classifier_bias)
         # Native decoders score every token and choose afterwards, which rounds as one large product.
-        self.scores_tokens = config.classifier_pooling == "last"
+        self.scores_tokens = config.classifier_pooling in ("last", "mean_of_logits")
         self.post_init()
 
     def classify(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -502,19 +510,21 @@ class VariantForSequenceClassification(VariantPreTrainedModel):
 
     def real_tokens(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, attention_mask: torch.Tensor | None
-    ) -> torch.Tensor:
+    ) -> torch.Tensor | None:
         """
         (batch, length) with 1 at tokens that are not padding: by the mask or, for the last token, by `pad_token_id`
-        where there is one, as transformers' own classifiers do.
+        where there is one, as transformers' own classifiers do; `None` for all tokens, where nothing tells.
         """
         by_id = self.config.classifier_pooling == "last" and self.config.pad_token_id is not None
         masked = torch.is_tensor(attention_mask) and attention_mask.ndim == 2
         if masked and not (by_id and input_ids is not None):
             return attention_mask.to(torch.int32)
+        if self.config.classifier_pooling != "last":
+            return None
         if input_ids is None:
             return torch.ones(inputs_embeds.shape[:2], dtype=torch.int32, device=inputs_embeds.device)
         if self.config.pad_token_id is None:
-            if input_ids.shape[0] > 1 and self.config.classifier_pooling == "last":
+            if input_ids.shape[0] > 1:
                 raise ValueError(
                     "`pad_token_id` is not set, so the last real token of a batch is unknown. "
                     "Set it in the config, or pass an `attention_mask`."

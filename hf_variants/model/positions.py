@@ -395,6 +395,26 @@ class InputIdPositions:
         return positions.long() + self.padding_idx
 
 
+# Padding
+
+# (input_ids or None) -> attention mask or None
+PaddingMaskSource = Callable[[torch.Tensor | None], torch.Tensor | None]
+
+
+def no_padding_mask(input_ids: torch.Tensor | None) -> None:
+    """Every token is real."""
+
+
+class InputIdPaddingMask:
+    """Tokens other than `padding_idx` are real (T5Gemma): (batch, length) of 1 and 0, or `None` without token ids."""
+
+    def __init__(self, padding_idx: int):
+        self.padding_idx = padding_idx
+
+    def __call__(self, input_ids: torch.Tensor | None) -> torch.Tensor | None:
+        return None if input_ids is None else input_ids.ne(self.padding_idx).long()
+
+
 # Additive biases on the attention scores
 
 
