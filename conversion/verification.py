@@ -133,7 +133,7 @@ def _adapted(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[st
         adapted.pop("position_ids", None)
     if model.config.is_encoder_decoder:
         ids = adapted["input_ids"]
-        vocab_size = getattr(model.config, "decoder_vocab_size", None) or model.config.vocab_size
+        vocab_size = getattr(model.config, "decoder_vocab_size", None) or _vocab_size(model)
         adapted["decoder_input_ids"] = ids.flip(1)[:, : max(ids.shape[1] * 3 // 4, 1)] % vocab_size
     return adapted
 
