@@ -157,7 +157,8 @@ def from_torch(source: nn.Module | Mapping[str, torch.Tensor], **settings) -> Pr
     A variant with the weights of a torch.nn Transformer module.
 
     Args:
-        source: a `torch.nn.TransformerEncoder`, `TransformerDecoder` or `Transformer`, or the state dict of one.
+        source: a `torch.nn.TransformerEncoder`, `TransformerDecoder` or `Transformer`, the state dict of one, or a
+            single layer, which becomes a stack of one.
         settings: for a state dict, what it does not tell: `num_heads`, and where they differ from torch's defaults
             `norm_first`, `activation` (`"relu"`, `"gelu"`), `norm_eps` and `dropout`.
 
@@ -168,7 +169,10 @@ def from_torch(source: nn.Module | Mapping[str, torch.Tensor], **settings) -> Pr
     Raises:
         ConversionError: if it is another module, or tensors are missing.
     """
-    if isinstance(source, nn.Module):
+    if isinstance(source, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
+        state = {f"layers.0.{name}": tensor for name, tensor in source.state_dict().items()}
+        settings = _settings_of(source)
+    elif isinstance(source, nn.Module):
         layers = source.encoder.layers if isinstance(source, nn.Transformer) else getattr(source, "layers", None)
         if not isinstance(source, (nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder)):
             raise ConversionError(

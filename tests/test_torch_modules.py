@@ -75,6 +75,20 @@ def test_decoder_alone():
     assert same_weights(to_torch(ours), module)
 
 
+def test_single_layers():
+    layer = randomise_(nn.TransformerEncoderLayer(32, 4, 48, batch_first=True, norm_first=True))
+    x, memory = torch.randn(2, 9, 32), torch.randn(2, 5, 32)
+    ours = from_torch(layer)
+    assert_close(ours(inputs_embeds=x).last_hidden_state, layer(x))
+    assert same_weights(to_torch(ours).layers[0], layer)
+    layer = randomise_(nn.TransformerDecoderLayer(32, 4, 48, batch_first=True))
+    ours = from_torch(layer)
+    causal = nn.Transformer.generate_square_subsequent_mask(9)
+    made = ours(inputs_embeds=x, encoder_hidden_states=memory, use_cache=False).last_hidden_state
+    assert_close(made, layer(x, memory, tgt_mask=causal))
+    assert same_weights(to_torch(ours).layers[0], layer)
+
+
 def test_state_dict_needs_the_number_of_heads():
     module = randomise_(nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 48, batch_first=True), 2))
     with pytest.raises(ConversionError, match="num_heads"):
