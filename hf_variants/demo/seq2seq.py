@@ -6,7 +6,6 @@ and take the stacks back out as a `torch.nn.Transformer`.
 
 import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -17,7 +16,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, 
 
 from hf_variants.conversion import from_torch_seq2seq, to_torch
 
-from ._common import fetch, prepare, say_where, step
+from ._common import fetch, prepare, say_where, step, train
 
 
 PACKAGE = "ruaccent-predictor==1.2.0"
@@ -178,16 +177,4 @@ def _own_texts(reference: torch.nn.Module, tokenizer: PreTrainedTokenizerFast) -
 def _fine_tune(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, steps: int) -> None:
     ids = _encode(tokenizer, SENTENCES[:8])[:, :48]
     labels = ids[:, 1:].masked_fill(ids[:, 1:] == tokenizer.pad_token_id, -100)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    torch.manual_seed(0)
-    model.train()
-    with tqdm(range(1, steps + 1), desc="Training") as progress:
-        for number in progress:
-            loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            progress.set_postfix(loss=f"{loss.item():.3f}")
-            if number == 1 or number % max(1, steps // 6) == 0:
-                tqdm.write(f"step {number:>3}   loss {loss.item():.3f}", file=sys.stdout)
-    model.eval()
+    train(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}, steps)
