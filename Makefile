@@ -6,6 +6,7 @@ SEEDS ?= 12
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+TOOLS_INSTALLED := $(VENV)/.installed-tools
 # The lower end of pyproject.toml's range, in an environment of its own, with the Hub client that it wants.
 OLDEST_TRANSFORMERS := 5.17.0
 OLDEST := .venv-oldest
@@ -13,17 +14,20 @@ OLDEST_INSTALLED := $(OLDEST)/.installed
 TYPES := build/types
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check drift oldest clean
+.PHONY: help demo test test-all check drift oldest clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED)  ## real weights: convert, prove, chat, fine-tune, export back (OUTPUT=folder)
 	$(BIN)/hf-variants demo --output "$(OUTPUT)"
 
 # One OpenMP thread per worker: two workers with a full thread pool each are slower than one.
 test: $(INSTALLED)  ## run the tests (WORKERS=2, ARGS="-k pattern"); needs no network
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) -m 'not whole' $(ARGS)
+
+test-all: $(TOOLS_INSTALLED)  ## the same and other people's tools on our models; writes docs/tools.md
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --tools-table docs/tools.md $(ARGS)
 
 # mypy cannot follow the folder mapping of an editable install, so it reads the package in its installed shape, as links.
 check: $(INSTALLED)  ## formatting, lint, types
@@ -55,6 +59,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt torch
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(TOOLS_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[tools]'
 	@touch $@
 
 $(OLDEST_INSTALLED): pyproject.toml constraints.txt

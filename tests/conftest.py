@@ -5,6 +5,12 @@ import os
 import torch
 from hypothesis import HealthCheck, Phase, settings
 
+from tests.tools.table import (  # noqa: F401 (hooks, found by name)
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_configure,
+)
+
 
 # Two workers with a full thread pool each are slower than one.
 torch.set_num_threads(1)
