@@ -85,10 +85,11 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] + ' : ' + message['content'] + ' <eos> ' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant : ' }}{% endif %}"
 )
-WORDS = (
-    "user assistant system : . , ? the a one two three four five cat dog bird sees hears likes asks answers and or not "
-    "red blue green big small old new here there now then who what where why how is was are were yes no good bad"
-).split()
+WORDS = [
+    "user", "assistant", "system", ":", ".", ",", "?", "the", "a", "one", "two", "three", "four", "five", "cat", "dog",
+    "bird", "sees", "hears", "likes", "asks", "answers", "and", "or", "not", "red", "blue", "green", "big", "small",
+    "old", "new", "here", "there", "now", "then", "who", "what", "where", "why", "how", "yes", "no", "good", "bad",
+]  # fmt: skip
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

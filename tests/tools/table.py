@@ -17,8 +17,8 @@ from .kinds import KINDS
 HEADER = """\
 # Tools and kinds of variant
 
-Made by `make test-all` from the tests that ran; do not edit. Each cell is the outcome of at least one test in `tests/tools/` on
-two CPU cores, with small random weights and the real tool in the version given.
+Made by `make test-all` from the tests that ran; do not edit. Each cell is the outcome of at least one test in
+`tests/tools/` on two CPU cores, with small random weights and the real tool in the version given.
 
 - **runs**: the tool did its job on this kind, and the test checked the result.
 - **contract**: what the tool asks of a model was checked, not the tool itself, which does not run on a CPU or from PyPI.
