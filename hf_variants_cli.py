@@ -18,6 +18,20 @@ from typing import Any
 # The names torch gives its own dtypes; "auto" keeps what the source has.
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
+# Fields of transformers' GenerationConfig that have an option of their own; the others are reached with --set.
+GENERATION_OPTIONS: dict[str, tuple[type, str]] = {
+    "max_new_tokens": (int, "at most so many new tokens"),
+    "min_new_tokens": (int, "at least so many new tokens"),
+    "temperature": (float, "sample, from logits divided by it; 0 is greedy"),
+    "top_k": (int, "sample among the k likeliest tokens"),
+    "top_p": (float, "sample among the likeliest tokens that have this probability together"),
+    "min_p": (float, "sample among tokens with at least this share of the likeliest one's probability"),
+    "repetition_penalty": (float, "above 1: make tokens that were there less likely"),
+    "no_repeat_ngram_size": (int, "let no sequence of so many tokens come twice"),
+    "num_beams": (int, "beam search with so many beams; the text comes at the end"),
+    "length_penalty": (float, "of beam search: above 0 prefers long texts"),
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 1 a check said no, 2 wrong use, 3 a fault of ours."""
@@ -99,6 +113,16 @@ def build_parser() -> argparse.ArgumentParser:
     card.add_argument("--license", metavar="NAME", help="for example apache-2.0")
     card.add_argument("--base-model", metavar="ID", help="what it was made from")
 
+    generate = command("generate", _generate, "Continue, or answer, text with any checkpoint, native or variant.")
+    generate.add_argument("source", metavar="SRC", help="checkpoint or adapter folder, .gguf file, or Hub id")
+    generate.add_argument("prompts", metavar="PROMPT", nargs="+", help="one text each; - reads standard input")
+    _add_generation_options(generate)
+
+    chat = command("chat", _chat, "Talk with any checkpoint that has a chat template; /clear forgets, /exit ends.")
+    chat.add_argument("source", metavar="SRC", help="checkpoint or adapter folder, .gguf file, or Hub id")
+    chat.add_argument("--system", metavar="TEXT", help="a system message to begin with")
+    _add_generation_options(chat)
+
     demo = command("demo", _demo, "Convert, prove, chat with, fine-tune and export a real small model.")
     demo.add_argument("--output", metavar="DIR", type=Path, default=Path("demo-output"), help="default: %(default)s")
     demo.add_argument(
@@ -113,6 +137,29 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_generation_options(command: argparse.ArgumentParser) -> None:
+    """What `generate` and `chat` share; each option's default is the checkpoint's own."""
+    group = command.add_argument_group("generation")
+    for name, (kind, summary) in GENERATION_OPTIONS.items():
+        metavar = "N" if kind is int else "X"
+        group.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, type=kind, dest=name, help=summary)
+    group.add_argument(
+        "--do-sample", action=argparse.BooleanOptionalAction, help="sample, or take the likeliest token"
+    )
+    group.add_argument(
+        "--stop", metavar="TEXT", action="append", dest="stop_strings", help="stop after TEXT; may be given again"
+    )
+    group.add_argument("--seed", metavar="N", type=int, help="of sampling")
+    group.add_argument(
+        "--set", metavar="NAME=VALUE", action="append", type=_assignment, default=[], dest="more",
+        help="any other field of transformers' GenerationConfig, its value as JSON or text; may be given again",
+    )  # fmt: skip
+    loading = command.add_argument_group("loading")
+    loading.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as stored)")
+    loading.add_argument("--device", metavar="NAME", help="cpu, cuda:0, auto, ... (default: the accelerator, if any)")
+    loading.add_argument("--tokenizer", metavar="FOLDER", help="where the tokenizer is, if not with the model")
+
+
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         # Reading package metadata takes longer than building the parser, so only this option does it.
@@ -120,6 +167,16 @@ class _Version(argparse.Action):
 
         print(version("hf-variants"))
         parser.exit()
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an assignment. Give NAME=VALUE.")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def _positive(text: str) -> int:
@@ -195,6 +252,40 @@ def _card(arguments: argparse.Namespace) -> int:
     card.save(path)
     print(f"written: {path}")
     return 0
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from hf_variants.text_generation import generate
+
+    prompts = [sys.stdin.read().removesuffix("\n") if text == "-" else text for text in arguments.prompts]
+    generate(arguments.source, prompts, _generation_options(arguments), **_loading(arguments))
+    return 0
+
+
+def _chat(arguments: argparse.Namespace) -> int:
+    import contextlib
+
+    from hf_variants.text_generation import chat
+
+    with contextlib.suppress(ImportError):
+        # Gives `input` a history and the arrow keys.
+        import readline  # noqa: F401
+    chat(arguments.source, _generation_options(arguments), system=arguments.system, **_loading(arguments))
+    return 0
+
+
+def _generation_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    names = [*GENERATION_OPTIONS, "do_sample", "stop_strings"]
+    return {**{name: getattr(arguments, name) for name in names}, **dict(arguments.more)}
+
+
+def _loading(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "dtype": _dtype(arguments.dtype),
+        "device": arguments.device,
+        "tokenizer": arguments.tokenizer,
+        "seed": arguments.seed,
+    }
 
 
 def _demo(arguments: argparse.Namespace) -> int:

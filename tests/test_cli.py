@@ -62,7 +62,10 @@ def test_help_does_not_wait_for_torch():
     assert "convert" in finished.stdout
 
 
-@pytest.mark.parametrize("command", ["convert", "export", "verify", "describe", "families", "presets", "demo"])
+@pytest.mark.parametrize(
+    "command",
+    ["convert", "export", "verify", "describe", "families", "presets", "card", "generate", "chat", "demo"],
+)
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as end:
         hf_variants_cli.main([command, "--help"])
