@@ -1,16 +1,6 @@
 """One config for every dense Transformer, at home in transformers. Importing this registers it with `Auto*`."""
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForQuestionAnswering,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-)
-
+from . import auto_classes
 from .model.configuration_variant import VariantConfig
 from .model.configuration_variant_seq2seq import VariantSeq2SeqConfig
 from .model.modeling_variant import (
@@ -30,16 +20,7 @@ from .model.modeling_variant_seq2seq import (
 from .presets import presets
 
 
-AutoConfig.register(VariantConfig.model_type, VariantConfig, exist_ok=True)
-AutoModel.register(VariantConfig, VariantModel, exist_ok=True)
-AutoModelForCausalLM.register(VariantConfig, VariantForCausalLM, exist_ok=True)
-AutoModelForMaskedLM.register(VariantConfig, VariantForMaskedLM, exist_ok=True)
-AutoModelForSequenceClassification.register(VariantConfig, VariantForSequenceClassification, exist_ok=True)
-AutoModelForTokenClassification.register(VariantConfig, VariantForTokenClassification, exist_ok=True)
-AutoModelForQuestionAnswering.register(VariantConfig, VariantForQuestionAnswering, exist_ok=True)
-AutoConfig.register(VariantSeq2SeqConfig.model_type, VariantSeq2SeqConfig, exist_ok=True)
-AutoModel.register(VariantSeq2SeqConfig, VariantSeq2SeqModel, exist_ok=True)
-AutoModelForSeq2SeqLM.register(VariantSeq2SeqConfig, VariantForConditionalGeneration, exist_ok=True)
+auto_classes.register()
 
 try:
     from . import peft_targets
@@ -50,6 +31,11 @@ else:
     peft_targets.register(VariantSeq2SeqConfig.model_type)
 
 from .conversion import from_native, to_native  # noqa: E402 (reads the classes above)
+from . import card  # noqa: E402, I001 (the one before imports it, and cannot be imported by it first)
+
+
+# Where the package is not installed, a model is saved without a card.
+VariantPreTrainedModel.cards = card
 
 
 __version__ = "0.1.0"

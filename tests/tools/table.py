@@ -1,7 +1,8 @@
 """The table of docs/tools.md: which tool was run on which kind of variant, collected from the tests themselves.
 
 A test says what it runs with `@pytest.mark.tool("PEFT: LoRA", package="peft")` and takes its kind from the parameter `kind`.
-`contract=True` says that what the tool demands was tested and not the tool itself, which needs what no test machine has;
+`contract=True` says that what the tool demands was tested and not the tool itself, which needs what no test machine has, and
+then there is no package;
 `refused=True` that the test shows the combination refused, with a message. The hooks are loaded by tests/conftest.py.
 """
 
@@ -52,7 +53,7 @@ def described(item) -> tuple[str, str, str, str] | None:
         return None
     kind = item.callspec.params["kind"]
     cell = "contract" if marker.kwargs.get("contract") else "refused" if marker.kwargs.get("refused") else "runs"
-    return marker.args[0], marker.kwargs["package"], kind, cell
+    return marker.args[0], marker.kwargs.get("package", ""), kind, cell
 
 
 class Table:
@@ -78,7 +79,8 @@ class Table:
         for (row, package), cells in sorted(self.cells.items()):
             # The worst news first: a failure is not hidden by another test that passed.
             shown = (next((word for word in ORDER if word in cells[kind]), "-") for kind in columns)
-            lines.append(f"| {row} | {package} {version(package)} | {' | '.join(shown)} |")
+            release = f"{package} {version(package)}" if package else "-"
+            lines.append(f"| {row} | {release} | {' | '.join(shown)} |")
         return "\n".join(lines) + "\n"
 
 
