@@ -7,7 +7,7 @@ then there is no package;
 """
 
 from collections import defaultdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -65,9 +65,16 @@ class Table:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         for name, value in report.user_properties:
-            if name == "tool" and (report.when == "call" or report.failed):
+            # A test that is skipped, or whose setup fails, has no call.
+            if name == "tool" and (report.when == "call" or not report.passed):
                 row, package, kind, cell = value
                 self.cells[row, package][kind].add(cell if report.passed else report.outcome)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        # With --collect-only the table is what it would be if every test passed.
+        if session.config.option.collectonly:
+            for row, package, kind, cell in filter(None, map(described, session.items)):
+                self.cells[row, package][kind].add(cell)
 
     def pytest_sessionfinish(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,9 +86,17 @@ class Table:
         for (row, package), cells in sorted(self.cells.items()):
             # The worst news first: a failure is not hidden by another test that passed.
             shown = (next((word for word in ORDER if word in cells[kind]), "-") for kind in columns)
-            release = f"{package} {version(package)}" if package else "-"
+            release = f"{package} {_version(package)}" if package else "-"
             lines.append(f"| {row} | {release} | {' | '.join(shown)} |")
         return "\n".join(lines) + "\n"
+
+
+def _version(package: str) -> str:
+    # `make test` collects tests of tools that are not installed.
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 ORDER = ("failed", "skipped", "refused", "contract", "runs")
