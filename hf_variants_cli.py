@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 
+# What the Hub knows of how a model is made from another.
+BASE_MODEL_RELATIONS = ("adapter", "finetune", "merge", "quantized")
 # The names torch gives its own dtypes; "auto" keeps what the source has.
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -87,6 +89,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--ignore-key", metavar="KEY", action="append", default=[], dest="ignore_keys",
         help="a key of the source's config.json that means nothing; may be given again",
     )  # fmt: skip
+    convert.add_argument(
+        "--verify", action="store_true", help="compare the result with the source; the model card shows the outcome"
+    )
 
     export = command("export", _export, "Export a variant to a native architecture.")
     export.add_argument("source", metavar="SRC", help="folder of a variant")
@@ -94,6 +99,20 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--to", metavar="TYPE", dest="model_type", help="native model type (default: the one it came from)"
     )
+
+    bundle = command("bundle", _bundle, "Make a folder of a variant that also loads where this package is absent.")
+    bundle.add_argument("source", metavar="SRC", help="folder or Hub id of a variant")
+    bundle.add_argument("destination", metavar="DST", type=Path, help="folder to create")
+    bundle.add_argument(
+        "--max-shard-size", metavar="SIZE", type=_size, dest="max_shard_bytes", default=_size("5GB"),
+        help="of one file of weights, such as 500MB (default: 5GB)",
+    )  # fmt: skip
+    bundle.add_argument(
+        "--push", metavar="OWNER/NAME", dest="push_to", help="upload it to this Hub repository as well"
+    )
+    bundle.add_argument("--private", action="store_true", help="make the repository private, if it is new")
+    bundle.add_argument("--revision", metavar="BRANCH", help="upload to this branch (default: main)")
+    bundle.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
 
     verify = command("verify", _verify, "Compare two checkpoints, native or variant; exit with 1 when they differ.")
     verify.add_argument("a", metavar="A", help="reference checkpoint")
@@ -105,13 +124,22 @@ def build_parser() -> argparse.ArgumentParser:
 
     families = command("families", _families, "List the native model types that can be converted.")
     families.add_argument("--markdown", action="store_true", help="as a page, with exactness and what is missing")
-    command("presets", _presets, "List the named variants.")
+    presets = command("presets", _presets, "List the named variants.")
+    presets.add_argument(
+        "--page", metavar="FOLDER", type=Path, help="write a page about them, with drawings, into FOLDER instead"
+    )
 
     card = command("card", _card, "Write the model card of a saved variant, as its README.md.")
     card.add_argument("folder", metavar="FOLDER", type=Path, help="folder of a variant")
     card.add_argument("--repo-id", metavar="OWNER/NAME", help="where it will lie on the Hub")
-    card.add_argument("--license", metavar="NAME", help="for example apache-2.0")
+    card.add_argument("--license", metavar="NAME", help="for example apache-2.0; other, with the two that follow")
+    card.add_argument("--license-name", metavar="NAME", help="name of another licence")
+    card.add_argument("--license-link", metavar="LINK", help="URL of another licence, or LICENSE for the file")
+    card.add_argument("--pipeline-tag", metavar="TASK", help="the Hub's task, such as translation (default: by class)")
     card.add_argument("--base-model", metavar="ID", help="what it was made from")
+    card.add_argument("--base-model-relation", choices=BASE_MODEL_RELATIONS, help="how (default: not said)")
+    for option, what in (("language", "language, such as en"), ("dataset", "dataset it was trained on")):
+        card.add_argument(f"--{option}", metavar="NAME", action="append", help=f"a {what}; may be given again")
 
     generate = command("generate", _generate, "Continue, or answer, text with any checkpoint, native or variant.")
     generate.add_argument("source", metavar="SRC", help="checkpoint or adapter folder, .gguf file, or Hub id")
@@ -179,6 +207,17 @@ def _assignment(text: str) -> tuple[str, Any]:
         return name, value
 
 
+def _size(text: str) -> int:
+    """Bytes, of a number with one of the units that transformers knows, where 1 KB is 1000 bytes and 1 KiB is 1024."""
+    number, unit = (text[:-3], text[-3:]) if text.upper().endswith("IB") else (text[:-2], text[-2:])
+    sizes = {f"{letter}{form}": base**power for form, base in (("B", 1000), ("IB", 1024))
+             for power, letter in enumerate("KMG", start=1)}  # fmt: skip
+    try:
+        return _positive(number) * sizes[unit.upper()]
+    except (KeyError, ValueError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size. Give a number and a unit, such as 5GB.") from None
+
+
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -187,11 +226,20 @@ def _positive(text: str) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    from hf_variants.conversion import convert
+    from hf_variants.conversion import VerificationFailed, convert
 
-    report = convert(
-        arguments.source, arguments.destination, dtype=_dtype(arguments.dtype), ignore_keys=arguments.ignore_keys
-    )
+    try:
+        report = convert(
+            arguments.source,
+            arguments.destination,
+            dtype=_dtype(arguments.dtype),
+            ignore_keys=arguments.ignore_keys,
+            verify=arguments.verify,
+        )
+    except VerificationFailed as error:
+        print(error.report.to_markdown())
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     print(report.to_markdown())
     return 0
 
@@ -201,6 +249,24 @@ def _export(arguments: argparse.Namespace) -> int:
 
     report = export(arguments.source, arguments.destination, model_type=arguments.model_type)
     print(report.to_markdown())
+    return 0
+
+
+def _bundle(arguments: argparse.Namespace) -> int:
+    from hf_variants.hub import bundle
+
+    commit = bundle(
+        arguments.source,
+        arguments.destination,
+        max_shard_bytes=arguments.max_shard_bytes,
+        push_to=arguments.push_to,
+        private=arguments.private or None,
+        revision=arguments.revision,
+        create_pr=arguments.create_pr,
+    )
+    print(f"written: {arguments.destination}")
+    if commit is not None:
+        print(f"pushed: {commit.pr_url or commit.commit_url}")
     return 0
 
 
@@ -234,6 +300,11 @@ def _families(arguments: argparse.Namespace) -> int:
 
 
 def _presets(arguments: argparse.Namespace) -> int:
+    if arguments.page is not None:
+        from hf_variants.preset_page import write_page
+
+        print(f"written: {write_page(arguments.page)}")
+        return 0
     import hf_variants
 
     print("\n".join(sorted(hf_variants.presets())))
@@ -241,15 +312,23 @@ def _presets(arguments: argparse.Namespace) -> int:
 
 
 def _card(arguments: argparse.Namespace) -> int:
-    from hf_variants.card import model_card
+    from hf_variants.card import CARD, is_by_hand, write_card
 
-    path = arguments.folder / "README.md"
-    if path.exists():
-        raise ValueError(f"{path} exists already. Remove it first, or write the card elsewhere.")
-    card = model_card(
-        arguments.folder, repo_id=arguments.repo_id, license=arguments.license, base_model=arguments.base_model
+    path = arguments.folder / CARD
+    if is_by_hand(path):
+        raise ValueError(f"{path} exists already and was not generated. Remove it first to have a card written.")
+    write_card(
+        arguments.folder,
+        repo_id=arguments.repo_id,
+        license=arguments.license,
+        license_name=arguments.license_name,
+        license_link=arguments.license_link,
+        pipeline_tag=arguments.pipeline_tag,
+        base_model=arguments.base_model,
+        base_model_relation=arguments.base_model_relation,
+        language=arguments.language,
+        datasets=arguments.dataset,
     )
-    card.save(path)
     print(f"written: {path}")
     return 0
 

@@ -1,6 +1,6 @@
 """Native checkpoints in, variants out again, with proof. A family per native type, each written once for both ways."""
 
-from .errors import ConversionError, NotRepresentable, UnsupportedModelType
+from .errors import ConversionError, NotRepresentable, UnsupportedModelType, VerificationFailed
 from .family import supported_model_types
 from .torch_modules import from_torch, from_torch_seq2seq, to_torch
 from .translate import Report, convert, export, from_native, to_native
@@ -12,6 +12,7 @@ __all__ = [
     "NotRepresentable",
     "Report",
     "UnsupportedModelType",
+    "VerificationFailed",
     "VerificationReport",
     "convert",
     "export",

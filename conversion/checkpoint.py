@@ -47,7 +47,17 @@ def resolve_folder(source: str | Path) -> Path:
             f"{source} is not a folder and not a Hub id. Give a folder with a config.json, or owner/name."
         )
     try:
-        patterns = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.spm", "LICENSE*", "NOTICE"]
+        patterns = [
+            "*.safetensors",
+            "*.json",
+            "*.jinja",
+            "*.txt",
+            "*.model",
+            "*.spm",
+            "LICENSE*",
+            "NOTICE",
+            "README.md",
+        ]
         return Path(snapshot_download(str(source), allow_patterns=patterns))
     except (OSError, HFValidationError) as error:
         raise FileNotFoundError(

@@ -1,5 +1,11 @@
 """What can go wrong in a conversion, each as an exception that says what to do."""
 
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from .verification import VerificationReport
+
 
 class ConversionError(ValueError):
     """A checkpoint cannot be converted as it is."""
@@ -7,6 +13,23 @@ class ConversionError(ValueError):
 
 class UnsupportedModelType(ConversionError):
     """The native architecture has a mechanism that a `VariantConfig` cannot express."""
+
+
+class VerificationFailed(ConversionError):
+    """
+    A conversion that was to be verified made another model than its source is.
+
+    Attributes:
+        report (`VerificationReport`): every check, those that hold as well.
+    """
+
+    def __init__(self, report: "VerificationReport"):
+        self.report = report
+        failed = "; ".join(f"{check.name}: {check.detail}" for check in report.checks if not check.ok)
+        super().__init__(
+            f"The conversion differs from its source, so nothing was written: {failed}. Convert without verifying to "
+            "look at it, and please report it."
+        )
 
 
 class NotRepresentable(ConversionError):

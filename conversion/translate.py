@@ -2,23 +2,29 @@
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 from transformers.utils import logging
 
+from hf_variants import card
 from hf_variants.model.configuration_variant import VariantConfig
 from hf_variants.model.custom_code import auto_map_of, write_code
 
 from . import checkpoint, folds, rules
-from .errors import ConversionError, NotRepresentable
+from .errors import ConversionError, NotRepresentable, VerificationFailed
 from .family import Family, all_families, family_of, head_of_variant, is_variant, read_config
 from .folds import Folding
+from .record import is_hub_id, last_part, public_name, write_record
 from .skeleton import empty_model, stored_tensors
+
+
+if TYPE_CHECKING:
+    from .verification import VerificationReport
 
 
 logger = logging.get_logger(__name__)
@@ -56,6 +62,7 @@ class Report:
         deviations: where the two classes' arithmetic differs, and why.
         non_finite: tensors of the result with NaN or infinite values.
         dropped: training settings that the native config has no place for, with their values.
+        verification: the comparison of source and destination, where it was asked for.
     """
 
     source: str
@@ -70,9 +77,11 @@ class Report:
     deviations: list[str] = field(default_factory=list)
     non_finite: list[str] = field(default_factory=list)
     dropped: dict[str, Any] = field(default_factory=dict)
+    verification: "VerificationReport | None" = None
 
     def to_dict(self) -> dict[str, Any]:
-        return dict(vars(self))
+        verification = None if self.verification is None else self.verification.to_dict()
+        return {**asdict(self), "verification": verification}
 
     def to_markdown(self) -> str:
         what = f"{self.model_type} -> variant" if self.direction == "convert" else f"variant -> {self.model_type}"
@@ -83,6 +92,8 @@ class Report:
             *(f"- NaN or infinite values in {name}" for name in self.non_finite),
             *(f"- Not kept, for training only: `{name}` = {value!r}" for name, value in self.dropped.items()),
         ]
+        if self.verification is not None:
+            lines += ["", self.verification.to_markdown()]
         return "\n".join(lines)
 
 
@@ -473,9 +484,11 @@ def convert(
     dtype: torch.dtype | str | None = None,
     ignore_keys: Iterable[str] = (),
     max_shard_bytes: int = checkpoint.MAX_SHARD_BYTES,
+    verify: bool = False,
 ) -> Report:
     """
-    Convert a native checkpoint into a new folder that `AutoModel*.from_pretrained` loads as a variant.
+    Convert a native checkpoint into a new folder that `AutoModel*.from_pretrained` loads as a variant, with a model card
+    and, in conversion_report.json, what was done.
 
     Args:
         source: a folder of safetensors, a Hub id, or a GGUF file.
@@ -483,32 +496,42 @@ def convert(
         dtype: cast the weights; by default they are copied as they are.
         ignore_keys: keys of the native config that are known to be meaningless.
         max_shard_bytes: largest size of one file, and about the memory that is needed.
+        verify: compare the result with the source, as `verify` does, which loads both; the card shows the comparison.
 
     Raises:
-        as `from_native`; FileExistsError if the destination is not empty.
+        as `from_native`; FileExistsError if the destination is not empty; VerificationFailed, and nothing is written, if
+            the two differ.
     """
     target_dtype = _as_dtype(dtype)
     if _is_gguf(source):
-        return _convert_gguf(Path(source), destination, target_dtype, ignore_keys, max_shard_bytes)
+        return _convert_gguf(Path(source), destination, target_dtype, ignore_keys, max_shard_bytes, verify)
     opened = _open_native(source, ignore_keys)
     family, head, config, names, load = opened.family, opened.head, opened.config, opened.names, opened.load
     _follow_loose_tie(family, opened.native, config, names, load)
     target = empty_model(family.variant_class(head), config)
     tensors = _translated(family, head, opened.native, target, names, load, config, to_native=False)
+    stored = opened.reader.dtype()
+    _refuse_to_verify_a_cast(verify, stored, target_dtype)
     if target_dtype is not None:
         config.dtype = target_dtype
+    report = _report(source, destination, "convert", family, head, config, target)
+    _note_cast(report, stored, target_dtype)
     non_finite: list[str] = []
     with checkpoint.new_folder(destination) as temporary:
         _write(temporary, config, target, _cast(tensors, target_dtype, non_finite), max_shard_bytes)
         checkpoint.copy_companions(opened.path, temporary, _tokenizer_class(family.model_type))
-    report = _report(source, destination, "convert", family, head, config, target)
-    _note_non_finite(report, non_finite)
-    _note_cast(report, opened.reader.dtype(), target_dtype)
+        _note_non_finite(report, non_finite)
+        _complete(temporary, report, card.lineage_of(opened.path), verify)
     return report
 
 
 def _convert_gguf(
-    path: Path, destination: str | Path, dtype: torch.dtype | None, ignore_keys: Iterable[str], max_shard_bytes: int
+    path: Path,
+    destination: str | Path,
+    dtype: torch.dtype | None,
+    ignore_keys: Iterable[str],
+    max_shard_bytes: int,
+    verify: bool,
 ) -> Report:
     native = _load_gguf(path)
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
@@ -517,16 +540,57 @@ def _convert_gguf(
     target = empty_model(family.variant_class("causal_lm"), config)
     state = native.state_dict()
     tensors = _translated(family, "causal_lm", native, target, list(state), state.__getitem__, config, to_native=False)
+    _refuse_to_verify_a_cast(verify, native.dtype, dtype)
     config.dtype = dtype or native.dtype
+    report = _report(path, destination, "convert", family, "causal_lm", config, target)
+    _note_cast(report, native.dtype, dtype)
     non_finite: list[str] = []
     with checkpoint.new_folder(destination) as temporary:
         _write(temporary, config, target, _cast(tensors, dtype, non_finite), max_shard_bytes)
         tokenizer.save_pretrained(temporary)
         native.generation_config.save_pretrained(temporary)
-    report = _report(path, destination, "convert", family, "causal_lm", config, target)
-    _note_non_finite(report, non_finite)
-    _note_cast(report, native.dtype, dtype)
+        _note_non_finite(report, non_finite)
+        _complete(temporary, report, card.lineage_of(path.parent), verify)
     return report
+
+
+def _refuse_to_verify_a_cast(verify: bool, stored: torch.dtype, dtype: torch.dtype | None) -> None:
+    if verify and dtype not in (None, stored):
+        raise ConversionError(
+            f"`verify` compares values bit by bit, and `dtype` {dtype} rounds the source's, which are {stored}. "
+            "Leave one of the two out."
+        )
+
+
+def _complete(folder: Path, report: Report, lineage: dict[str, Any], verify: bool) -> None:
+    """
+    Compare a converted checkpoint with its source, if asked, and write down what was done and seen.
+
+    Args:
+        folder: where the checkpoint is until it has its name.
+        lineage: metadata of the source's card.
+    """
+    if verify:
+        report.verification = _verified(report, folder)
+    write_record(folder, report.to_dict())
+    if is_hub_id(report.source):
+        lineage = {**lineage, "base_model": report.source}
+    card.write_card(folder, name=last_part(report.destination), lineage=lineage)
+
+
+def _verified(report: Report, folder: Path) -> "VerificationReport":
+    # That module reads this one.
+    from .verification import verify
+
+    names = {report.source: public_name(report.source), str(folder): last_part(report.destination)}
+    verification = verify(report.source, folder)
+    verification.a, verification.b = names.values()
+    for check in verification.checks:
+        for path, name in names.items():
+            check.name = check.name.replace(f"tensors of {path}", f"tensors of {name}")
+    if not verification.ok:
+        raise VerificationFailed(verification)
+    return verification
 
 
 def export(
@@ -565,14 +629,21 @@ def export(
     stored = reader.dtype()
     if target_dtype is not None:
         native_config.dtype = target_dtype
+    report = _report(source, destination, "export", family, head, config, target)
+    _note_folds(report, folding, target_dtype or stored)
+    _note_cast(report, stored, target_dtype)
     non_finite: list[str] = []
     with checkpoint.new_folder(destination) as temporary:
         _write(temporary, native_config, target, _cast(tensors, target_dtype, non_finite), max_shard_bytes)
         checkpoint.copy_companions(folder, temporary, _tokenizer_class(family.model_type))
-    report = _report(source, destination, "export", family, head, config, target)
-    _note_non_finite(report, non_finite)
-    _note_folds(report, folding, target_dtype or stored)
-    _note_cast(report, stored, target_dtype)
+        _note_non_finite(report, non_finite)
+        write_record(temporary, report.to_dict())
+        lineage = card.lineage_of(folder)
+        if is_hub_id(source):
+            lineage = {**lineage, "base_model": str(source)}
+        card.write_native_card(
+            temporary, report, family.variant_class(head).__name__, name=last_part(destination), lineage=lineage
+        )
     return report
 
 

@@ -30,8 +30,8 @@ else:
     peft_targets.register(VariantConfig.model_type)
     peft_targets.register(VariantSeq2SeqConfig.model_type)
 
-from .conversion import from_native, to_native  # noqa: E402 (reads the classes above)
-from . import card  # noqa: E402, I001 (the one before imports it, and cannot be imported by it first)
+from . import card  # noqa: E402 (these two read the classes above)
+from .conversion import from_native, to_native  # noqa: E402
 
 
 # Where the package is not installed, a model is saved without a card.

@@ -78,21 +78,8 @@ def describe(config: "hf_variants.VariantConfig | hf_variants.VariantSeq2SeqConf
 
 
 def _axes(config: "hf_variants.VariantConfig") -> str:
-    """The fields of one stack."""
-    values = config.to_dict()
-    # Positions aside, since rotary ones would restrict the sizes.
-    plain = type(config)(**{name: values[name] for name in DEFINING}, position_embedding_type="none").to_dict()
-    rows: list[tuple[str, str, str]] = []
-    axis = ""
-    for field in dataclasses.fields(config):
-        axis = AXES.get(field.name, axis)
-        # transformers' own fields come before the first axis, and describe no architecture.
-        if axis and (field.name in ALWAYS_SHOWN or values.get(field.name) != plain.get(field.name)):
-            rows.append((axis, field.name, _one_line(values[field.name])))
-    for layer, overrides in values.get("per_layer_config", {}).items():
-        rows.append(
-            ("exceptions", f"layer {layer}", ", ".join(f"{name} {value}" for name, value in overrides.items()))
-        )
+    """The fields of one stack, as columns."""
+    rows = axes(config)
     width = max(len(name) for _, name, _ in rows)
     lines = []
     previous = ""
@@ -102,7 +89,26 @@ def _axes(config: "hf_variants.VariantConfig") -> str:
     return "\n".join(lines)
 
 
-def _one_line(value: Any) -> str:
+def axes(config: "hf_variants.VariantConfig") -> list[tuple[str, str, str]]:
+    """The fields of one stack that say something, as rows of axis, field and value."""
+    values = config.to_dict()
+    # Positions aside, since rotary ones would restrict the sizes.
+    plain = type(config)(**{name: values[name] for name in DEFINING}, position_embedding_type="none").to_dict()
+    rows: list[tuple[str, str, str]] = []
+    axis = ""
+    for field in dataclasses.fields(config):
+        axis = AXES.get(field.name, axis)
+        # transformers' own fields come before the first axis, and describe no architecture.
+        if axis and (field.name in ALWAYS_SHOWN or values.get(field.name) != plain.get(field.name)):
+            rows.append((axis, field.name, one_line(values[field.name])))
+    for layer, overrides in values.get("per_layer_config", {}).items():
+        rows.append(
+            ("exceptions", f"layer {layer}", ", ".join(f"{name} {value}" for name, value in overrides.items()))
+        )
+    return rows
+
+
+def one_line(value: Any) -> str:
     """A value on one line; a list with one entry per layer as its repeated pattern."""
     if not isinstance(value, list):
         return str(value)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from hf_variants import VariantConfig, VariantModel
-from hf_variants.model.block import Block, LearnedScaleResidual, ParallelBlock, Residual
+from hf_variants.model.block import LearnedScaleResidual, Residual
 
 
 WIDTH = 24
@@ -353,12 +353,3 @@ def test_residual_options():
     assert torch.equal(Residual(branch_multiplier=0.5).add(residual, branch), residual + 2.5)
     assert torch.equal(Residual(residual_scale=3.0).add(residual, branch), 6.0 + branch)
     assert torch.equal(LearnedScaleResidual((3,), init=0.1).add(residual, branch), residual + 0.1 * branch)
-
-
-def test_every_block_kind_is_a_no_split_module():
-    def descendants(cls):
-        return {cls.__name__}.union(*(descendants(sub) for sub in cls.__subclasses__()))
-
-    concrete = descendants(Block) - {"Block"}
-    assert concrete == set(VariantModel._no_split_modules)
-    assert isinstance(model_with(parallel_block="two_norms").layers[0], ParallelBlock)

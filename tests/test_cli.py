@@ -64,7 +64,7 @@ def test_help_does_not_wait_for_torch():
 
 @pytest.mark.parametrize(
     "command",
-    ["convert", "export", "verify", "describe", "families", "presets", "card", "generate", "chat", "demo"],
+    ["convert", "export", "verify", "describe", "families", "presets", "card", "bundle", "generate", "chat", "demo"],
 )
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as end:
@@ -96,7 +96,9 @@ def test_convert_passes_what_was_asked(api, capsys):
     convert = api("convert", Report())
     argv = ["convert", "source", "made", "--dtype", "bfloat16", "--ignore-key", "a", "--ignore-key", "b"]
     assert hf_variants_cli.main(argv) == 0
-    assert convert.calls == [(("source", Path("made")), {"dtype": torch.bfloat16, "ignore_keys": ["a", "b"]})]
+    assert convert.calls == [
+        (("source", Path("made")), {"dtype": torch.bfloat16, "ignore_keys": ["a", "b"], "verify": False})
+    ]
     assert "| a | report |" in capsys.readouterr().out
 
 

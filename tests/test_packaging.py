@@ -39,6 +39,13 @@ def test_mapped_packages_import_beside_a_checkout():
     assert hf_variants.model_cards.__name__ == "hf_variants.model_cards"
 
 
+def test_templates_of_cards_are_shipped(project):
+    shipped = project["tool"]["setuptools"]["package-data"]["hf_variants.model_cards"]
+    source = (ROOT / "hf_variants" / "card.py").read_text(encoding="utf-8")
+    assert set(re.findall(r'TEMPLATES / "(\S+)"', source)) == set(shipped)
+    assert all((ROOT / "model_cards" / name).is_file() for name in shipped)
+
+
 def test_there_is_one_version(project):
     import hf_variants
 

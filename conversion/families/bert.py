@@ -149,7 +149,7 @@ NEXT_SENTENCE = Drop("cls.seq_relationship.{leaf}", "the head of next-sentence p
 CLASSIFIER = (Rule("classifier.{leaf}", "score.{leaf}"),)
 # A head of a dense layer and the classifier.
 DENSE_CLASSIFIER = (
-    Rule("classifier.dense.{leaf}", "classifier_transform.dense.{leaf}"),
+    Rule("classifier.dense.{leaf}", "pre_classifier.dense.{leaf}"),
     Rule("classifier.out_proj.{leaf}", "score.{leaf}"),
 )
 BERT_LM_HEAD = lm_head("cls.predictions", "cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm")

@@ -75,7 +75,7 @@ FAMILIES = (
         ),
         head_weights={
             "sequence_classification": (
-                Rule("pre_classifier.{leaf}", "classifier_transform.dense.{leaf}"), *CLASSIFIER,
+                Rule("pre_classifier.{leaf}", "pre_classifier.dense.{leaf}"), *CLASSIFIER,
             ),
             "token_classification": CLASSIFIER,
         },

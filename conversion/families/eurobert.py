@@ -42,7 +42,7 @@ FAMILIES = (
         ),
         weights=LLAMA_WEIGHTS,
         head_weights={
-            "sequence_classification": (Rule("dense.{leaf}", "classifier_transform.dense.{leaf}"), *CLASSIFIER),
+            "sequence_classification": (Rule("dense.{leaf}", "pre_classifier.dense.{leaf}"), *CLASSIFIER),
             "token_classification": CLASSIFIER,
         },
     ),

@@ -40,8 +40,8 @@ def _window(native: Mapping[str, Any]) -> Fields:
 def classifier(score: str) -> tuple[Rule, ...]:
     """The dense head and the classifier, which is called `score` here."""
     return (
-        Rule("head.dense.{leaf}", "classifier_transform.dense.{leaf}"),
-        Rule("head.norm.{leaf}", "classifier_transform.norm.{leaf}"),
+        Rule("head.dense.{leaf}", "pre_classifier.dense.{leaf}"),
+        Rule("head.norm.{leaf}", "pre_classifier.norm.{leaf}"),
         Rule("classifier.{leaf}", score + ".{leaf}"),
     )
 

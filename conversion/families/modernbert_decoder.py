@@ -130,8 +130,8 @@ FAMILIES = (
         ),
         head_weights={
             "sequence_classification": (
-                Rule("head.dense.{leaf}", "classifier_transform.dense.{leaf}"),
-                Rule("head.norm.{leaf}", "classifier_transform.norm.{leaf}"),
+                Rule("head.dense.{leaf}", "pre_classifier.dense.{leaf}"),
+                Rule("head.norm.{leaf}", "pre_classifier.norm.{leaf}"),
                 Rule("classifier.{leaf}", "score.{leaf}"),
             )
         },

@@ -9,6 +9,7 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .adapters import NormGuard
 from .normalization import unchanged
 
 
@@ -149,7 +150,7 @@ SCORES: dict[str, Callable] = {
 }
 
 
-class Attention(nn.Module):
+class Attention(NormGuard, nn.Module):
     """
     Multi-head self-attention (MHA, GQA or MQA) without a norm on queries and keys.
 

@@ -22,6 +22,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import apply_chunking_to_forward
 
+from .adapters import NormGuard
 from .attention import multiply
 from .normalization import unchanged
 
@@ -58,7 +59,7 @@ class LearnedScaleResidual(Residual):
         return self.scale * self.dropout(branch)
 
 
-class Block(GradientCheckpointingLayer):
+class Block(NormGuard, GradientCheckpointingLayer):
     """
     Base of all blocks: holds the sublayers and their slots under the names that checkpoints use.
 

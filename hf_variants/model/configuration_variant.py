@@ -1,5 +1,10 @@
 """The configuration of one Transformer stack: every architectural axis is a field, none is keyed on a model's name."""
 
+# First, so that a transformers too old for what follows is refused in words.
+from .versions import MINIMUM  # noqa: F401
+
+
+# isort: split
 import copy
 import difflib
 import importlib
@@ -9,10 +14,6 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.utils.versions import require_version
-
-
-require_version("transformers>=5.17", "This model needs a newer transformers: pip install --upgrade transformers")
 
 
 LAYER_TYPE_LETTERS = {"F": "full_attention", "S": "sliding_attention"}
@@ -27,6 +28,9 @@ ROPE_KEYS = {
     "longrope": ("short_factor", "long_factor"),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
 }
+
+# The activations of transformers' `ACT2FN` that have parameters.
+LEARNED_ACTIVATIONS = ("prelu", "xielu")
 
 # Fields that `per_layer_config` may change: what the builder reads from a layer's own config. All others are read for
 # the stack as a whole (masks, caches, embeddings, final norm), where a layer's value would be ignored or mixed up.
@@ -399,7 +403,7 @@ class VariantConfig(PreTrainedConfig):
             self.no_rope_layers = [1] * self.num_hidden_layers
         # Before `@strict` runs it again, so that the error is a `ValueError` as everywhere in transformers.
         self.validate_architecture()
-        self.base_model_tp_plan = self._tensor_parallel_plan()
+        self.base_model_tp_plan = self.tensor_parallel_plan()
         self.base_model_pp_plan = self._pipeline_plan()
         if not self.final_norm:
             self.base_model_fsdp_plan = {k: v for k, v in type(self).base_model_fsdp_plan.items() if k != "norm"}
@@ -556,6 +560,22 @@ class VariantConfig(PreTrainedConfig):
         }[implementation]
         return [field for field, active in self.attention_features.items() if active and field in unable]
 
+    @property
+    def fields_outside_a_fused_head(self) -> tuple[list[str], list[str]]:
+        """
+        What a fused LM head ignores, which knows the head's weight and bias, `logit_scale` and
+        `final_logit_softcapping` (TRL): the fields that change logits, and those that add to the loss.
+        """
+        logits = {
+            "lm_head_transform": self.lm_head_transform,
+            "lm_head_input_scale": self.lm_head_input_scale != 1.0,
+            "lm_head_normalized": self.lm_head_normalized,
+        }
+        loss = {"z_loss_coefficient": self.z_loss_coefficient, "label_smoothing": self.label_smoothing}
+        return [field for field, active in logits.items() if active], [
+            field for field, active in loss.items() if active
+        ]
+
     def rope_parameters_of(self, layer_idx: int) -> dict | None:
         """The flat RoPE parameters of one layer, or `None` where the layer does not rotate."""
         if self.position_embedding_type != "rope" or not self.no_rope_layers[layer_idx]:
@@ -568,15 +588,23 @@ class VariantConfig(PreTrainedConfig):
         theta = self.layer_rope_theta[layer_idx]
         return {**parameters, "rope_theta": theta} if theta else None
 
-    def _tensor_parallel_plan(self) -> dict[str, str]:
-        """Tensor-parallel styles of exactly the modules that this config builds (transformers' `tp_plan`)."""
+    def tensor_parallel_plan(self, ranks: int = 1) -> dict[str, str]:
+        """
+        Tensor-parallel styles of exactly the modules that this config builds (transformers' `tp_plan`).
+
+        Args:
+            ranks (`int`): number of devices that share a layer; heads that it does not divide are gathered.
+        """
         layers = list(self.per_layer_config)
         plan = {}
         attending = [layer for layer in layers if "self_attn" not in getattr(layer, "skip", ())]
         # A norm over all heads, and whatever is indexed by the head outside the projections, needs the whole
-        # projections on every rank.
+        # projections on every rank; and so does a head that would be cut in two.
         gather = self.has_sequence_bias or any(
-            layer.qk_norm in ("full", "per_head") or layer.attention_sinks or layer.attention_sub_norm
+            layer.qk_norm in ("full", "per_head")
+            or layer.attention_sinks
+            or layer.attention_sub_norm
+            or layer.num_key_value_heads % ranks
             for layer in attending
         )
         prefixes = ["layers.*.self_attn"] if attending else []
@@ -597,17 +625,41 @@ class VariantConfig(PreTrainedConfig):
         if any(layer.ffn_type == "glu" for layer in with_mlp):
             inner.append("gate_proj")
         plan |= {f"layers.*.mlp.{name}": "colwise_gather_output" if gather else "colwise" for name in inner}
+        if not gather and any(layer.hidden_act in LEARNED_ACTIVATIONS for layer in with_mlp):
+            # One weight for all channels: every rank has the gradient of its own channels only.
+            plan["layers.*.mlp.act_fn"] = "replicated_with_grad_allreduce"
         if with_mlp:
             plan["layers.*.mlp.down_proj"] = "rowwise_split_input" if gather else "rowwise"
         return plan
 
-    def _pipeline_plan(self) -> dict[str, tuple[list[str], list[str]]]:
-        plan = {
-            "embed_tokens": (["input_ids"], ["inputs_embeds"]),
-            "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+    def _pipeline_plan(self) -> dict[str, tuple[list[str], list[str]]] | None:
+        """
+        What the first and the last stage of a pipeline have beside layers, with names of inputs and outputs; engines
+        pass over the others' (transformers' `pp_plan`). `None` where more than modules stand before the layers.
+        """
+        if self.embedding_multiplier != 1.0 and self.embedding_multiplier_position == "stack":
+            return None
+        if "input_ids" in (self.position_ids_source, self.padding_mask_source):
+            return None
+        projected = self.embedding_size != self.hidden_size and self.embedding_projection_position
+        normed = self.embedding_norm and self.embedding_norm_position
+        names = {
+            "token_projection": projected == "before_positions",
+            "token_norm": normed == "before_positions",
+            "token_types": self.type_vocab_size,
+            "embed_positions": self.position_embedding_type in ("learned", "sinusoidal"),
+            "task_types": self.task_type_vocab_size,
+            "embedding_norm": normed == "after_positions",
+            "embedding_projection": projected == "after_norm",
+            "layers": True,
+            "norm": self.final_norm,
+            "output_projection": self.output_projection,
         }
-        if self.final_norm:
-            plan["norm"] = (["hidden_states"], ["hidden_states"])
+        plan = {"embed_tokens": (["input_ids"], ["inputs_embeds"])}
+        plan |= {name: (["hidden_states"], ["hidden_states"]) for name, built in names.items() if built}
+        plan["layers"] = (["hidden_states", "attention_mask"], ["hidden_states"])
+        if self.pooler:
+            plan["pooler"] = (["hidden_states"], ["pooler_output"])
         return plan
 
     def convert_rope_params_to_dict(self, **kwargs):

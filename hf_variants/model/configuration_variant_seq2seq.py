@@ -1,5 +1,10 @@
 """The configuration of an encoder-decoder: two stacks, each free to differ from the other."""
 
+# First, so that a transformers too old for what follows is refused in words.
+from .versions import MINIMUM  # noqa: F401
+
+
+# isort: split
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
@@ -47,7 +52,7 @@ class VariantSeq2SeqConfig(PreTrainedConfig):
 
     model_type = "hf_variant_seq2seq"
     keys_to_ignore_at_inference = ["past_key_values"]
-    sub_configs_defaults = {"encoder": VariantConfig, "decoder": VariantConfig}
+    sub_configs = {"encoder": VariantConfig, "decoder": VariantConfig}
 
     encoder: VariantConfig | dict | None = None
     decoder: VariantConfig | dict | None = None

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers.activations import ACT2CLS, ACT2FN
 
+from .adapters import NormGuard
 from .normalization import unchanged
 
 
@@ -17,7 +18,7 @@ def make_activation(name: str) -> nn.Module:
     return ACT2FN[name]
 
 
-class FeedForward(nn.Module):
+class FeedForward(NormGuard, nn.Module):
     """
     Two-matrix network: down(act(up(x))) (2017 Transformer, GPT-2, Nemotron).
 

@@ -1,7 +1,23 @@
-"""How logits are scored beyond transformers' own losses: z-loss and label smoothing."""
+"""How logits are scored beyond transformers' own losses: z-loss and label smoothing, and that neither gets lost."""
+
+import functools
+import inspect
+import types
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+
+def quote(fields: list[str]) -> str:
+    """Names of fields, as messages show them."""
+    return ", ".join(f"`{field}`" for field in fields)
 
 
 def regularised_cross_entropy(
@@ -86,3 +102,60 @@ def token_loss(
         num_items_in_batch=num_items_in_batch,
         ignore_index=ignore_index,
     )
+
+
+def warn_of_lost_terms(config: PreTrainedConfig) -> None:
+    """
+    Say that the config's terms are lost where a trainer computes the loss itself, as transformers' does with
+    `label_smoothing_factor` or `compute_loss_func`: it withholds the labels, but not the number of them.
+    """
+    _, fields = config.fields_outside_a_fused_head
+    if fields:
+        logger.warning_once(
+            f"The trainer computes the loss itself, without {quote(fields)} of the config. Set `label_smoothing` in "
+            "the config instead of `label_smoothing_factor`, and leave `compute_loss_func` out, to train with them."
+        )
+
+
+def guard_fused_head(model: nn.Module, forward: Callable) -> Callable:
+    """
+    What a model's `forward` may be replaced by: `forward` itself, or, if that has a fused LM head (TRL's trainers), one
+    that refuses to compute other logits than the model does, or a loss without all its terms.
+
+    Such a head takes the last hidden states and the head's weight, and never calls the model's own head and loss. It is
+    used where the call says `fused_lm_head=True`.
+
+    Args:
+        model: one with `config.fields_outside_a_fused_head`.
+        forward: what is to become its `forward`; a fused head is a bound method.
+    """
+    if (
+        not isinstance(forward, types.MethodType)
+        or "fused_lm_head" not in inspect.signature(forward, follow_wrapped=False).parameters
+    ):
+        return forward
+    of_logits, of_loss = model.config.fields_outside_a_fused_head
+    if not of_logits and not of_loss:
+        return forward
+    remedy = (
+        "Use a trainer that calls the model's own loss, such as transformers' `Trainer` or `class OwnLossTrainer("
+        "SFTTrainer): compute_loss = transformers.Trainer.compute_loss`"
+    )
+
+    fused_forward = forward.__func__
+
+    # `generate` looks at the signature.
+    @functools.wraps(fused_forward)
+    def guarded(self, *args, fused_lm_head=False, **kwargs):
+        if fused_lm_head and of_logits:
+            raise ValueError(f"A fused LM head computes other logits, without {quote(of_logits)}. {remedy}.")
+        if fused_lm_head and of_loss and torch.is_grad_enabled():
+            raise ValueError(
+                f"A fused LM head computes the loss without {quote(of_loss)} of the config. {remedy}; or, for a "
+                "loss that is not the model's (DPO, GRPO), load the model with these fields set to 0."
+            )
+        if fused_lm_head and of_loss:
+            logger.warning_once(f"The loss of a fused LM head is without {quote(of_loss)} of the config. {remedy}.")
+        return fused_forward(self, *args, fused_lm_head=fused_lm_head, **kwargs)
+
+    return types.MethodType(guarded, model)

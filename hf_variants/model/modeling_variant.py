@@ -1,8 +1,13 @@
 """The models: one stack (decoder or encoder) with its heads, built from a `VariantConfig`."""
 
+import dataclasses
 import os
+import tempfile
+from pathlib import Path
+from types import ModuleType
 
 import torch
+from huggingface_hub import CommitInfo
 from torch import nn
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
@@ -12,6 +17,8 @@ from transformers.masking_utils import (
     create_bidirectional_sliding_window_mask,
     create_causal_mask,
     create_sliding_window_causal_mask,
+    find_packed_sequence_indices,
+    packed_sequence_mask_function,
 )
 from transformers.modeling_outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
@@ -23,10 +30,11 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import can_return_tuple, logging
+from transformers.utils import can_return_tuple, is_tracing, logging
 from transformers.utils.generic import is_flash_attention_requested, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .adapters import AdapterGuard
 from .attention import Attention, self_attention_half
 from .block import Block, LearnedScaleResidual
 from .builder import (
@@ -58,6 +66,8 @@ from .builder import (
 )
 from .configuration_variant import VariantConfig
 from .custom_code import auto_map_of, write_code
+from .distribution import Distribution
+from .losses import guard_fused_head, quote, warn_of_lost_terms
 from .normalization import (
     Float32LayerNorm,
     PerHeadLayerNorm,
@@ -65,6 +75,8 @@ from .normalization import (
     ZeroCenteredRMSNorm,
     unchanged,
 )
+from .positions import restarts
+from .upload import Upload, now_in, remove_replaced_weights, written_since
 
 
 logger = logging.get_logger(__name__)
@@ -77,10 +89,6 @@ BIDIRECTIONAL_MASKS = {
     "full_attention": create_bidirectional_mask,
     "sliding_attention": create_bidirectional_sliding_window_mask,
 }
-
-
-def _quote(fields: list[str]) -> str:
-    return ", ".join(f"`{field}`" for field in fields)
 
 
 def _attention_backend(attn_implementation: str) -> str | None:
@@ -106,17 +114,27 @@ def slice_positions(hidden_states: torch.Tensor, logits_to_keep: int | torch.Ten
     return hidden_states[rows, logits_to_keep]
 
 
-class VariantPreTrainedModel(PreTrainedModel):
+def refuse_packing(position_ids: torch.Tensor | None, attention_mask: torch.Tensor | dict | None, reason: str) -> None:
+    """Raise if the position ids of a row restart, where `reason` says why its documents could not be told apart."""
+    if position_ids is None or is_tracing(position_ids):
+        return
+    padding_mask = attention_mask if torch.is_tensor(attention_mask) and attention_mask.ndim == 2 else None
+    if restarts(position_ids, padding_mask):
+        raise ValueError(
+            f"`position_ids` restart as those of packed documents do, and {reason}. Give every document a row of its "
+            "own, with padding and an `attention_mask`."
+        )
+
+
+class VariantPreTrainedModel(AdapterGuard, Distribution, PreTrainedModel):
     """What every model has in common: initialisation, and which attention backends a config can use."""
 
     config: VariantConfig
     config_class = VariantConfig
+    # The module that writes model cards, `hf_variants.card`, which does not travel with a checkpoint.
+    cards: ModuleType | None = None
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = [
-        "SequentialBlock", "SequentialCrossBlock", "ParallelBlock", "ParallelCrossBlock", "AttentionBlock",
-        "FeedForwardBlock",
-    ]  # fmt: skip
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -140,7 +158,7 @@ class VariantPreTrainedModel(PreTrainedModel):
         if attn_implementation is None:
             if fields := self.config.unsupported_attention_features("sdpa"):
                 logger.warning_once(
-                    f"sdpa cannot compute {_quote(fields)} of this config, so attention runs in eager mode. Pass "
+                    f"sdpa cannot compute {quote(fields)} of this config, so attention runs in eager mode. Pass "
                     "`attn_implementation` to choose another that can, and to silence this."
                 )
         elif (backend := _attention_backend(attn_implementation)) and (
@@ -149,17 +167,85 @@ class VariantPreTrainedModel(PreTrainedModel):
             able = [name for name in ("eager", "sdpa", "flex_attention", "flash_attention")
                     if not self.config.unsupported_attention_features(name)]  # fmt: skip
             raise ValueError(
-                f"`attn_implementation` {attn_implementation} cannot compute {_quote(fields)} of this config. "
+                f"`attn_implementation` {attn_implementation} cannot compute {quote(fields)} of this config. "
                 f"Use one of {', '.join(able)}."
             )
         return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
-        """As in transformers, and with the code, so that the folder also loads where this package is not installed."""
-        self.config.auto_map = auto_map_of(self.config)
-        # Before the weights: an upload that `push_to_hub=True` asks for takes what is there by then.
-        write_code(save_directory)
-        super().save_pretrained(save_directory, *args, **kwargs)
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict | None = None,
+        push_to_hub: bool = False,
+        **kwargs,
+    ) -> None:
+        """
+        As in transformers, and with the code, so that the folder also loads where this package is not installed.
+
+        Args:
+            push_to_hub: commit what is written to `repo_id`, by default named as the folder; see `push_to_hub`.
+        """
+        upload = None
+        if push_to_hub:
+            if kwargs.get("distributed_checkpoint"):
+                raise ValueError(
+                    "`push_to_hub` with `distributed_checkpoint` would upload weights without the code that they need. "
+                    "Save without one of them, and call `push_to_hub` on the model."
+                )
+            kwargs.setdefault("repo_id", Path(save_directory).absolute().name)
+            names = [field.name for field in dataclasses.fields(Upload)]
+            upload = Upload(**{name: kwargs.pop(name) for name in names if name in kwargs})
+        self._save(save_directory, upload, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
+
+    def push_to_hub(self, repo_id: str, *, max_shard_size: int | str = "50GB", **options) -> CommitInfo:
+        """
+        Upload the model, its code and its card to the Hub, in one commit. A README.md by hand that stands there is left
+        alone, but for the tags.
+
+        Args:
+            repo_id: `owner/name`, or a name under your own; made if it does not exist.
+            max_shard_size: as in `save_pretrained`.
+            options: `commit_message`, `commit_description`, `private`, `token`, `revision`, `create_pr` and `tags`, as in
+                transformers.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            return self._save(folder, Upload(repo_id, **options), max_shard_size=max_shard_size)
+
+    def _save(
+        self, folder: str | os.PathLike, upload: Upload | None, is_main_process: bool = True, **kwargs
+    ) -> CommitInfo | None:
+        """Save, and upload what was written. Of several processes, only the first writes."""
+        self.correct_ties()
+        is_parallel = torch.distributed.is_available() and torch.distributed.is_initialized()
+        writes = is_main_process and not (is_parallel and torch.distributed.get_rank())
+        # Of a model with adapters that PEFT added in place, only those are saved.
+        adapters_only = getattr(self, "_hf_peft_config_loaded", False)
+        os.makedirs(folder, exist_ok=True)
+        begun = now_in(folder)
+        if writes and upload is not None:
+            upload.tags = [*(self.model_tags or ()), *upload.tags]
+            upload.prepare()
+            upload.copy_remote_card(folder)
+        if not adapters_only:
+            self.config.auto_map = auto_map_of(self.config)
+            if writes:
+                write_code(folder)
+        super().save_pretrained(folder, is_main_process=is_main_process, **kwargs)
+        if not writes:
+            return None
+        keep_remote_card = True
+        if not adapters_only:
+            remove_replaced_weights(folder, begun)
+            keep_remote_card = self._write_card(folder, upload)
+        return upload and upload.send(folder, written_since(folder, begun), keep_remote_card)
+
+    def _write_card(self, folder: str | os.PathLike, upload: Upload | None) -> bool:
+        """Have the package write the card, where it is installed. Whether the Hub's is to stay, being by hand."""
+        if self.cards is None:
+            return True
+        self.cards.write_card(folder, self, repo_id=upload and upload.repo_id)
+        return upload is not None and upload.remote_card is not None and self.cards.is_by_hand(upload.remote_card)
 
     def _get_resized_lm_head(self, old_lm_head: nn.Linear, *args, **kwargs) -> nn.Linear:
         """As in transformers, which returns a plain `nn.Linear`: the head stays what it is, with the new parameters."""
@@ -212,9 +298,12 @@ class VariantModel(VariantPreTrainedModel):
         self.embedding_projection = build_embedding_projection(config, "after_norm")
         self.position_ids_of = build_position_ids(config)
         self.padding_mask_of = build_padding_mask(config)
+        self.first_position = config.pad_token_id + 1 if config.position_ids_source == "input_ids" else 0
         self.rotary_emb, self.rotary_names = build_rotary_embeddings(config)
         self.position_bias = build_position_bias(config)
         self.layers = nn.ModuleList([build_block(config, i) for i in range(config.num_hidden_layers)])
+        # Those that are there: accelerate's FSDP looks for every name, and fails on one that it does not find.
+        self._no_split_modules = {type(layer).__name__ for layer in self.layers}
         self.norm = build_final_norm(config) if config.final_norm else unchanged
         self.output_projection = build_output_projection(config)
         self.pooler = build_pooler(config)
@@ -230,8 +319,9 @@ class VariantModel(VariantPreTrainedModel):
         inputs_embeds: torch.Tensor,
         past_key_values: Cache | None,
         position_ids: torch.Tensor | None,
+        packed: bool = False,
     ) -> dict[str, torch.Tensor | None]:
-        """One mask per attention type that the stack has."""
+        """One mask per attention type that the stack has; `packed` documents do not see each other."""
         if isinstance(attention_mask, dict):
             return attention_mask
         arguments = {
@@ -242,7 +332,25 @@ class VariantModel(VariantPreTrainedModel):
         }
         if self.config.is_causal:
             arguments["position_ids"] = position_ids
+        elif packed:
+            # What transformers does for a decoder, and not for an encoder.
+            documents = find_packed_sequence_indices(position_ids.expand(inputs_embeds.shape[0], -1))
+            if documents is not None:
+                arguments["and_mask_function"] = packed_sequence_mask_function(documents)
         return {kind: self.mask_functions[kind](**arguments) for kind in dict.fromkeys(self.layer_types)}
+
+    def embed(
+        self,
+        inputs_embeds: torch.Tensor,
+        position_ids: torch.Tensor,
+        token_type_ids: torch.Tensor | None,
+        task_type_ids: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Token embeddings (batch, length, embedding_size) to what enters the first layer, (batch, length, hidden_size)."""
+        hidden_states = self.token_norm(self.token_projection(self.multiply_embeddings(inputs_embeds)))
+        hidden_states = self.token_types(hidden_states, token_type_ids)
+        hidden_states = self.task_types(self.embed_positions(hidden_states, position_ids), task_type_ids)
+        return self.embedding_projection(self.embedding_dropout(self.embedding_norm(hidden_states)))
 
     @merge_with_config_defaults
     @capture_outputs
@@ -264,8 +372,9 @@ class VariantModel(VariantPreTrainedModel):
         Args:
             input_ids: (batch, length).
             attention_mask: (batch, past + length) with 1 at real tokens, a 4D mask, or one 4D mask per layer type.
-            position_ids: (batch, length). In a decoder, ids that restart, without an `attention_mask` and without a cache
-                passed in, mean packed documents, which do not see each other.
+            position_ids: (batch or 1, length). Ids that restart stand for documents packed into one row, which do not
+                see each other. The first label of each is the next token of another document: set it to -100, as
+                transformers' `DataCollatorWithFlattening` does.
             past_key_values: a cache, updated in place.
             inputs_embeds: (batch, length, embedding_size), instead of `input_ids`.
             token_type_ids, task_type_ids: (batch, length).
@@ -275,6 +384,11 @@ class VariantModel(VariantPreTrainedModel):
         Returns:
             `last_hidden_state` (batch, length, hidden_size) and the cache, or `pooler_output` where there is a pooler;
             `hidden_states` and `attentions` on request.
+
+        Raises:
+            ValueError: if packed documents would see each other: with a 2D `attention_mask` or a cache passed in, in
+                cross-attention, or in a batch of several rows with FlashAttention. A graph being traced
+                (`torch.compile`) cannot tell, and does not raise.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("`input_ids` and `inputs_embeds` are both set or both missing. Pass exactly one of them.")
@@ -282,11 +396,22 @@ class VariantModel(VariantPreTrainedModel):
             self.refuse_continuous_batching()
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
+        packed = position_ids is not None and self.packs_documents(
+            position_ids, attention_mask, past_key_values, inputs_embeds.shape[0], encoder_hidden_states
+        )
         makes_cache = use_cache and self.config.is_causal and not self.training
-        if attention_mask is None and past_key_values is None and not makes_cache:
+        # A decoder's mask comes from the position ids or from padding; an encoder's from both.
+        if (
+            attention_mask is None
+            and past_key_values is None
+            and not makes_cache
+            and not (packed and self.config.is_causal)
+        ):
             attention_mask = self.padding_mask_of(input_ids)
         # Before a new cache exists, so that packed documents are told apart whether or not one is wanted.
-        masks = self.create_masks(attention_mask, inputs_embeds, self_attention_half(past_key_values), position_ids)
+        masks = self.create_masks(
+            attention_mask, inputs_embeds, self_attention_half(past_key_values), position_ids, packed
+        )
         if encoder_hidden_states is not None:
             encoder_attention_mask = create_bidirectional_mask(
                 config=self.config,
@@ -304,10 +429,7 @@ class VariantModel(VariantPreTrainedModel):
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = self.position_ids_of(input_ids, inputs_embeds, padding_mask, past)
 
-        hidden_states = self.token_norm(self.token_projection(self.multiply_embeddings(inputs_embeds)))
-        hidden_states = self.token_types(hidden_states, token_type_ids)
-        hidden_states = self.task_types(self.embed_positions(hidden_states, position_ids), task_type_ids)
-        hidden_states = self.embedding_projection(self.embedding_dropout(self.embedding_norm(hidden_states)))
+        hidden_states = self.embed(inputs_embeds, position_ids, token_type_ids, task_type_ids)
 
         position_embeddings = {name: table(hidden_states, position_ids) for name, table in self.rotary_emb.items()}
         position_biases = self.position_bias(
@@ -337,11 +459,56 @@ class VariantModel(VariantPreTrainedModel):
             last_hidden_state=hidden_states, past_key_values=past_key_values
         )
 
+    def packs_documents(
+        self,
+        position_ids: torch.Tensor,
+        attention_mask: torch.Tensor | dict | None,
+        past_key_values: Cache | None,
+        batch_size: int,
+        encoder_hidden_states: torch.Tensor | None,
+    ) -> bool:
+        """Whether given position ids restart. Raise if the documents that this stands for would see each other."""
+        # One token is no two documents: decoding goes no further.
+        if position_ids.shape[-1] == 1:
+            return False
+        backend = _attention_backend(self.config._attn_implementation)
+        is_own_mask = attention_mask is not None and (isinstance(attention_mask, dict) or attention_mask.ndim != 2)
+        # Engines with an attention of their own tell requests apart by themselves.
+        if is_own_mask or backend is None:
+            return False
+        if is_tracing(position_ids):
+            return attention_mask is None and not self.config.is_causal
+        if not restarts(position_ids, attention_mask):
+            return False
+        if encoder_hidden_states is not None:
+            refuse_packing(position_ids, attention_mask, "cross-attention does not tell them apart")
+        if attention_mask is not None:
+            raise ValueError(
+                "`position_ids` restart as those of packed documents do, and with an `attention_mask` the documents see "
+                "each other. Leave the mask out, or pass a 4D one that separates them."
+            )
+        if past_key_values is not None:
+            raise ValueError(
+                "`position_ids` restart as those of packed documents do, and with `past_key_values` the documents see "
+                "each other. Leave the cache out; `use_cache=True` makes a new one."
+            )
+        if backend == "flash_attention" and batch_size > 1:
+            raise ValueError(
+                "`position_ids` restart in a batch of several rows, and FlashAttention tells packed documents apart in "
+                "one row only. Flatten the rows into one, or choose another `attn_implementation`."
+            )
+        if self.first_position and (position_ids == 0).any():
+            raise ValueError(
+                f"`position_ids` of packed documents restart at 0, and `position_ids_source` input_ids counts from "
+                f"{self.first_position}. Add {self.first_position} to them."
+            )
+        return True
+
     def refuse_continuous_batching(self) -> None:
         """Raise if paged attention would ignore what the config asks for."""
         if fields := self.config.unsupported_attention_features("paged"):
             raise ValueError(
-                f"Continuous batching ignores {_quote(fields)} of this config. "
+                f"Continuous batching ignores {quote(fields)} of this config. "
                 "Use `generate` instead of `generate_batch`."
             )
 
@@ -380,6 +547,10 @@ class VariantForCausalLM(VariantPreTrainedModel, GenerationMixin):
             past_key_values = None
             kwargs["next_sequence_length"] = None
         return super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
+
+    def __setattr__(self, name: str, value) -> None:
+        # TRL replaces the method in the instance.
+        super().__setattr__(name, guard_fused_head(self, value) if name == "forward" else value)
 
     def init_continuous_batching(self, *args, **kwargs):
         self.model.refuse_continuous_batching()
@@ -421,6 +592,8 @@ class VariantForCausalLM(VariantPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        elif "num_items_in_batch" in kwargs:
+            warn_of_lost_terms(self.config)
         return CausalLMOutputWithCrossAttentions(
             loss=loss,
             logits=logits,
@@ -484,6 +657,8 @@ class VariantForMaskedLM(VariantPreTrainedModel):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        elif "num_items_in_batch" in kwargs:
+            warn_of_lost_terms(self.config)
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -492,12 +667,15 @@ class VariantForMaskedLM(VariantPreTrainedModel):
 class VariantForSequenceClassification(VariantPreTrainedModel):
     """A stack with a classifier on one vector per sequence (`classifier_pooling`)."""
 
+    # The mean over a batch, which the Trainer then divides by the number of batches that it accumulates.
+    accepts_loss_kwargs = False
+
     def __init__(self, config: VariantConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.model = VariantModel(config)
         self.pool = build_classifier_pooling(config)
-        self.classifier_transform = build_classifier_transform(config)
+        self.pre_classifier = build_classifier_transform(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.score = build_classifier(config, bias=config.classifier_bias)
         # Native decoders score every token and choose afterwards, which rounds as one large product.
@@ -506,7 +684,7 @@ class VariantForSequenceClassification(VariantPreTrainedModel):
 
     def classify(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(..., hidden_size) -> (..., num_labels)."""
-        return self.score(self.dropout(self.classifier_transform(hidden_states)))
+        return self.score(self.dropout(self.pre_classifier(hidden_states)))
 
     def real_tokens(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, attention_mask: torch.Tensor | None
@@ -553,6 +731,7 @@ class VariantForSequenceClassification(VariantPreTrainedModel):
         Returns:
             `logits` (batch, num_labels), and `loss` if there are labels.
         """
+        refuse_packing(position_ids, attention_mask, "a row gets one class")
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -591,7 +770,7 @@ class VariantForTokenClassification(VariantPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.model = VariantModel(config)
-        self.classifier_transform = build_token_classifier_transform(config)
+        self.pre_classifier = build_token_classifier_transform(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.score = build_classifier(config, bias=True)
         self.post_init()
@@ -627,10 +806,10 @@ class VariantForTokenClassification(VariantPreTrainedModel):
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.score(self.dropout(self.classifier_transform(outputs.last_hidden_state)))
+        logits = self.score(self.dropout(self.pre_classifier(outputs.last_hidden_state)))
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits, labels, self.config)
+            loss = self.loss_function(logits, labels, self.config, num_items_in_batch=kwargs.get("num_items_in_batch"))
         return TokenClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -642,7 +821,7 @@ class VariantForQuestionAnswering(VariantPreTrainedModel):
     def __init__(self, config: VariantConfig):
         super().__init__(config)
         self.model = VariantModel(config)
-        self.classifier_transform = build_token_classifier_transform(config)
+        self.pre_classifier = build_token_classifier_transform(config)
         self.dropout = nn.Dropout(config.classifier_dropout) if config.classifier_dropout else unchanged
         self.qa_outputs = nn.Linear(output_size(config), 2)
         self.post_init()
@@ -668,6 +847,7 @@ class VariantForQuestionAnswering(VariantPreTrainedModel):
         Returns:
             `start_logits` and `end_logits` (batch, length), and `loss` if both positions are given.
         """
+        refuse_packing(position_ids, attention_mask, "a row gets one span")
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -677,7 +857,7 @@ class VariantForQuestionAnswering(VariantPreTrainedModel):
             token_type_ids=token_type_ids,
             **kwargs,
         )
-        hidden_states = self.dropout(self.classifier_transform(outputs.last_hidden_state))
+        hidden_states = self.dropout(self.pre_classifier(outputs.last_hidden_state))
         # (batch, length, 2) -> two of (batch, length)
         start_logits, end_logits = (part.contiguous() for part in self.qa_outputs(hidden_states).unbind(-1))
         loss = None

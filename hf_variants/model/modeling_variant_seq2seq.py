@@ -17,8 +17,8 @@ from .builder import (
     build_token_embedding,
 )
 from .configuration_variant_seq2seq import VariantSeq2SeqConfig
-from .losses import token_loss
-from .modeling_variant import VariantModel, VariantPreTrainedModel, slice_positions
+from .losses import token_loss, warn_of_lost_terms
+from .modeling_variant import VariantModel, VariantPreTrainedModel, refuse_packing, slice_positions
 
 
 class VariantSeq2SeqPreTrainedModel(VariantPreTrainedModel):
@@ -77,13 +77,14 @@ class VariantSeq2SeqModel(VariantSeq2SeqPreTrainedModel):
         Args:
             input_ids, attention_mask, position_ids, inputs_embeds: of the encoder, (batch, source length).
             decoder_input_ids, decoder_attention_mask, decoder_position_ids, decoder_inputs_embeds: of the decoder,
-                (batch, target length); see `VariantModel`.
+                (batch, target length); see `VariantModel`. Position ids of packed documents are refused.
             encoder_outputs: what the encoder returned earlier, to be used again.
             past_key_values: an `EncoderDecoderCache`, updated in place.
 
         Returns:
             `last_hidden_state` (batch, target length, width), the cache and the encoder's outputs.
         """
+        refuse_packing(position_ids, attention_mask, "cross-attention does not tell them apart")
         if encoder_outputs is None:
             encoder_outputs = self.encoder(
                 input_ids=input_ids,
@@ -245,6 +246,8 @@ class VariantForConditionalGeneration(VariantSeq2SeqPreTrainedModel, GenerationM
             loss = self.loss_function(
                 logits, labels, vocab_size=logits.shape[-1], num_items_in_batch=num_items_in_batch
             )
+        elif num_items_in_batch is not None:
+            warn_of_lost_terms(self.config.decoder)
         return Seq2SeqLMOutput(
             loss=loss,
             logits=logits,

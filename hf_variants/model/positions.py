@@ -395,6 +395,23 @@ class InputIdPositions:
         return positions.long() + self.padding_idx
 
 
+def restarts(position_ids: torch.Tensor, padding_mask: torch.Tensor | None = None) -> torch.Tensor:
+    """
+    Whether the ids of real tokens do not grow throughout a row, as those of packed documents: a boolean scalar.
+
+    Args:
+        position_ids: (batch or 1, length).
+        padding_mask: (batch, seen length) with 1 at real tokens, or `None`.
+    """
+    if padding_mask is None:
+        return (position_ids.diff(dim=-1) <= 0).any()
+    real = padding_mask[:, -position_ids.shape[1] :].bool()
+    before = torch.iinfo(position_ids.dtype).min
+    highest = torch.where(real, position_ids, before).cummax(dim=-1).values[:, :-1]
+    # Where no real token came before, any id is above `before`.
+    return ((position_ids[:, 1:] <= highest) & real[:, 1:]).any()
+
+
 # Padding
 
 # (input_ids or None) -> attention mask or None

@@ -48,8 +48,9 @@ def config(kind: str, **fields):
         )  # fmt: skip
     if kind == "seq2seq":
         # transformers' Seq2SeqTrainer and PEFT meet both stacks through the same names.
+        ties = {name: fields.pop(name) for name in ("share_embeddings", "tie_word_embeddings") if name in fields}
         encoder, decoder = (VariantConfig.from_preset("vanilla", **{**SIZES, **fields}).to_dict() for _ in range(2))
-        return VariantSeq2SeqConfig(encoder=encoder, decoder=decoder, decoder_start_token_id=1)
+        return VariantSeq2SeqConfig(encoder=encoder, decoder=decoder, decoder_start_token_id=1, **ties)
     raise KeyError(kind)
 
 

@@ -1,0 +1,201 @@
+"""Folders that load with this package and without it, and their way to the Hub."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import CommitInfo
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import CONFIG_NAME, logging
+
+import hf_variants
+
+from . import card
+from .conversion import checkpoint
+from .conversion.errors import ConversionError
+from .conversion.family import is_variant, read_config
+from .conversion.record import RECORD
+from .conversion.skeleton import empty_model, stored_tensors
+from .model.configuration_variant import FRAMEWORK_KEYS
+from .model.custom_code import auto_map_of, write_code
+from .model.upload import Upload, written_since
+
+
+logger = logging.get_logger(__name__)
+
+# Where a tokenizer was saved from, which says something about a machine and nothing to another.
+TOKENIZER_PATHS = ("name_or_path", "tokenizer_file", "special_tokens_map_file", "vocab_file", "merges_file")
+
+
+def bundle(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    max_shard_bytes: int = checkpoint.MAX_SHARD_BYTES,
+    push_to: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    token: str | bool | None = None,
+) -> CommitInfo | None:
+    """
+    Make a folder that is all a saved variant needs, with the code of this version: it loads where the package is
+    installed, and elsewhere with `trust_remote_code=True`. Weights are copied a shard at a time, and checked by name and
+    shape; tokenizer, generation config, licence and a README.md by hand come along, and nothing else.
+
+    Args:
+        source: a folder or Hub id of one of our checkpoints, with or without code, whatever version wrote it.
+        destination: a folder that does not exist yet; it appears when everything is written.
+        max_shard_bytes: largest size of one file of weights, and about the memory that is needed.
+        push_to: `owner/name` of a repository to upload it to; made if it does not exist, and the options that follow are
+            as in `push_to_hub`.
+
+    Returns:
+        what the Hub says of the commit, if there was one.
+
+    Raises:
+        ConversionError: if the source is no variant, is quantized, or its weights are not those of its config.
+        FileNotFoundError: if there is no such source; FileExistsError: if the destination is not empty.
+    """
+    folder = checkpoint.resolve_folder(source)
+    if (folder / "adapter_config.json").is_file() and not (folder / CONFIG_NAME).is_file():
+        raise ConversionError(
+            f"{source} holds an adapter without its model. Push the adapter as it is, or merge it and bundle the result."
+        )
+    config = read_config(folder)
+    model = _model_of(source, folder, config)
+    reader = checkpoint.SafetensorsReader(folder)
+    expected = stored_tensors(model)
+    names = _checked_names(model, expected, reader)
+    upload = None
+    if push_to is not None:
+        upload = Upload(
+            push_to,
+            private=private,
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=commit_message,
+            token=token,
+        )
+        # Before the work, which a missing token or permission would make useless.
+        upload.prepare()
+    elif (given := [name for name, value in (("private", private), ("revision", revision)) if value]) or create_pr:
+        raise ValueError(
+            f"`{(given or ['create_pr'])[0]}` is about an upload, and there is none. Give `push_to` as well."
+        )
+    with checkpoint.new_folder(destination) as temporary:
+        config.architectures = [type(model).__name__]
+        config.auto_map = auto_map_of(config)
+        write_code(temporary)
+        tensors = ((name, _checked(name, reader(name), expected[name])) for name in names)
+        checkpoint.write_safetensors(tensors, temporary, total=len(names), max_shard_bytes=max_shard_bytes)
+        config.save_pretrained(temporary)
+        _copy_the_rest(folder, temporary)
+        card.write_card(
+            temporary, repo_id=upload and upload.repo_id, name=Path(destination).expanduser().resolve().name,
+            lineage=card.lineage_of(folder),
+        )  # fmt: skip
+    if upload is None:
+        return None
+    keep_remote_card = upload.remote_card is not None and card.is_by_hand(upload.remote_card)
+    folder = Path(destination).expanduser()
+    return upload.send(folder, written_since(folder, 0), keep_remote_card)
+
+
+def _model_of(source: str | Path, folder: Path, config: PreTrainedConfig) -> PreTrainedModel:
+    """The model of a config, without memory for its weights."""
+    if not is_variant(config):
+        raise ConversionError(
+            f"{source} is a {config.model_type} checkpoint, not a variant. Convert it (`hf-variants convert`), which "
+            "makes a folder of the same kind."
+        )
+    if getattr(config, "quantization_config", None) is not None:
+        raise ConversionError(
+            f"{source} is quantized (`quantization_config`). Bundle it as it was before, or call `push_to_hub` on the "
+            "quantized model, which brings its code as well."
+        )
+    names = config.architectures or []
+    if len(names) != 1 or names[0] not in card.TASKS:
+        raise ConversionError(
+            f"`architectures` of {folder / CONFIG_NAME} is {names or None}, so it is unknown which class the weights are "
+            f"of. Write one of {', '.join(card.TASKS)} there."
+        )
+    values = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    if unknown := _unknown_keys(config, values):
+        logger.warning(
+            f"{', '.join(f'`{key}`' for key in unknown)} of {folder / CONFIG_NAME} means nothing to this version of "
+            "hf-variants. If a newer one wrote it, upgrade before you bundle it."
+        )
+    return empty_model(getattr(hf_variants, names[0]), config)
+
+
+def _unknown_keys(config: PreTrainedConfig, values: dict[str, Any]) -> list[str]:
+    """Keys of a config.json, also of its stacks, that became attributes which no field stands for and no tool reads."""
+    known = {*type(config).__dataclass_fields__, *FRAMEWORK_KEYS}
+    unknown = [key for key in values if key in vars(config) and key not in known and not key.startswith("_")]
+    for stack in ("encoder", "decoder"):
+        if isinstance(values.get(stack), dict):
+            unknown += [f"{stack}.{key}" for key in _unknown_keys(getattr(config, stack), values[stack])]
+    return unknown
+
+
+def _checked_names(
+    model: PreTrainedModel, expected: dict[str, torch.Tensor], reader: checkpoint.SafetensorsReader
+) -> list[str]:
+    """The names of the tensors to store: each of the model's, once, and of tied ones the source."""
+    tied = model.all_tied_weights_keys
+    names = []
+    for name in reader.names():
+        if name not in tied or tied[name] not in reader.files:
+            names.append(name)
+        elif not torch.equal(reader(name), reader(tied[name])):
+            raise ConversionError(
+                f"The config ties {name} to {tied[name]} (`tie_word_embeddings`), but the checkpoint has different values "
+                "for them. Set `tie_word_embeddings` to false in its config.json if they are meant to differ."
+            )
+    wrong = [f"{name} is missing" for name in expected if name not in names]
+    wrong += [f"{name} is not the model's" for name in names if name not in expected]
+    if wrong:
+        raise _wrong_weights(wrong)
+    return names
+
+
+def _checked(name: str, tensor: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    if tensor.shape != expected.shape:
+        raise _wrong_weights([f"{name} has the shape {list(tensor.shape)} instead of {list(expected.shape)}"])
+    return tensor
+
+
+def _wrong_weights(wrong: list[str]) -> ConversionError:
+    return ConversionError(
+        f"The weights are not those that config.json describes: {'; '.join(wrong[:5])}. Load the checkpoint with the code "
+        "that wrote it, and save it again."
+    )
+
+
+def _copy_the_rest(folder: Path, destination: Path) -> None:
+    """Tokenizer, generation config, licence, the card and the record of a conversion."""
+    checkpoint.copy_companions(folder, destination, tokenizer_class=None)
+    for name in (card.CARD, RECORD):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, destination / name)
+    path = destination / "tokenizer_config.json"
+    if not path.is_file():
+        return
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    kept = {
+        key: value
+        for key, value in settings.items()
+        if not (key in TOKENIZER_PATHS and isinstance(value, str) and Path(value).is_absolute())
+    }
+    if kept != settings:
+        path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    original = json.loads((folder / path.name).read_text(encoding="utf-8"))
+    if original.get("auto_map"):
+        logger.warning(
+            f"The tokenizer of {folder} has code of its own ({original['auto_map']}), which is not bundled. Save it as a "
+            "fast tokenizer of transformers, which needs none."
+        )
