@@ -7,14 +7,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOOLS_INSTALLED := $(VENV)/.installed-tools
-# The lower end of pyproject.toml's range, in an environment of its own, with the Hub client that it wants.
-OLDEST_TRANSFORMERS := 5.17.0
-OLDEST := .venv-oldest
-OLDEST_INSTALLED := $(OLDEST)/.installed
+# The lower end of pyproject.toml's range, and what users of Python 3.10 get.
+RELEASES ?= 5.17.0 5.20.2
 TYPES := build/types
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check drift oldest clean
+.PHONY: help demo test test-all check drift releases clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,11 +41,13 @@ check: $(INSTALLED)  ## formatting, lint, types
 drift: $(INSTALLED)  ## compare every native type with the installed transformers, as a table (SEEDS=12)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tests.drift --seeds $(SEEDS) --workers $(WORKERS)
 
-oldest: $(OLDEST_INSTALLED)  ## the same with the oldest supported transformers, shortly
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(OLDEST)/bin/python -m tests.drift --seeds 1 --workers $(WORKERS) --minutes 12
+releases: $(RELEASES:%=release-%)  ## the same with older transformers, shortly (RELEASES="5.17.0 5.20.2")
+
+release-%: .venv-%/.installed
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv-$*/bin/python -m tests.drift --seeds 1 --workers $(WORKERS) --minutes 12
 
 clean:  ## remove the virtual environment, caches and build output, but not the demo's results
-	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-* build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch goes first and pinned, so that no other package's open range picks a different and far larger build.
@@ -65,9 +65,11 @@ $(TOOLS_INSTALLED): $(INSTALLED)
 	$(BIN)/python -m pip install -c constraints.txt -e '.[tools]'
 	@touch $@
 
-$(OLDEST_INSTALLED): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(OLDEST)
-	grep -Ev '^(transformers|huggingface_hub)=' constraints.txt > $(OLDEST)/constraints.txt
-	$(OLDEST)/bin/python -m pip install -c $(OLDEST)/constraints.txt torch
-	$(OLDEST)/bin/python -m pip install -c $(OLDEST)/constraints.txt -e . transformers==$(OLDEST_TRANSFORMERS)
+# An environment for each release, with the Hub client that it wants.
+.PRECIOUS: .venv-%/.installed
+.venv-%/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-$*
+	grep -Ev '^(transformers|huggingface_hub)=' constraints.txt > .venv-$*/constraints.txt
+	.venv-$*/bin/python -m pip install -c .venv-$*/constraints.txt torch
+	.venv-$*/bin/python -m pip install -c .venv-$*/constraints.txt -e . transformers==$*
 	@touch $@

@@ -24,7 +24,7 @@ Made by `make test-all` from the tests that ran; do not edit. Each cell is the o
 - **runs**: the tool did its job on this kind, and the test checked the result.
 - **contract**: what the tool asks of a model was checked, not the tool itself, which does not run on a CPU or from PyPI.
 - **refused**: the combination is refused with a message that says what to do instead, and the test checked that.
-- **-**: does not apply: preference tuning wants a decoder, say.
+- **-**: not run: it does not apply (preference tuning wants a decoder, say), or another kind stands for this one.
 
 """
 
