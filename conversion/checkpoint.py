@@ -204,6 +204,13 @@ def copy_companions(source: Path, destination: Path, tokenizer_class: str | None
         config_path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
 
 
+def refuse_occupied(destination: str | Path) -> None:
+    """`FileExistsError` if a folder could not become `destination`: asked before long work, and again by `new_folder`."""
+    target = Path(destination).expanduser()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"{destination} exists and is not empty. Choose another folder or remove it.")
+
+
 @contextmanager
 def new_folder(destination: str | Path) -> Iterator[Path]:
     """
@@ -213,8 +220,7 @@ def new_folder(destination: str | Path) -> Iterator[Path]:
         FileExistsError: if `destination` exists and is not empty.
     """
     target = Path(destination).expanduser()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{destination} exists and is not empty. Choose another folder or remove it.")
+    refuse_occupied(destination)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:

@@ -502,6 +502,7 @@ def convert(
         as `from_native`; FileExistsError if the destination is not empty; VerificationFailed, and nothing is written, if
             the two differ.
     """
+    checkpoint.refuse_occupied(destination)
     target_dtype = _as_dtype(dtype)
     if _is_gguf(source):
         return _convert_gguf(Path(source), destination, target_dtype, ignore_keys, max_shard_bytes, verify)
@@ -614,6 +615,7 @@ def export(
         NotRepresentable: naming every field in the way; ConversionError if the source is not a variant.
     """
     target_dtype = _as_dtype(dtype)
+    checkpoint.refuse_occupied(destination)
     folder = checkpoint.resolve_folder(source)
     config = read_config(folder)
     if not is_variant(config):

@@ -36,6 +36,8 @@ ALWAYS_SHOWN = frozenset(
         "qk_norm", "is_causal", "layer_types", "position_embedding_type", "tie_word_embeddings",
     }
 )  # fmt: skip
+# What a native config said beside its architecture.
+NEVER_SHOWN = frozenset({"native_leftovers"})
 
 
 def load_config(name: str) -> "hf_variants.VariantConfig | hf_variants.VariantSeq2SeqConfig":
@@ -99,7 +101,8 @@ def axes(config: "hf_variants.VariantConfig") -> list[tuple[str, str, str]]:
     for field in dataclasses.fields(config):
         axis = AXES.get(field.name, axis)
         # transformers' own fields come before the first axis, and describe no architecture.
-        if axis and (field.name in ALWAYS_SHOWN or values.get(field.name) != plain.get(field.name)):
+        differs = values.get(field.name) != plain.get(field.name) and field.name not in NEVER_SHOWN
+        if axis and (field.name in ALWAYS_SHOWN or differs):
             rows.append((axis, field.name, one_line(values[field.name])))
     for layer, overrides in values.get("per_layer_config", {}).items():
         rows.append(

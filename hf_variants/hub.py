@@ -60,6 +60,7 @@ def bundle(
         ConversionError: if the source is no variant, is quantized, or its weights are not those of its config.
         FileNotFoundError: if there is no such source; FileExistsError: if the destination is not empty.
     """
+    checkpoint.refuse_occupied(destination)
     folder = checkpoint.resolve_folder(source)
     if (folder / "adapter_config.json").is_file() and not (folder / CONFIG_NAME).is_file():
         raise ConversionError(
