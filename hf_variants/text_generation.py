@@ -115,7 +115,7 @@ def open_checkpoint(
         ValueError: if the checkpoint's type cannot be converted, or if it does not write text.
         OSError: if there is no checkpoint or no tokenizer.
     """
-    device = device or (torch.accelerator.current_accelerator() or torch.device("cpu")).type
+    device = device or (torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")).type
     model = _load_model(source, dtype, device)
     if not model.can_generate():
         raise ValueError(
