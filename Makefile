@@ -25,7 +25,7 @@ test: $(INSTALLED)  ## run the tests (WORKERS=2, ARGS="-k pattern"); needs no ne
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) -m 'not whole' $(ARGS)
 
 test-all: $(TOOLS_INSTALLED)  ## the same and other people's tools on our models; writes docs/tools.md
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --tools-table docs/tools.md $(ARGS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --tools-table=docs/tools.md $(ARGS)
 
 # mypy cannot follow the folder mapping of an editable install, so it reads the package in its installed shape, as links.
 check: $(INSTALLED)  ## formatting, lint, types

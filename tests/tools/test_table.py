@@ -16,7 +16,7 @@ def without_versions(text: str) -> list[str]:
 def test_the_page_is_current(tmp_path):
     command = [sys.executable, "-m", "pytest", "tests/tools", "--collect-only", "-q"]
     finished = subprocess.run(
-        [*command, "--tools-table", str(tmp_path / "tools.md")], cwd=ROOT, capture_output=True, text=True, check=False
+        [*command, f"--tools-table={tmp_path / 'tools.md'}"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert finished.returncode == 0, finished.stdout[-2000:]
     expected = (tmp_path / "tools.md").read_text(encoding="utf-8")
