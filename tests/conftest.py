@@ -1,7 +1,11 @@
 """How the tests run: one thread per worker, and the same drawn examples every time."""
 
 import os
+import shutil
+import sysconfig
+from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 
@@ -21,3 +25,13 @@ _no_shrinking = (Phase.explicit, Phase.generate)
 settings.register_profile("fixed", derandomize=True, max_examples=25, phases=_no_shrinking, **_shared)
 settings.register_profile("explore", max_examples=500, **_shared)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
+
+# What torch's inductor needs on a CPU; a bare machine has neither.
+HAS_COMPILER = (
+    bool(shutil.which(os.environ.get("CXX", "g++"))) and (Path(sysconfig.get_path("include")) / "Python.h").is_file()
+)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("compiler") and not HAS_COMPILER:
+        pytest.skip("needs a C++ compiler (g++, or CXX) and Python's headers")

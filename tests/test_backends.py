@@ -113,22 +113,27 @@ def test_sdpa_equals_eager(case, padded):
     assert torch.equal(model(ids(), attention_mask=mask).last_hidden_state[real], expected)
 
 
-@pytest.mark.slow
+# Without compiling, and compiled.
+STANCES = ["force_eager", pytest.param("default", marks=[pytest.mark.compiler, pytest.mark.slow])]
+
+
+@pytest.mark.parametrize("stance", STANCES)
 @torch.no_grad()
-def test_flex_equals_eager():
+def test_flex_equals_eager(stance):
     # One test for all: each takes a compilation. Flex attention works in blocks of 128 tokens; here are two.
     model = build("eager", VariantModel, layer_types="SF", sliding_window=40,
                   **FEATURES["softcap"], **FEATURES["alibi"])  # fmt: skip
     tokens = ids(1, 130)
     expected = model(tokens).last_hidden_state
     model.set_attn_implementation("flex_attention")
-    out = model(tokens).last_hidden_state
-    assert (out - expected).abs().max() < 1e-5 * expected.std()
+    with torch.compiler.set_stance(stance):
+        out = model(tokens).last_hidden_state
+        assert (out - expected).abs().max() < 1e-5 * expected.std()
 
-    model.layers[0].self_attn.attention_dropout = 0.1
-    assert torch.equal(model(tokens).last_hidden_state, out)
-    with pytest.raises(ValueError, match="does not support `dropout`"):
-        model.train()(tokens)
+        model.layers[0].self_attn.attention_dropout = 0.1
+        assert torch.equal(model(tokens).last_hidden_state, out)
+        with pytest.raises(ValueError, match="does not support `dropout`"):
+            model.train()(tokens)
 
 
 def test_attention_weights_come_from_eager_only():

@@ -375,6 +375,7 @@ def test_random_reloads(fields, tmp_path_factory):
     reload(VariantConfig(**fields), tmp_path_factory.mktemp("model"))
 
 
+@pytest.mark.compiler
 @pytest.mark.slow
 def test_compiled_flex_attention_equals_eager():
     config = preset_config("gemma2")

@@ -86,6 +86,7 @@ def test_autocast_and_checkpointing_compile(kind):
 
 
 @pytest.mark.whole
+@pytest.mark.compiler
 @pytest.mark.slow
 @pytest.mark.tool("torch.compile: inductor", package="torch")
 @pytest.mark.parametrize("kind", ["llama", "encoder"])

@@ -158,10 +158,13 @@ def test_a_compiled_graph_separates_them_too(kind):
     assert_close(out, model(ids, position_ids=positions).logits)
 
 
-@pytest.mark.whole
-@pytest.mark.slow
+# Without compiling, and compiled.
+STANCES = ["force_eager", pytest.param("default", marks=[pytest.mark.whole, pytest.mark.compiler, pytest.mark.slow])]
+
+
+@pytest.mark.parametrize("stance", STANCES)
 @torch.no_grad()
-def test_flex_attention():
+def test_flex_attention(stance):
     # Blocks of 128 tokens: documents end inside and at the border of one.
     unpacked = [[torch.randint(3, kinds.VOCABULARY, (1, n), generator=torch.Generator().manual_seed(n))
                  for n in (100, 28, 40)]]  # fmt: skip
@@ -170,7 +173,8 @@ def test_flex_attention():
         model = build(decoder, "eager", layer_types="SF", sliding_window=30)
         expected = model(ids, position_ids=positions).last_hidden_state
         model.set_attn_implementation("flex_attention")
-        assert_close(model(ids, position_ids=positions).last_hidden_state, expected)
+        with torch.compiler.set_stance(stance):
+            assert_close(model(ids, position_ids=positions).last_hidden_state, expected)
 
 
 @torch.no_grad()
