@@ -257,5 +257,14 @@ def read_config(folder: Path) -> PreTrainedConfig:
     return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
+# The types of our own checkpoints.
+VARIANT_TYPES = (VariantConfig.model_type, VariantSeq2SeqConfig.model_type)
+
+
 def is_variant(config: PreTrainedConfig) -> bool:
-    return config.model_type in (VariantConfig.model_type, VariantSeq2SeqConfig.model_type)
+    return config.model_type in VARIANT_TYPES
+
+
+def stacks(config: PreTrainedConfig) -> list[VariantConfig]:
+    """The stacks of a variant's config: itself, or encoder and decoder."""
+    return [config] if isinstance(config, VariantConfig) else [config.encoder, config.decoder]

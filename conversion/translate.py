@@ -272,7 +272,7 @@ def from_native(
         ConversionError: if config and weights do not fit each other, or a config key is not understood.
     """
     if isinstance(source, (str, Path)):
-        if _is_gguf(source):
+        if is_gguf(source):
             return from_native(_load_gguf(Path(source)), dtype, device_map, ignore_keys)
         opened = _open_native(source, ignore_keys)
         folder, family, head, variant_config = opened.path, opened.family, opened.head, opened.config
@@ -419,7 +419,8 @@ def _note_folds(report: Report, folding: Folding, dtype: torch.dtype) -> None:
     )
 
 
-def _is_gguf(source: str | Path) -> bool:
+def is_gguf(source: str | Path) -> bool:
+    """Whether a source is one GGUF file."""
     return str(source).endswith(".gguf")
 
 
@@ -504,7 +505,7 @@ def convert(
     """
     checkpoint.refuse_occupied(destination)
     target_dtype = _as_dtype(dtype)
-    if _is_gguf(source):
+    if is_gguf(source):
         return _convert_gguf(Path(source), destination, target_dtype, ignore_keys, max_shard_bytes, verify)
     opened = _open_native(source, ignore_keys)
     family, head, config, names, load = opened.family, opened.head, opened.config, opened.names, opened.load
@@ -522,7 +523,7 @@ def convert(
         _write(temporary, config, target, _cast(tensors, target_dtype, non_finite), max_shard_bytes)
         checkpoint.copy_companions(opened.path, temporary, _tokenizer_class(family.model_type))
         _note_non_finite(report, non_finite)
-        _complete(temporary, report, card.lineage_of(opened.path), verify)
+        _complete(temporary, report, opened.path, verify)
     return report
 
 
@@ -551,7 +552,7 @@ def _convert_gguf(
         tokenizer.save_pretrained(temporary)
         native.generation_config.save_pretrained(temporary)
         _note_non_finite(report, non_finite)
-        _complete(temporary, report, card.lineage_of(path.parent), verify)
+        _complete(temporary, report, path.parent, verify)
     return report
 
 
@@ -563,20 +564,24 @@ def _refuse_to_verify_a_cast(verify: bool, stored: torch.dtype, dtype: torch.dty
         )
 
 
-def _complete(folder: Path, report: Report, lineage: dict[str, Any], verify: bool) -> None:
+def _complete(folder: Path, report: Report, opened: Path, verify: bool) -> None:
     """
     Compare a converted checkpoint with its source, if asked, and write down what was done and seen.
 
     Args:
         folder: where the checkpoint is until it has its name.
-        lineage: metadata of the source's card.
+        opened: the folder of the source.
     """
     if verify:
         report.verification = _verified(report, folder)
     write_record(folder, report.to_dict())
-    if is_hub_id(report.source):
-        lineage = {**lineage, "base_model": report.source}
-    card.write_card(folder, name=last_part(report.destination), lineage=lineage)
+    card.write_card(folder, name=last_part(report.destination), lineage=_lineage(report, opened))
+
+
+def _lineage(report: Report, opened: Path) -> dict[str, Any]:
+    """What the card of a result takes from its source, whose folder is `opened`."""
+    lineage = card.lineage_of(opened)
+    return {**lineage, "base_model": report.source} if is_hub_id(report.source) else lineage
 
 
 def _verified(report: Report, folder: Path) -> "VerificationReport":
@@ -640,11 +645,8 @@ def export(
         checkpoint.copy_companions(folder, temporary, _tokenizer_class(family.model_type))
         _note_non_finite(report, non_finite)
         write_record(temporary, report.to_dict())
-        lineage = card.lineage_of(folder)
-        if is_hub_id(source):
-            lineage = {**lineage, "base_model": str(source)}
         card.write_native_card(
-            temporary, report, family.variant_class(head).__name__, name=last_part(destination), lineage=lineage
+            temporary, report, family.variant_class(head).__name__, last_part(destination), _lineage(report, folder)
         )
     return report
 

@@ -19,10 +19,10 @@ from hf_variants.model.configuration_variant import VariantConfig
 from . import checkpoint, folds, rules
 from .config_map import differing_fields
 from .errors import NotRepresentable
-from .family import Family, family_of, head_of_variant, is_variant, read_config, variant_class
+from .family import Family, family_of, head_of_variant, is_variant, read_config, stacks, variant_class
 from .folds import Folding
 from .skeleton import stored_tensors
-from .translate import _is_gguf, _load_gguf, _native_head
+from .translate import _load_gguf, _native_head, is_gguf
 
 
 # Longest input that is tried, to leave a laptop usable. Longer windows are narrowed and farther positions given.
@@ -89,7 +89,7 @@ class _Loaded:
 def _load(source: str | Path | PreTrainedModel) -> _Loaded:
     if isinstance(source, PreTrainedModel):
         return _Loaded(source)
-    if _is_gguf(source):
+    if is_gguf(source):
         return _Loaded(_load_gguf(Path(source)), Path(source))
     folder = checkpoint.resolve_folder(source)
     config = read_config(folder)
@@ -150,8 +150,8 @@ def _outputs(model: PreTrainedModel, **inputs: torch.Tensor) -> torch.Tensor:
 def _vocab_size(model: PreTrainedModel) -> int:
     """The number of tokens that every stack knows."""
     config = model.config
-    stacks = [getattr(config, name, None) for name in ("encoder", "decoder")]
-    sizes = [stack.vocab_size for stack in stacks if isinstance(stack, PreTrainedConfig)]
+    parts = [getattr(config, name, None) for name in ("encoder", "decoder")]
+    sizes = [part.vocab_size for part in parts if isinstance(part, PreTrainedConfig)]
     return min(sizes or [config.vocab_size, getattr(config, "decoder_vocab_size", None) or config.vocab_size])
 
 
@@ -174,14 +174,10 @@ def _contexts(config: VariantConfig) -> list[int]:
     return sorted({config.max_position_embeddings, *filter(None, originals)})
 
 
-def _stacks(config: PreTrainedConfig) -> list[VariantConfig]:
-    return [config] if isinstance(config, VariantConfig) else [config.encoder, config.decoder]
-
-
 def _interesting_length(config: PreTrainedConfig, limit: int | None) -> int:
     """Past the sliding windows and the original contexts, as far as `MAX_LENGTH` and position tables allow."""
     marks = [64]
-    for stack in _stacks(config):
+    for stack in stacks(config):
         marks += [mark + 16 for mark in (*_contexts(stack), stack.sliding_window or 0)]
     return min(max(marks), MAX_LENGTH, limit or MAX_LENGTH)
 
@@ -271,7 +267,7 @@ def _pair(a: PreTrainedModel, b: PreTrainedModel) -> _Pair:
     else:
         seen = "; ".join(f"{name}: {x!r} and {y!r}" for name, (x, y) in differences.items())
         check = Check("config", not differences, seen or "every field that changes what the model computes")
-    limits = [_position_limit(stack) for config in (left, right) for stack in _stacks(config)]
+    limits = [_position_limit(stack) for config in (left, right) for stack in stacks(config)]
     limit = min(filter(None, limits), default=None)
     return _Pair(family, folding, left if is_variant(a.config) else right, limit, check)
 
@@ -491,7 +487,7 @@ def _steps(
         lambda: _check_tensors(left, right, pair),
         lambda: outputs(f"outputs on {length} tokens", input_ids=ids),
     ]
-    windows = [stack.sliding_window for stack in _stacks(pair.config) if stack.sliding_window]
+    windows = [stack.sliding_window for stack in stacks(pair.config) if stack.sliding_window]
     if any(window >= length for window in windows) and all(
         getattr(model.config, "sliding_window", None) for model in (left, right)
     ):

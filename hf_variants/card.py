@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
@@ -16,7 +15,9 @@ from transformers.utils import logging
 import hf_variants
 import hf_variants.model_cards
 
+from .conversion.family import stacks
 from .conversion.record import read_record, speaks_of
+from .conversion.skeleton import empty_model
 from .describe import axes, load_config
 from .drawing import block_svg
 from .model.versions import MINIMUM
@@ -172,6 +173,7 @@ def model_card(
     if record is not None and record["direction"] != "convert":
         record = None
     decoder = config.decoder if config.is_encoder_decoder else config
+    smallest_vocabulary = min(stack.vocab_size for stack in stacks(config))
     return ModelCard.from_template(
         ModelCardData(
             library_name="transformers",
@@ -190,12 +192,12 @@ def model_card(
         auto_class=auto_class,
         has_tokenizer=(folder / "tokenizer_config.json").is_file(),
         generates=model_class.can_generate(),
-        token_ids=[min(token, _smallest_vocabulary(config) - 1) for token in (1, 2, 3)],
+        token_ids=[min(token, smallest_vocabulary - 1) for token in (1, 2, 3)],
         # A table of positions ends; what the sentence takes of it is not known here.
         new_tokens=max(1, min(20, decoder.max_position_embeddings - 20)),
         requirements=[f"{package}>={version}" for package, version in MINIMUM.items()],
         tables=_tables(config),
-        sizes=sizes_in(folder, model or _empty(model_class, config)),
+        sizes=sizes_in(folder, model or empty_model(model_class, config)),
         cache=cache_sizes(config),
         readable=readable,
         results=results,
@@ -334,12 +336,6 @@ def _class_name(config: Any, model: PreTrainedModel | None) -> str:
     return name
 
 
-def _empty(model_class: type[PreTrainedModel], config: Any) -> PreTrainedModel:
-    # Nothing is allocated on the meta device: a 70B config takes no more memory than a toy.
-    with torch.device("meta"):
-        return model_class(config)
-
-
 def _with_license(metadata: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """
     What is known, without a licence that is replaced.
@@ -362,18 +358,11 @@ def _with_license(metadata: dict[str, Any], given: dict[str, Any]) -> dict[str, 
 
 def _axis_tags(config: Any) -> list[str]:
     """How blocks are normalised and positions told, of all stacks; and whether there are two."""
-    stacks = [config.encoder, config.decoder] if config.is_encoder_decoder else [config]
-    norms = [NORM_TAGS[stack.norm_placement] for stack in stacks]
     return [
-        *[SEQ2SEQ_TAG] * (len(stacks) - 1),
-        *norms,
-        *(POSITION_TAGS[stack.position_embedding_type] for stack in stacks),
+        *[SEQ2SEQ_TAG] * config.is_encoder_decoder,
+        *(NORM_TAGS[stack.norm_placement] for stack in stacks(config)),
+        *(POSITION_TAGS[stack.position_embedding_type] for stack in stacks(config)),
     ]
-
-
-def _smallest_vocabulary(config: Any) -> int:
-    stacks = [config.encoder, config.decoder] if config.is_encoder_decoder else [config]
-    return min(stack.vocab_size for stack in stacks)
 
 
 def _tables(config: Any) -> dict[str, list[tuple[str, str, str]]]:

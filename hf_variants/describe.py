@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import hf_variants
+
+from .conversion.skeleton import empty_model
 
 
 # The axis that begins at each field, in the order in which the config declares them: a new field falls into its place.
@@ -127,6 +127,4 @@ def one_line(value: Any) -> str:
 
 
 def _parameters(model_class: type, config: Any) -> int:
-    # Nothing is allocated on the meta device: a 70B config takes no more memory than a toy.
-    with torch.device("meta"):
-        return model_class(config).num_parameters()
+    return empty_model(model_class, config).num_parameters()

@@ -21,6 +21,8 @@ from transformers import (
 
 import hf_variants
 from hf_variants.conversion import from_native
+from hf_variants.conversion.family import VARIANT_TYPES, variant_class
+from hf_variants.conversion.translate import is_gguf
 
 
 # transformers would stop after 20 tokens where neither the user nor the checkpoint names a length.
@@ -126,7 +128,7 @@ def open_checkpoint(
 
 
 def _load_model(source: str, dtype: torch.dtype | None, device: str) -> PreTrainedModel:
-    if Path(source).suffix == ".gguf":
+    if is_gguf(source):
         return from_native(source, dtype=dtype, device_map=device)
     folder = Path(source)
     if folder.exists() and not folder.is_dir():
@@ -140,17 +142,9 @@ def _load_model(source: str, dtype: torch.dtype | None, device: str) -> PreTrain
             f"{source} is not a checkpoint: {str(error).splitlines()[0]} Give a folder with a config.json, a .gguf "
             "file, or a Hub id."
         ) from error
-    if values.get("model_type") not in (
-        hf_variants.VariantConfig.model_type,
-        hf_variants.VariantSeq2SeqConfig.model_type,
-    ):
+    if values.get("model_type") not in VARIANT_TYPES:
         return from_native(source, dtype=dtype, device_map=device)
-    model_class = getattr(hf_variants, (values.get("architectures") or ["none"])[0], None)
-    if model_class is None:
-        raise ValueError(
-            f"`architectures` in the config.json of {source} is {values.get('architectures')}, which names no model "
-            "here. Save the model again."
-        )
+    model_class = variant_class((values.get("architectures") or ["none"])[0])
     return model_class.from_pretrained(source, dtype=dtype or "auto", device_map=device)
 
 
@@ -170,7 +164,7 @@ def _load_adapted(folder: Path, dtype: torch.dtype | None, device: str) -> PreTr
 def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     path = Path(source)
     try:
-        if path.suffix == ".gguf":
+        if is_gguf(source):
             return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         if (path / "adapter_config.json").is_file() and not (path / "tokenizer_config.json").is_file():
             base = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]

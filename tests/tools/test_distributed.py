@@ -176,14 +176,12 @@ def test_fsdp_plan(kind, tmp_path_factory):
 @pytest.mark.tool("DeepSpeed ZeRO-3 (2 processes)", package="deepspeed")
 @pytest.mark.parametrize("kind", SHARDED_KINDS)
 def test_zero3(kind, tmp_path_factory):
-    pytest.importorskip("deepspeed")
     assert not launched(tmp_path_factory, "zero3", (*SHARDED_KINDS, *TRAINED_SHAPES))[kind]
 
 
 @pytest.mark.whole
 @pytest.mark.parametrize("name", TRAINED_SHAPES)
 def test_zero3_of_axes(name, tmp_path_factory):
-    pytest.importorskip("deepspeed")
     assert not launched(tmp_path_factory, "zero3", (*SHARDED_KINDS, *TRAINED_SHAPES))[name]
 
 
