@@ -27,6 +27,8 @@ from hf_variants.conversion.translate import is_gguf
 
 # transformers would stop after 20 tokens where neither the user nor the checkpoint names a length.
 DEFAULT_NEW_TOKENS = 256
+# The `max_length` that older transformers wrote into every generation config, where nobody had set one.
+UNSET_MAX_LENGTH = 20
 # Setting one of these asks for sampling; transformers ignores them without it.
 SAMPLING_OPTIONS = frozenset({"temperature", "top_k", "top_p", "min_p", "typical_p"})
 
@@ -202,8 +204,9 @@ def generation_options(model: PreTrainedModel, options: Mapping[str, Any]) -> Ge
         chosen.setdefault("do_sample", False)
     elif SAMPLING_OPTIONS & chosen.keys():
         chosen.setdefault("do_sample", True)
-    if "max_length" not in chosen and "max_new_tokens" not in chosen and config.max_new_tokens is None:
-        chosen["max_new_tokens"] = max((config.max_length or 0) - 1, DEFAULT_NEW_TOKENS)
+    has_length = config.max_new_tokens is not None or config.max_length not in (None, UNSET_MAX_LENGTH)
+    if not has_length and chosen.keys().isdisjoint(("max_length", "max_new_tokens")):
+        chosen["max_new_tokens"] = DEFAULT_NEW_TOKENS
     if "max_new_tokens" in chosen:
         # Both set would be reported as a conflict at every call.
         config.max_length = None

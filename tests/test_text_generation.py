@@ -84,6 +84,13 @@ def test_options():
     assert generation_options(kinds.model("llama"), {"top_p": 0.5}).do_sample
     assert generation_options(model, {}).max_new_tokens == 256
     assert generation_options(model, {"max_length": 40}).max_new_tokens is None
+    model.generation_config.max_length = 20
+    assert generation_options(model, {}).max_new_tokens == 256
+    model.generation_config.max_length = 100
+    assert generation_options(model, {}).max_new_tokens is None
+    assert generation_options(model, {}).max_length == 100
+    assert generation_options(model, {"max_new_tokens": 5}).max_length is None
+    model.generation_config.max_length = None
     model.generation_config.max_new_tokens = 9
     assert generation_options(model, {}).max_new_tokens == 9
     with pytest.raises(ValueError, match=r"`temprature` is not a generation option; did you mean `temperature`"):
