@@ -21,6 +21,7 @@ from .config_map import differing_fields
 from .errors import NotRepresentable
 from .family import Family, family_of, head_of_variant, is_variant, read_config, stacks, variant_class
 from .folds import Folding
+from .memory import lay_alike
 from .skeleton import stored_tensors
 from .translate import _load_gguf, _native_head, is_gguf
 
@@ -425,6 +426,7 @@ def verify(
     # A class that cannot switch keeps its own (Falcon), and the other one follows.
     set_attention(left, right.config._attn_implementation)
     set_attention(right, left.config._attn_implementation)
+    put_back = lay_alike(left, right)
     try:
         steps = _steps(left, right, pair, bound, new_tokens)
         steps.append(lambda: _check_tokenizers(*(side.path for side in loaded)))
@@ -432,6 +434,7 @@ def verify(
             if (check := step()) is not None:
                 report.checks.append(check)
     finally:
+        put_back()
         for model, training, backend in states:
             set_attention(model.train(training), backend)
     return report

@@ -1,5 +1,6 @@
 """How the tests run: one thread per worker, and the same drawn examples every time."""
 
+import functools
 import os
 import shutil
 import sysconfig
@@ -8,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
+from transformers import PreTrainedModel
 
+from hf_variants.conversion.memory import lay_alike
 from tests.tools.table import (  # noqa: F401 (hooks, found by name)
     pytest_addoption,
     pytest_collection_modifyitems,
@@ -35,3 +38,19 @@ HAS_COMPILER = (
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("compiler") and not HAS_COMPILER:
         pytest.skip("needs a C++ compiler (g++, or CXX) and Python's headers")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def loaded_weights_lie_like_fresh_ones():
+    """Many tests compare the bits of a loaded model with those of a live one, wherever a file's header ends."""
+    load = PreTrainedModel.from_pretrained.__func__
+
+    @functools.wraps(load)
+    def from_pretrained(cls, *args, **kwargs):
+        loaded = load(cls, *args, **kwargs)
+        lay_alike(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PreTrainedModel, "from_pretrained", classmethod(from_pretrained))
+        yield
