@@ -406,12 +406,12 @@ class LayerScale(Fold):
     """Learned scales of the branches (LayerScale, ReZero), put into what each branch ends with."""
 
     name = "learned layer scales go into the branches' output"
-    fields = ("layer_scale_type",)
+    fields = ("learned_scale_type",)
 
     def applies(self, model, wanted):
-        if wanted.get("layer_scale_type", (None, None))[1] != "none" or not _scales_branches(model.config):
+        if wanted.get("learned_scale_type", (None, None))[1] != "none" or not _scales_branches(model.config):
             return None
-        return {"layer_scale_type": "none", "layer_scale_init": 1.0}
+        return {"learned_scale_type": "none", "layer_scale_init": 1.0}
 
     def tensor(self, rewrite, name, load):
         tensor, branch = load(name), _branch_of(rewrite, name)

@@ -229,7 +229,7 @@ def _refuse_unlike(config: VariantConfig) -> None:
         "clip_qkv": (None,),
         "sliding_window": (None,),
         "residual_multiplier": (1.0,),
-        "layer_scale_type": ("none",),
+        "learned_scale_type": ("none",),
         "norm_unit_offset": (False,),
         "mlp_output_bias": (config.mlp_bias,),
         "attention_output_bias": (config.attention_bias,),

@@ -170,15 +170,15 @@ def norm_name(config: Any) -> str:
 
 def _branch_scale(layer: Any, name: str) -> Box | None:
     path = f"{name}_residual"
-    if layer.layer_scale_type == "channel":
+    if layer.learned_scale_type == "channel":
         return Box("scale", path, ("LayerScale",))
-    if layer.layer_scale_type == "scalar":
+    if layer.learned_scale_type == "scalar":
         return Box("scale", path, ("learned scale",))
     return None if layer.residual_multiplier == 1.0 else Box("scale", path, (_times(layer.residual_multiplier),))
 
 
 def _residual_scale(layer: Any) -> str | None:
-    has_alpha = layer.norm_placement == "deepnorm" and layer.layer_scale_type == "none"
+    has_alpha = layer.norm_placement == "deepnorm" and layer.learned_scale_type == "none"
     return _times(layer.deepnorm_alpha) if has_alpha and layer.deepnorm_alpha != 1.0 else None
 
 

@@ -74,7 +74,7 @@ def draw_block(draw) -> dict:
         if chance(draw, 50):
             fields["residual_multiplier"] = multiplier(draw)
         else:
-            fields["layer_scale_type"] = one_of(draw, "channel", "scalar")
+            fields["learned_scale_type"] = one_of(draw, "channel", "scalar")
             fields["layer_scale_init"] = one_of(draw, None, 0.3)
     fields["final_norm"] = one_of(draw, None, None, True, False)
     fields["embedding_norm"] = chance(draw, 20)

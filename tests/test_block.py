@@ -142,8 +142,8 @@ FORMULAS = {
     sandwich_residual_from_norm: {"residual_from_norm": True, "norm_placement": "sandwich"},
     multiplier: {"residual_multiplier": 0.3},
     post_multiplier: {"residual_multiplier": 0.3, "norm_placement": "post"},
-    learned_scale: {"layer_scale_type": "channel"},
-    parallel_learned_scale: {"layer_scale_type": "scalar", "parallel_block": "shared_norm"},
+    learned_scale: {"learned_scale_type": "channel"},
+    parallel_learned_scale: {"learned_scale_type": "scalar", "parallel_block": "shared_norm"},
 }
 
 
@@ -316,17 +316,17 @@ def test_deepnorm_keeps_the_update_bounded_in_depth():
 @pytest.mark.parametrize(("kind", "shape", "init"), [("channel", (WIDTH,), 1e-5), ("scalar", (), 0.0)])
 def test_learned_scales_start_where_the_papers_do(kind, shape, init):
     torch.manual_seed(0)
-    model = VariantModel(VariantConfig(**SIZES, layer_scale_type=kind))
+    model = VariantModel(VariantConfig(**SIZES, learned_scale_type=kind))
     scales = [module.scale for module in model.modules() if isinstance(module, LearnedScaleResidual)]
     assert len(scales) == 6
     assert all(scale.shape == shape and (scale == init).all() for scale in scales)
-    given = VariantModel(VariantConfig(**SIZES, layer_scale_type=kind, layer_scale_init=0.25))
+    given = VariantModel(VariantConfig(**SIZES, learned_scale_type=kind, layer_scale_init=0.25))
     assert given.layers[0].mlp_residual.scale.unique().tolist() == [0.25]
 
 
 def test_rezero_starts_as_the_identity():
     torch.manual_seed(0)
-    model = VariantModel(VariantConfig(**SIZES, layer_scale_type="scalar")).eval()
+    model = VariantModel(VariantConfig(**SIZES, learned_scale_type="scalar")).eval()
     x = states()
     for block in model.layers:
         assert torch.equal(block(x, position_embeddings=(torch.ones(1, 6, 6), torch.zeros(1, 6, 6))), x)
@@ -335,7 +335,7 @@ def test_rezero_starts_as_the_identity():
 @pytest.mark.parametrize("parallel", ["none", "shared_norm"])
 @pytest.mark.parametrize("scale", ["none", "channel"])
 def test_residual_dropout_acts_on_branches_in_training_only(parallel, scale):
-    model = model_with(residual_dropout=0.5, parallel_block=parallel, layer_scale_type=scale)
+    model = model_with(residual_dropout=0.5, parallel_block=parallel, learned_scale_type=scale)
     block, x = model.layers[0], states()
     assert torch.equal(block(x), block(x))
     block.train()

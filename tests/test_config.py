@@ -110,12 +110,12 @@ REFUSED = [
         "`residual_multiplier` is set with `norm_placement` deepnorm",
     ),
     (
-        {"norm_placement": "deepnorm", "layer_scale_type": "channel"},
-        "`layer_scale_type` is set with `norm_placement` deepnorm.",
+        {"norm_placement": "deepnorm", "learned_scale_type": "channel"},
+        "`learned_scale_type` is set with `norm_placement` deepnorm.",
     ),
     (
-        {"residual_multiplier": 0.5, "layer_scale_type": "scalar"},
-        "`layer_scale_type` and `residual_multiplier` both scale the branch.",
+        {"residual_multiplier": 0.5, "learned_scale_type": "scalar"},
+        "`learned_scale_type` and `residual_multiplier` both scale the branch.",
     ),
     ({"attn_logit_softcapping": 0}, "`attn_logit_softcapping` is 0. Set it above 0"),
     ({"final_logit_softcapping": -1.0}, "`final_logit_softcapping` is -1.0."),
@@ -379,8 +379,8 @@ def test_defaults_are_derived_and_written_out():
         ({"norm_placement": "branch"}, {"final_norm": True}),
         ({"norm_placement": "deepnorm"}, {"final_norm": False, "deepnorm_alpha": 8**0.25, "deepnorm_beta": 32**-0.25}),
         ({"mlp_bias": True, "attention_bias": True}, {"mlp_output_bias": True, "attention_output_bias": True}),
-        ({"layer_scale_type": "scalar"}, {"layer_scale_init": 0.0}),
-        ({"layer_scale_type": "channel"}, {"layer_scale_init": 1e-5}),
+        ({"learned_scale_type": "scalar"}, {"layer_scale_init": 0.0}),
+        ({"learned_scale_type": "channel"}, {"layer_scale_init": 1e-5}),
         ({"sliding_window": 8}, {"layer_types": ["sliding_attention"] * 4}),
         ({"hidden_size": 30, "head_dim": 8}, {"head_dim": 8}),
         ({"rope_theta": 5e5}, {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}),
@@ -488,3 +488,13 @@ def test_documented_fields_are_the_fields():
     own = {name for name in VariantConfig.__dataclass_fields__ if name not in inherited}
     as_everywhere = {"bos_token_id", "eos_token_id", "initializer_range", "use_cache"}
     assert own - documented - as_everywhere == set()
+
+
+def test_fields_of_older_files_load_under_their_new_names():
+    config = VariantConfig(layer_scale_type="channel", num_hidden_layers=2)
+    assert (config.learned_scale_type, config.layer_scale_init) == ("channel", 1e-5)
+    assert "layer_scale_type" not in config.to_dict()
+    layers = {1: {"layer_scale_type": "scalar", "layer_scale_init": 0.5}}
+    assert (
+        VariantConfig(num_hidden_layers=2, per_layer_config=layers).per_layer_config[1].learned_scale_type == "scalar"
+    )

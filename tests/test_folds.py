@@ -117,10 +117,10 @@ CASES = {
         {"residual_multiplier": 0.7, "norm_placement": "branch", "qk_norm": "full"},
         "casts|branches' output",
     ),
-    "layer scale": ("llama", {"layer_scale_type": "channel", "layer_scale_init": 1.0}, "layer scales"),
+    "layer scale": ("llama", {"learned_scale_type": "channel", "layer_scale_init": 1.0}, "layer scales"),
     "ReZero, branch norms": (
         "olmo2",
-        {"layer_scale_type": "scalar", "layer_scale_init": 1.0, "norm_placement": "branch", "qk_norm": "full"},
+        {"learned_scale_type": "scalar", "layer_scale_init": 1.0, "norm_placement": "branch", "qk_norm": "full"},
         "casts|layer scales",
     ),
     "no biases": ("qwen2", {}, "zeros"),
@@ -135,7 +135,7 @@ CASES = {
         {
             "norm_unit_offset": True, "norm_casting_mode": "gemma", "rope_interleaved": True, "residual_multiplier": 0.7,
             "attention_scaling": 0.06, "embedding_multiplier": 2.0, "logit_scale": 0.25, "tie_word_embeddings": True,
-            "layer_scale_type": "none", "attention_bias": True, "attention_output_bias": False,
+            "learned_scale_type": "none", "attention_bias": True, "attention_output_bias": False,
         },
         "casts|zeros|offset|reordered|attention's scale|embeddings|head|branches",
     ),

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -64,7 +65,7 @@ CASES = {
     "sinks": {"attention_sinks": True, "attention_gate": "headwise", "layer_types": "FS", "sliding_window": 5},
     "gates and sub-norms": {
         "attention_gate": "elementwise", "attention_sub_norm": True, "ffn_sub_norm": True, "qk_norm": "full",
-        "norm_placement": "branch", "layer_scale_type": "channel", "layer_scale_init": 0.5, "clip_qkv": 2.0,
+        "norm_placement": "branch", "learned_scale_type": "channel", "layer_scale_init": 0.5, "clip_qkv": 2.0,
     },
     "deepnorm": {"norm_placement": "deepnorm", "position_embedding_type": "sinusoidal"},
     "heterogeneous": {
@@ -516,3 +517,16 @@ def test_fsdp_plan_names_what_exists(case):
     for name in [*(getattr(model, "_fsdp_plan", None) or {}), *(model.config.base_model_fsdp_plan or {})]:
         assert name in names or f"model.{name}" in names, name
     assert all(isinstance(layer, Block) for layer in model.model.layers)
+
+
+def test_attributes_that_answer_to_every_name_can_be_set():
+    """As transformers' own tests do, to count the calls of `_gradient_checkpointing_func`."""
+    model = VariantForQuestionAnswering(VariantConfig(**SIZES)).train()
+    model.gradient_checkpointing_enable()
+    model.qa_outputs_mock = Mock()
+    for module in model.modules():
+        if isinstance(module, (Block, VariantModel)):
+            module._gradient_checkpointing_func = Mock(wraps=lambda function, *args: function(*args))
+    ids = torch.randint(3, 64, (2, 5))
+    model(ids).start_logits.sum().backward()
+    assert all(layer._gradient_checkpointing_func.call_count == 1 for layer in model.model.layers)

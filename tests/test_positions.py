@@ -33,7 +33,13 @@ from transformers.models.opt.modeling_opt import OPTLearnedPositionalEmbedding
 from transformers.models.roberta.modeling_roberta import RobertaEmbeddings
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from hf_variants import VariantConfig, VariantModel
+from hf_variants import (
+    VariantConfig,
+    VariantForCausalLM,
+    VariantForConditionalGeneration,
+    VariantModel,
+    VariantSeq2SeqConfig,
+)
 from hf_variants.model.builder import build_rotary_embeddings, build_rotation
 from hf_variants.model.positions import (
     AlibiBias,
@@ -41,9 +47,11 @@ from hf_variants.model.positions import (
     InputIdPositions,
     LearnedPositions,
     RelativeBias,
+    RotaryEmbedding,
     alibi_slopes,
     attention_mask_positions,
     relative_position_bucket,
+    restarts,
     sinusoidal_table,
 )
 
@@ -462,3 +470,100 @@ def test_rotary_buffers_and_slopes_survive_loading(tmp_path):
             assert torch.equal(value, buffers[name]), name
         ids = torch.arange(20)[None]
         assert torch.equal(model.eval()(ids).last_hidden_state, loaded(ids).last_hidden_state)
+
+
+TABLES = {
+    "learned": {"position_embedding_type": "learned"},
+    "sinusoidal": {"position_embedding_type": "sinusoidal"},
+    "opt": {"position_embedding_type": "learned", "position_ids_source": "attention_mask", "position_offset": 2},
+    "gptj": {"rope_table_stored": True},
+}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_an_input_longer_than_the_table_is_an_error_that_names_it(kind):
+    """By the shapes alone, as on an accelerator, where a wrong index kills the process; by the ids in generation."""
+    model = VariantForCausalLM(variant(max_position_embeddings=12, eos_token_id=None, **TABLES[kind])).eval()
+    ids = torch.randint(3, 64, (1, 13))
+    for passed in ({}, {"attention_mask": torch.ones_like(ids)}, {"position_ids": torch.arange(13)[None]}):
+        with pytest.raises(ValueError, match="max_position_embeddings"):
+            model(ids, **passed)
+    cache = model(ids[:, :8]).past_key_values
+    with pytest.raises(ValueError, match="13 tokens and a table of 12"):
+        model(ids[:, 8:], past_key_values=cache)
+    greedy = {"do_sample": False, "max_new_tokens": 9}
+    for options in ({}, {"use_cache": False}, {"cache_implementation": "static"}):
+        with pytest.raises(ValueError, match="max_position_embeddings"):
+            model.generate(ids[:, :5], **greedy, **options)
+    # The last token is never read; padding takes no position.
+    assert model.generate(ids[:, :4], **greedy).shape == (1, 13)
+    padded = torch.cat([torch.zeros(1, 6, dtype=torch.long), ids[:, :4]], 1)
+    generated = model.generate(padded, attention_mask=padded.ne(0).long(), **greedy)
+    assert torch.equal(generated[:, 6:], model.generate(ids[:, :4], **greedy))
+
+
+def test_shapes_are_asked_not_the_device():
+    """On meta tensors nothing can be read."""
+    model = VariantModel(variant(max_position_embeddings=12, position_embedding_type="learned")).to("meta").eval()
+    with pytest.raises(ValueError, match="13 tokens and a table of 12"):
+        model(inputs_embeds=torch.zeros(2, 13, 64, device="meta"), use_cache=False)
+
+
+def test_encoders_and_both_stacks_of_an_encoder_decoder_name_their_table():
+    learned = {**SIZES, "max_position_embeddings": 12, "position_embedding_type": "learned"}
+    ids = torch.randint(3, 64, (1, 13))
+    roberta = {"is_causal": False, "pad_token_id": 1, "position_ids_source": "input_ids"}
+    encoder = VariantModel(VariantConfig(**learned, **roberta)).eval()
+    whole = VariantForConditionalGeneration(VariantSeq2SeqConfig(encoder=learned, decoder=learned)).eval()
+    short = ids[:, :4]
+    for call in (
+        lambda: encoder(ids),
+        lambda: encoder(inputs_embeds=torch.zeros(1, 11, 64)),
+        lambda: whole(ids, decoder_input_ids=short),
+        lambda: whole(short, decoder_input_ids=ids),
+    ):
+        with pytest.raises(ValueError, match="max_position_embeddings"):
+            call()
+    assert encoder(torch.cat([ids[:, :10], torch.ones(1, 20, dtype=torch.long)], 1)).last_hidden_state.shape[1] == 30
+    longest = encoder(inputs_embeds=torch.zeros(1, 10, 64)).last_hidden_state
+    assert longest.shape == (1, 10, 64)
+
+
+@pytest.mark.parametrize(
+    ("positions", "mask", "expected"),
+    [
+        ([0, 1, 2, 0, 1], None, True),
+        ([0, 1, 2, 3, 4], None, False),
+        ([0, 1, 2, 0, 1], [1, 1, 1, 1, 1], True),
+        # Right padding, numbered on by `generate`.
+        ([0, 1, 1, 1, 2], [1, 1, 0, 0, 1], False),
+        ([0, 1, 2, 1, 0], [1, 1, 0, 1, 0], False),
+        ([0, 0, 0, 1, 2], [0, 0, 1, 1, 1], False),
+        ([3, 0, 1, 0, 1], [0, 1, 1, 1, 1], True),
+    ],
+)
+def test_only_adjacent_real_tokens_restart(positions, mask, expected):
+    padding_mask = None if mask is None else torch.tensor([mask])
+    assert bool(restarts(torch.tensor([positions]), padding_mask)) is expected
+
+
+@pytest.mark.parametrize("holes", [(5, 6, 7), (2, 3), (0, 4)])
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"do_sample": True}], ids=["greedy", "beams", "sampling"])
+def test_generation_without_a_cache_takes_any_padding(holes, options):
+    """As with one: a hole in the mask is no border of a document."""
+    model = VariantForCausalLM(variant(eos_token_id=None, pad_token_id=0)).eval()
+    ids = torch.randint(3, 64, (2, 8))
+    mask = torch.ones_like(ids)
+    mask[0, list(holes)] = 0
+    texts = []
+    for use_cache in (True, False):
+        torch.manual_seed(0)
+        texts.append(model.generate(ids, attention_mask=mask, max_new_tokens=5, use_cache=use_cache, **options))
+    assert torch.equal(*texts)
+
+
+def test_a_rotary_embedding_is_made_from_a_config_alone():
+    config = variant(rope_parameters={"rope_type": "linear", "rope_theta": 5e3, "factor": 4.0})
+    x, positions = torch.zeros(1), torch.arange(40)[None]
+    table = VariantModel(config).rotary_emb["table_0"]
+    assert torch.equal(RotaryEmbedding(config)(x, positions)[1], table(x, positions)[1])

@@ -37,7 +37,7 @@ STACKS = {
     "alibi": {"position_embedding_type": "alibi", "residual_multiplier": 0.5, "attention_gate": "headwise"},
     "deepnorm": {"norm_placement": "deepnorm", "norm_type": "layernorm", "position_embedding_type": "learned"},
     "softcap": {"attn_logit_softcapping": 4.0, "embedding_norm": True, "clip_qkv": 3.0},
-    "sinks": {"attention_sinks": True, "layer_scale_type": "channel", "layer_scale_init": 0.5},
+    "sinks": {"attention_sinks": True, "learned_scale_type": "channel", "layer_scale_init": 0.5},
 }  # fmt: skip
 
 

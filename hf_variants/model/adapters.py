@@ -23,7 +23,9 @@ class NormGuard:
     """Mixed into what holds norms, before `nn.Module`: LN-tuning on a norm without parameters fails somewhere else."""
 
     def __setattr__(self, name: str, value) -> None:
-        if hasattr(value, "ln_tuning_layers") and not any(True for _ in value.parameters()):
+        # Only of modules: other values may answer to every name.
+        tunes_norm = isinstance(value, nn.Module) and hasattr(value, "ln_tuning_layers")
+        if tunes_norm and not any(True for _ in value.parameters()):
             raise ValueError(
                 f"LN-tuning finds nothing to train in `{name}`, a norm without parameters (`norm_affine` or "
                 "`qk_norm_affine` is False). Name norms with parameters in `target_modules`, or use another method."
@@ -35,10 +37,11 @@ class AdapterGuard(NormGuard):
     """Mixed into the models, before `PreTrainedModel`."""
 
     def __setattr__(self, name: str, value) -> None:
-        if name in ("embed_tokens", "lm_head") and isinstance(value, nn.Module):
-            self._check_wrapper(name, value)
-        elif name == "qa_outputs" and saved_copies(value):
-            self._check_fresh_layer()
+        if isinstance(value, nn.Module):
+            if name in ("embed_tokens", "lm_head"):
+                self._check_wrapper(name, value)
+            elif name == "qa_outputs" and saved_copies(value):
+                self._check_fresh_layer()
         super().__setattr__(name, value)
 
     def tie_weights(self, *args, **kwargs) -> None:

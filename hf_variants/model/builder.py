@@ -258,8 +258,8 @@ def build_residual(config: VariantConfig, sublayer: str) -> Residual:
     """How the branch of `sublayer` joins the residual stream."""
     drops = config.ffn_residual_dropout if sublayer == "mlp" else config.attention_residual_dropout
     dropout = config.residual_dropout if drops else 0.0
-    if config.layer_scale_type != "none":
-        shape = (config.hidden_size,) if config.layer_scale_type == "channel" else ()
+    if config.learned_scale_type != "none":
+        shape = (config.hidden_size,) if config.learned_scale_type == "channel" else ()
         return LearnedScaleResidual(shape, config.layer_scale_init, dropout=dropout)
     return Residual(
         dropout=dropout,
@@ -384,11 +384,23 @@ def build_positions(config: VariantConfig) -> nn.Module:
     return NoPositions()
 
 
+def position_limit(config: VariantConfig) -> int | None:
+    """The number of positions that a table of the stack has; `None` where no table ends."""
+    has_table = (
+        config.position_embedding_type == "learned"
+        or (config.position_embedding_type == "sinusoidal" and not config.sinusoidal_table_grows)
+        or (config.position_embedding_type == "rope" and config.rope_table_stored)
+    )
+    return config.max_position_embeddings if has_table else None
+
+
 def build_position_ids(config: VariantConfig) -> PositionIdSource:
     """Where absent position ids come from."""
+    limit = position_limit(config)
     if config.position_ids_source == "input_ids":
-        return InputIdPositions(config.pad_token_id)
-    return {"sequence": sequence_positions, "attention_mask": attention_mask_positions}[config.position_ids_source]
+        return InputIdPositions(config.pad_token_id, limit)
+    sources = {"sequence": sequence_positions, "attention_mask": attention_mask_positions}
+    return partial(sources[config.position_ids_source], limit=limit)
 
 
 def build_padding_mask(config: VariantConfig) -> PaddingMaskSource:

@@ -29,6 +29,9 @@ ROPE_KEYS = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
 }
 
+# Fields of older config.json files -> what they are called now.
+RENAMED_FIELDS = {"layer_scale_type": "learned_scale_type"}
+
 # The activations of transformers' `ACT2FN` that have parameters.
 LEARNED_ACTIVATIONS = ("prelu", "xielu")
 
@@ -41,7 +44,7 @@ PER_LAYER_FIELDS = frozenset(
         "attention_sinks", "attention_softmax_in_float32", "attention_sub_norm", "attn_logit_softcapping",
         "broadcast_key_value", "clip_qkv", "deepnorm_alpha", "deepnorm_beta", "ffn_chunk_size",
         "ffn_residual_dropout", "ffn_sub_norm", "ffn_type", "fused_gate_up", "head_dim", "hidden_act",
-        "intermediate_size", "layer_scale_init", "layer_scale_type", "mlp_bias", "mlp_output_bias", "norm_placement",
+        "intermediate_size", "layer_scale_init", "learned_scale_type", "mlp_bias", "mlp_output_bias", "norm_placement",
         "num_attention_heads", "num_key_value_heads", "parallel_block", "parallel_sum_order", "qk_norm",
         "qk_norm_affine", "qk_norm_after_rope", "qk_norm_bias", "qk_norm_eps", "qk_norm_type",
         "residual_dropout", "residual_from_norm", "residual_multiplier", "scale_query", "unfused_bias",
@@ -111,7 +114,7 @@ class VariantConfig(PreTrainedConfig):
         first_layer_pre_norm (`bool`): whether layer 0's attention has its pre-norm (ModernBERT: no).
         residual_from_norm (`bool`): the residual branch starts after the pre-norm (BLOOM's option).
         residual_multiplier (`float`): every branch is multiplied by it before the addition (Granite).
-        layer_scale_type (`str`): `"none"`, `"channel"` (LayerScale, https://arxiv.org/abs/2103.17239) or `"scalar"`
+        learned_scale_type (`str`): `"none"`, `"channel"` (LayerScale, https://arxiv.org/abs/2103.17239) or `"scalar"`
             (ReZero, https://arxiv.org/abs/2003.04887); `layer_scale_init` (`float`) is the learned scale's start.
         deepnorm_alpha, deepnorm_beta (`float`): residual multiplier and initialisation gain; derived from the depth.
 
@@ -275,7 +278,7 @@ class VariantConfig(PreTrainedConfig):
     first_layer_pre_norm: bool = True
     residual_from_norm: bool = False
     residual_multiplier: int | float = 1.0
-    layer_scale_type: Literal["none", "channel", "scalar"] = "none"
+    learned_scale_type: Literal["none", "channel", "scalar"] = "none"
     layer_scale_init: int | float | None = None
     deepnorm_alpha: int | float | None = None
     deepnorm_beta: int | float | None = None
@@ -394,6 +397,12 @@ class VariantConfig(PreTrainedConfig):
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs):
+        per_layer_config = kwargs.get("per_layer_config") or {}
+        for fields in (kwargs, *per_layer_config.values()):
+            for old in RENAMED_FIELDS.keys() & fields.keys():
+                fields[RENAMED_FIELDS[old]] = fields.pop(old)
+        for new in RENAMED_FIELDS.values() & kwargs.keys():
+            setattr(self, new, kwargs.pop(new))
         self._refuse_near_misses(kwargs)
         self._refuse_shared_fields(kwargs.get("per_layer_config"))
         self._derive_defaults()
@@ -497,7 +506,7 @@ class VariantConfig(PreTrainedConfig):
                 and self.qk_norm != "per_head"
             )
         if self.layer_scale_init is None:
-            self.layer_scale_init = {"none": 1.0, "channel": 1e-5, "scalar": 0.0}[self.layer_scale_type]
+            self.layer_scale_init = {"none": 1.0, "channel": 1e-5, "scalar": 0.0}[self.learned_scale_type]
         if self.classifier_pooling is None:
             self.classifier_pooling = "last" if self.is_causal else "first"
         if self.classifier_bias is None:
@@ -893,13 +902,13 @@ class VariantConfig(PreTrainedConfig):
                 "Set `residual_multiplier=1.0` and `deepnorm_alpha` instead.",
             ),
             (
-                self.norm_placement == "deepnorm" and self.layer_scale_type != "none",
-                "`layer_scale_type` is set with `norm_placement` deepnorm.",
+                self.norm_placement == "deepnorm" and self.learned_scale_type != "none",
+                "`learned_scale_type` is set with `norm_placement` deepnorm.",
                 "Use one of the two.",
             ),
             (
-                self.layer_scale_type != "none" and self.residual_multiplier != 1.0,
-                "`layer_scale_type` and `residual_multiplier` both scale the branch.",
+                self.learned_scale_type != "none" and self.residual_multiplier != 1.0,
+                "`learned_scale_type` and `residual_multiplier` both scale the branch.",
                 "Use one of the two.",
             ),
             (

@@ -63,6 +63,7 @@ from .builder import (
     build_token_embedding,
     build_token_types,
     output_size,
+    position_limit,
 )
 from .configuration_variant import VariantConfig
 from .custom_code import auto_map_of, write_code
@@ -75,7 +76,7 @@ from .normalization import (
     ZeroCenteredRMSNorm,
     unchanged,
 )
-from .positions import restarts
+from .positions import restarts, too_long
 from .upload import Upload, now_in, remove_replaced_weights, written_since
 
 
@@ -387,8 +388,8 @@ class VariantModel(VariantPreTrainedModel):
 
         Raises:
             ValueError: if packed documents would see each other: with a 2D `attention_mask` or a cache passed in, in
-                cross-attention, or in a batch of several rows with FlashAttention. A graph being traced
-                (`torch.compile`) cannot tell, and does not raise.
+                cross-attention, or in a batch of several rows with FlashAttention; or if a table of positions is shorter
+                than the input. A graph being traced (`torch.compile`) cannot tell, and does not raise.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("`input_ids` and `inputs_embeds` are both set or both missing. Pass exactly one of them.")
@@ -534,19 +535,47 @@ class VariantForCausalLM(VariantPreTrainedModel, GenerationMixin):
         self.lm_head = build_lm_head(config)
         self.logit_scaling = build_logit_scaling(config)
         self.cache_limit = build_cache_limit(config)
+        self.position_limit = position_limit(config)
         if (loss := build_loss(config, shifted=True)) is not None:
             self.loss_function = loss
         self.post_init()
 
     def prepare_inputs_for_generation(
-        self, input_ids: torch.LongTensor, past_key_values: Cache | None = None, **kwargs
+        self,
+        input_ids: torch.LongTensor,
+        next_sequence_length: int | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        **kwargs,
     ) -> dict:
-        """As in transformers, but without a cache whose keys were rotated for shorter inputs (Phi-3)."""
+        """
+        As in transformers (which looks for `inputs_embeds` in the signature), but without a cache whose keys were
+        rotated for shorter inputs (Phi-3).
+
+        Raises:
+            ValueError: if a table of positions has come to its end. Only where there are more tokens than rows, padding
+                included, the ids are looked at.
+        """
         passes_the_limit = self.cache_limit is not None and input_ids.shape[1] > self.cache_limit
         if passes_the_limit and past_key_values and past_key_values.get_seq_length() <= self.cache_limit:
             past_key_values = None
-            kwargs["next_sequence_length"] = None
-        return super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
+            next_sequence_length = None
+        inputs = super().prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        length = (attention_mask if torch.is_tensor(attention_mask) else input_ids).shape[-1]
+        position_ids = inputs.get("position_ids")
+        if self.position_limit is not None and length > self.position_limit and position_ids is not None:
+            last = int(position_ids.max())
+            if last >= self.position_limit:
+                raise too_long(f"Token {last + 1} has no row in a table of {self.position_limit} positions")
+        return inputs
 
     def __setattr__(self, name: str, value) -> None:
         # TRL replaces the method in the instance.

@@ -11,6 +11,7 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
+from transformers.utils import is_tracing
 
 
 # Rotary positions (https://arxiv.org/abs/2104.09864)
@@ -23,8 +24,9 @@ class RotaryEmbedding(nn.Module):
     Args:
         config (`PreTrainedConfig`): the layer's config; transformers' RoPE functions read `head_dim`,
             `max_position_embeddings` and the parameters from it.
-        rope_parameters (`dict`): flat parameters of this table, in transformers' standard form. `alpha` with type
-            `"dynamic"` stretches the base once (HunYuan); `llama_4_scaling_beta` adds a query scale (Ministral 3).
+        rope_parameters (`dict`): flat parameters of this table, in transformers' standard form; by default the
+            config's. `alpha` with type `"dynamic"` stretches the base once (HunYuan); `llama_4_scaling_beta` adds a
+            query scale (Ministral 3).
         interleaved (`bool`): angle of pair i at channels 2i and 2i + 1, instead of at i and i + d/2.
         table_in_float32 (`bool`): return float32 instead of the activations' dtype.
         reversed (`bool`): rotate by the negative angle.
@@ -33,7 +35,7 @@ class RotaryEmbedding(nn.Module):
     def __init__(
         self,
         config: PreTrainedConfig,
-        rope_parameters: dict,
+        rope_parameters: dict | None = None,
         interleaved: bool = False,
         table_in_float32: bool = False,
         reversed: bool = False,
@@ -41,7 +43,8 @@ class RotaryEmbedding(nn.Module):
         super().__init__()
         # transformers' functions read a flat `config.rope_parameters`, also where layers differ.
         self.config = copy.copy(config)
-        self.config.rope_parameters = dict(rope_parameters)
+        rope_parameters = dict(config.rope_parameters if rope_parameters is None else rope_parameters)
+        self.config.rope_parameters = rope_parameters
         self.max_seq_len_cached = config.max_position_embeddings
         self.original_max_seq_len = config.max_position_embeddings
         self.rope_type = rope_parameters["rope_type"]
@@ -123,7 +126,7 @@ class StoredRotaryEmbedding(RotaryEmbedding):
     `table_in_float32` returns its rows as they are.
     """
 
-    def __init__(self, config: PreTrainedConfig, rope_parameters: dict, **options):
+    def __init__(self, config: PreTrainedConfig, rope_parameters: dict | None = None, **options):
         super().__init__(config, rope_parameters, **options)
         cos, sin = self.compute_table()
         self.register_buffer("cos", cos, persistent=False)
@@ -145,7 +148,7 @@ class StoredRotaryEmbedding(RotaryEmbedding):
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         tables = []
         for table in (self.cos, self.sin):
-            rows = F.embedding(position_ids, table)
+            rows = look_up(table, position_ids)
             rows = rows.repeat_interleave(2, dim=-1) if self.interleaved else torch.cat((rows, rows), dim=-1)
             tables.append(rows if self.table_in_float32 else rows.to(x.dtype))
         return tuple(tables)
@@ -246,6 +249,27 @@ class QueryScalingRotation:
 # Absolute positions, added to the embeddings
 
 
+def look_up(table: torch.Tensor, position_ids: torch.Tensor, padding_idx: int | None = None) -> torch.Tensor:
+    """
+    Rows of a table of positions: (batch or 1, length) -> (batch or 1, length, width).
+
+    Raises:
+        ValueError: if the table has no such row. An accelerator would have to be waited for to know; what is known
+            without is checked in `sequence_positions`.
+    """
+    try:
+        return F.embedding(position_ids, table, padding_idx)
+    except IndexError as error:
+        raise too_long(f"`position_ids` ask for a row that a table of {table.shape[0]} does not have") from error
+
+
+def too_long(what: str) -> ValueError:
+    return ValueError(
+        f"{what}: the input is longer than `max_position_embeddings`, or its ids are wrong. Shorten it, or use a model "
+        "whose table is longer."
+    )
+
+
 class NoPositions(nn.Module):
     """Nothing is added to the embeddings."""
 
@@ -270,7 +294,7 @@ class LearnedPositions(nn.Embedding):
 
     def forward(self, embeddings: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """embeddings (batch, length, dim), position_ids (batch or 1, length) -> (batch, length, dim)."""
-        return embeddings + super().forward(position_ids + self.offset).to(embeddings.device)
+        return embeddings + look_up(self.weight, position_ids + self.offset, self.padding_idx).to(embeddings.device)
 
 
 def sinusoidal_table(num_positions: int, dim: int, layout: str, padding_idx: int | None = None) -> torch.Tensor:
@@ -325,7 +349,7 @@ class SinusoidalPositions(nn.Module):
 
     def forward(self, embeddings: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         """embeddings (batch, length, dim), position_ids (batch or 1, length) -> (batch, length, dim)."""
-        return embeddings + F.embedding(position_ids + self.offset, self.weight).to(embeddings)
+        return embeddings + look_up(self.weight, position_ids + self.offset).to(embeddings)
 
 
 class StoredSinusoidalPositions(SinusoidalPositions):
@@ -362,18 +386,37 @@ class GrowingSinusoidalPositions(SinusoidalPositions):
 
 
 def sequence_positions(
-    input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, padding_mask: torch.Tensor | None, past: int
+    input_ids: torch.Tensor | None,
+    inputs_embeds: torch.Tensor,
+    padding_mask: torch.Tensor | None,
+    past: int | torch.Tensor,
+    limit: int | None = None,
 ) -> torch.Tensor:
-    """0, 1, 2, ... after the `past` cached tokens: (1, length)."""
+    """
+    0, 1, 2, ... after the `past` cached tokens: (1, length).
+
+    Args:
+        limit (`int`): number of positions that a table has; `None` without one.
+
+    Raises:
+        ValueError: if a table has no room for them. A static cache counts on the device, where the count is not read.
+    """
+    length = inputs_embeds.shape[1] + (past if isinstance(past, int) else 0)
+    if limit is not None and not is_tracing(inputs_embeds) and length > limit:
+        raise too_long(f"There are {length} tokens and a table of {limit} positions")
     return (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past).unsqueeze(0)
 
 
 def attention_mask_positions(
-    input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, padding_mask: torch.Tensor | None, past: int
+    input_ids: torch.Tensor | None,
+    inputs_embeds: torch.Tensor,
+    padding_mask: torch.Tensor | None,
+    past: int | torch.Tensor,
+    limit: int | None = None,
 ) -> torch.Tensor:
-    """The number of real tokens before each, -1 at padding (OPT): (batch, length)."""
+    """The number of real tokens before each, -1 at padding (OPT): (batch, length); `limit` as above."""
     if padding_mask is None:
-        return sequence_positions(input_ids, inputs_embeds, padding_mask, past)
+        return sequence_positions(input_ids, inputs_embeds, padding_mask, past, limit)
     mask = padding_mask.long()
     positions = torch.cumsum(mask, dim=1) * mask - 1
     return positions[:, -inputs_embeds.shape[1] :]
@@ -382,14 +425,16 @@ def attention_mask_positions(
 class InputIdPositions:
     """Counts the tokens that are not padding, from `padding_idx + 1`; padding has `padding_idx` (RoBERTa)."""
 
-    def __init__(self, padding_idx: int):
+    def __init__(self, padding_idx: int, limit: int | None = None):
         self.padding_idx = padding_idx
+        self.limit = None if limit is None else limit - padding_idx - 1
 
     def __call__(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, padding_mask: torch.Tensor | None, past: int
     ) -> torch.Tensor:
         if input_ids is None:
-            return sequence_positions(input_ids, inputs_embeds, padding_mask, past) + self.padding_idx + 1
+            first = self.padding_idx + 1
+            return sequence_positions(input_ids, inputs_embeds, padding_mask, past, self.limit) + first
         mask = input_ids.ne(self.padding_idx).int()
         positions = (torch.cumsum(mask, dim=1).type_as(mask) + past) * mask
         return positions.long() + self.padding_idx
@@ -397,19 +442,18 @@ class InputIdPositions:
 
 def restarts(position_ids: torch.Tensor, padding_mask: torch.Tensor | None = None) -> torch.Tensor:
     """
-    Whether the ids of real tokens do not grow throughout a row, as those of packed documents: a boolean scalar.
+    Whether ids restart, as those of packed documents do: of two neighbours that are both real tokens, the second has
+    not the larger id. A boolean scalar. Ids on both sides of padding say nothing: `generate` numbers them as it goes.
 
     Args:
         position_ids: (batch or 1, length).
         padding_mask: (batch, seen length) with 1 at real tokens, or `None`.
     """
-    if padding_mask is None:
-        return (position_ids.diff(dim=-1) <= 0).any()
-    real = padding_mask[:, -position_ids.shape[1] :].bool()
-    before = torch.iinfo(position_ids.dtype).min
-    highest = torch.where(real, position_ids, before).cummax(dim=-1).values[:, :-1]
-    # Where no real token came before, any id is above `before`.
-    return ((position_ids[:, 1:] <= highest) & real[:, 1:]).any()
+    falls = position_ids.diff(dim=-1) <= 0
+    if padding_mask is not None:
+        real = padding_mask[:, -position_ids.shape[1] :].bool()
+        falls = falls & real[:, 1:] & real[:, :-1]
+    return falls.any()
 
 
 # Padding

@@ -12,7 +12,7 @@ SHAPES = {
     "gate alone": ("llama", {"attention_gate": "headwise", "qk_norm": "head"}),
     "sub-norms": (
         "llama",
-        {"attention_sub_norm": True, "ffn_sub_norm": True, "layer_scale_type": "channel", "layer_scale_init": 0.5},
+        {"attention_sub_norm": True, "ffn_sub_norm": True, "learned_scale_type": "channel", "layer_scale_init": 0.5},
     ),
     "alibi": ("llama", {"position_embedding_type": "alibi", "tie_word_embeddings": True}),
     "relative bias": ("llama", {"position_embedding_type": "relative_bias"}),
