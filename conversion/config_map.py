@@ -417,11 +417,21 @@ NOISE_KEYS = {
     "summary_use_proj": "read by double-head models only",
 }
 
+# Before the head on every token most native classes have one of these, which few declare, or 0.1; before others none.
+TOKEN_CLASSIFIER_DROPOUT = ("classifier_dropout", "hidden_dropout")
+
+
+def _token_classifier_dropout(native: Mapping[str, Any]) -> Fields:
+    given = (native.get(key) for key in TOKEN_CLASSIFIER_DROPOUT)
+    return {"token_classifier_dropout": next((value for value in given if value is not None), 0.1)}
+
+
 # Fields without effect on a trained model's outputs.
 TRAINING_FIELDS = frozenset(
     {
         "attention_dropout", "residual_dropout", "attention_residual_dropout", "ffn_residual_dropout",
-        "embedding_dropout", "activation_dropout", "layerdrop", "classifier_dropout", "classifier_transform_dropout",
+        "dropout_after_sum", "embedding_dropout", "activation_dropout", "final_dropout", "layerdrop",
+        "classifier_dropout", "token_classifier_dropout", "qa_dropout", "classifier_transform_dropout",
         "z_loss_coefficient", "label_smoothing", "initializer_range", "layer_scale_init", "deepnorm_beta",
         "padding_embedding_frozen", "use_cache", "native_leftovers",
     }
@@ -589,7 +599,11 @@ class ConfigMap:
         noise = [
             Irrelevant(key, reason) for key, reason in NOISE_KEYS.items() if key in native_keys and key not in taken
         ]
-        return [Same(*shared), *self.entries, *noise]
+        undeclared = [key for key in TOKEN_CLASSIFIER_DROPOUT if key in native_keys and key not in taken]
+        heads = Computed(undeclared, _token_classifier_dropout, lambda fields: {}, kept=undeclared)
+        # First, so that a family's own entries win.
+        first = [Same(*shared)] if self.config_class is VariantSeq2SeqConfig else [Same(*shared), heads]
+        return [*first, *self.entries, *noise]
 
     def to_variant(
         self, native: PreTrainedConfig, ignore_keys: Iterable[str] = (), head: str = ""

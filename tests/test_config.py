@@ -32,6 +32,8 @@ REFUSED = [
     ({"embedding_dropout": 1.0}, "`embedding_dropout` is 1.0, not a probability."),
     ({"activation_dropout": 2}, "`activation_dropout` is 2, not a probability."),
     ({"layerdrop": 1}, "`layerdrop` is 1, not a probability."),
+    ({"final_dropout": 1}, "`final_dropout` is 1, not a probability."),
+    ({"attention_residual_dropout": 1.5}, "`attention_residual_dropout` is 1.5, not a probability."),
     ({"classifier_dropout": -1}, "`classifier_dropout` is -1, not a probability."),
     ({"hidden_size": 30}, "`hidden_size` 30 is not a multiple of `num_attention_heads` 4."),
     ({"num_key_value_heads": 3}, "`num_attention_heads` 4 is not a multiple of `num_key_value_heads` 3."),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..config_map import HEAD_KEY, Computed, Entry, Fields, Fixed, Irrelevant, PerHead, Renamed, Required, Same
+from ..config_map import Computed, Entry, Fields, Fixed, Irrelevant, PerHead, Renamed, Required, Same
 from ..errors import ConversionError
 from ..family import Family
 from ..rules import Drop, Rule
@@ -24,7 +24,7 @@ def _classifier_dropout(native: Mapping[str, Any]) -> Fields:
     dropout = native.get("classifier_dropout")
     if dropout is None:
         dropout = native["hidden_dropout_prob"]
-    return {"classifier_dropout": 0.0 if native[HEAD_KEY] == "question_answering" else dropout}
+    return {"classifier_dropout": dropout, "token_classifier_dropout": dropout, "qa_dropout": 0.0}
 
 
 # Configs of transformers 4 have the key; the classes of transformers 5 know one kind.

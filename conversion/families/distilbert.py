@@ -1,17 +1,11 @@
 """DistilBERT: BERT without token types and pooler, under names of its own."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from ..config_map import HEAD_KEY, Computed, Fields, Fixed, Irrelevant, PerHead, Renamed, Same
+from ..config_map import Computed, Fixed, Irrelevant, PerHead, Renamed, Same
 from ..family import Deviation, Family
 from ..rules import Drop, Rule
 from ._common import ALL_BIASES
 from .bert import CHUNKED_FFN, CLASSIFIER, ENCODER_BLOCK, LEARNED_POSITIONS, POST_NORM
 
-
-# Every head has its own.
-DROPOUT_KEYS = {"sequence_classification": "seq_classif_dropout", "question_answering": "qa_dropout"}
 
 CHUNKED_GRADIENTS = Deviation(
     "with `chunk_size_feed_forward`, the norm behind the FFN takes all tokens natively and a chunk at a time here, so "
@@ -21,10 +15,6 @@ CHUNKED_GRADIENTS = Deviation(
 )
 
 LAYER, OURS = "distilbert.transformer.layer.{layer}.", "model.layers.{layer}."
-
-
-def _classifier_dropout(native: Mapping[str, Any]) -> Fields:
-    return {"classifier_dropout": native[DROPOUT_KEYS.get(native[HEAD_KEY], "dropout")]}
 
 
 FAMILIES = (
@@ -41,15 +31,13 @@ FAMILIES = (
             Renamed("activation", "hidden_act"),
             Computed(
                 ("dropout",),
-                lambda native: {"residual_dropout": native["dropout"], "embedding_dropout": native["dropout"]},
+                lambda native: dict.fromkeys(
+                    ("residual_dropout", "embedding_dropout", "token_classifier_dropout"), native["dropout"]
+                ),
                 lambda fields: {"dropout": fields["residual_dropout"]},
             ),
-            Computed(
-                ("seq_classif_dropout", "qa_dropout"),
-                _classifier_dropout,
-                lambda fields: dict.fromkeys(("seq_classif_dropout", "qa_dropout"), fields["classifier_dropout"]),
-                kept=("seq_classif_dropout", "qa_dropout"),
-            ),
+            Renamed("seq_classif_dropout", "classifier_dropout"),
+            Same("qa_dropout"),
             LEARNED_POSITIONS, CHUNKED_FFN, ENCODER_BLOCK, POST_NORM, ALL_BIASES,
             Fixed(norm_eps=1e-12, attention_residual_dropout=False, classifier_transform_dropout=False),
             PerHead(sequence_classification={"classifier_transform": True, "classifier_transform_act": "relu"}),

@@ -23,7 +23,8 @@ FAMILIES = (
         model_type="eurobert",
         primary="masked_lm",
         config=(
-            SIZES, KV_HEADS, HEAD_DIM, RMS_EPS, DROPOUT, *LLAMA_BLOCK, WHOLE_ROPE, Fixed(is_causal=False),
+            SIZES, KV_HEADS, HEAD_DIM, RMS_EPS, DROPOUT, *LLAMA_BLOCK, WHOLE_ROPE,
+            Fixed(is_causal=False, token_classifier_dropout=0.0),
             Same("hidden_act", "mlp_bias"), ONE_ATTENTION_BIAS,
             # The FFN's flag is the LM head's as well.
             Computed((), lambda native: {"lm_head_bias": native["mlp_bias"]}, lambda fields: {}),

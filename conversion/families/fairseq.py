@@ -113,7 +113,10 @@ FAMILIES = (
             ),
             Computed(
                 ("hidden_dropout_prob",),
-                lambda native: dict.fromkeys(("residual_dropout", "embedding_dropout"), native["hidden_dropout_prob"]),
+                lambda native: dict.fromkeys(
+                    ("residual_dropout", "embedding_dropout", "token_classifier_dropout"),
+                    native["hidden_dropout_prob"],
+                ),
                 lambda fields: {"hidden_dropout_prob": fields["residual_dropout"]},
             ),
             Renamed("attention_probs_dropout_prob", "attention_dropout"),

@@ -71,7 +71,16 @@ FAMILIES = (
         model_type="falcon",
         config=(
             Same("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"),
-            Same("attention_dropout"),
+            # Only scores with ALiBi are dropped, and with it the branch of an attention before the FFN.
+            Computed(
+                ("attention_dropout",),
+                lambda native: {
+                    "attention_dropout": native["attention_dropout"] if native["alibi"] else 0.0,
+                    "attention_residual_dropout": float(native["attention_dropout"]),
+                },
+                lambda fields: {"attention_dropout": fields["attention_residual_dropout"]},
+                kept=("attention_dropout",),
+            ),
             Renamed("hidden_dropout", "residual_dropout"),
             Renamed("ffn_hidden_size", "intermediate_size"),
             Renamed("layer_norm_epsilon", "norm_eps"),
@@ -97,14 +106,7 @@ FAMILIES = (
             ),
             Fixed(
                 alibi_form="key_position", alibi_slopes_in_bfloat16=True, attention_score_form="divided",
-                attention_softmax_in_float32=False,
-            ),
-            # A key that the class reads without declaring it.
-            Computed(
-                ("classifier_dropout",),
-                lambda native: {"classifier_dropout": native.get("classifier_dropout", native["hidden_dropout"])},
-                lambda fields: {},
-                kept=("classifier_dropout",),
+                attention_softmax_in_float32=False, dropout_after_sum=True,
             ),
             Irrelevant("apply_residual_connection_post_layernorm", "a note of the training code"),
             Irrelevant("ff_factor", "a note of the training code; `ffn_hidden_size` says the width"),

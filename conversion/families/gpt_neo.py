@@ -25,7 +25,8 @@ FAMILIES = (
     Family(
         model_type="gpt_neo",
         config=(
-            Same("vocab_size", "hidden_size", "max_position_embeddings", "attention_dropout", "classifier_dropout"),
+            Same("vocab_size", "hidden_size", "max_position_embeddings", "attention_dropout"),
+            Renamed("classifier_dropout", "token_classifier_dropout"),
             Renamed("num_layers", "num_hidden_layers"),
             Renamed("num_heads", "num_attention_heads"),
             Renamed("activation_function", "hidden_act"),

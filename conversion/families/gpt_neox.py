@@ -23,7 +23,7 @@ FAMILIES = (
         model_type="gpt_neox",
         config=(
             SIZES, DROPOUT, ONE_ATTENTION_BIAS, LAYERNORM_BLOCK, NO_PADDING_ROW, PartialRopeParameters(),
-            Same("hidden_act", "classifier_dropout"),
+            Same("hidden_act"), Renamed("classifier_dropout", "token_classifier_dropout"),
             Renamed("layer_norm_eps", "norm_eps"),
             Mapped("use_parallel_residual", "parallel_block", {True: "two_norms", False: "none"}),
             Computed(

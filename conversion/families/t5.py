@@ -16,7 +16,7 @@ def _projection(fields):
 
 
 def _dropout(native):
-    names = ("attention_dropout", "residual_dropout", "embedding_dropout", "activation_dropout")
+    names = ("attention_dropout", "residual_dropout", "embedding_dropout", "activation_dropout", "final_dropout")
     return dict.fromkeys(names, native["dropout_rate"])
 
 

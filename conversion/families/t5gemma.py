@@ -12,7 +12,8 @@ from .gemma import QUERY_SCALAR
 
 
 def _dropout(native: Mapping[str, Any]) -> Fields:
-    return dict.fromkeys(("residual_dropout", "embedding_dropout", "activation_dropout"), native["dropout_rate"])
+    names = ("residual_dropout", "embedding_dropout", "activation_dropout", "final_dropout")
+    return dict.fromkeys(names, native["dropout_rate"])
 
 
 def _padding(native: Mapping[str, Any]) -> Fields:

@@ -180,10 +180,11 @@ class ParallelBlock(Block):
     With a shared norm the feed-forward network reads the attention's normalised input; with two norms its own.
     """
 
-    def __init__(self, sublayers, slots, shared_norm: bool, residual_first: bool):
+    def __init__(self, sublayers, slots, shared_norm: bool, residual_first: bool, sum_dropout: float = 0.0):
         super().__init__(sublayers, slots)
         self.shared_norm = shared_norm
         self.residual_first = residual_first
+        self.sum_dropout = nn.Dropout(sum_dropout) if sum_dropout else unchanged
         if shared_norm:
             del self.mlp_pre_norm
 
@@ -191,7 +192,7 @@ class ParallelBlock(Block):
         """The same sum in the two orders that native models round it in."""
         if self.residual_first:
             return sum(branches, start=residual)
-        return sum(branches[1:], start=branches[0]) + residual
+        return self.sum_dropout(sum(branches[1:], start=branches[0])) + residual
 
     def branches(self, hidden_states: torch.Tensor, **kwargs) -> list[torch.Tensor]:
         normed = self.self_attn_pre_norm(hidden_states)
@@ -216,8 +217,8 @@ class ParallelBlock(Block):
 class ParallelCrossBlock(ParallelBlock):
     """Self-attention, cross-attention and feed-forward network side by side; a shared norm serves all three."""
 
-    def __init__(self, sublayers, slots, shared_norm: bool, residual_first: bool):
-        super().__init__(sublayers, slots, shared_norm, residual_first)
+    def __init__(self, sublayers, slots, shared_norm: bool, residual_first: bool, sum_dropout: float = 0.0):
+        super().__init__(sublayers, slots, shared_norm, residual_first, sum_dropout)
         if shared_norm:
             del self.cross_attn_pre_norm
 

@@ -256,8 +256,11 @@ def build_feed_forward(config: VariantConfig) -> FeedForward:
 
 def build_residual(config: VariantConfig, sublayer: str) -> Residual:
     """How the branch of `sublayer` joins the residual stream."""
-    drops = config.ffn_residual_dropout if sublayer == "mlp" else config.attention_residual_dropout
-    dropout = config.residual_dropout if drops else 0.0
+    # Whether `residual_dropout` applies, or a probability of the branch's own.
+    own = config.ffn_residual_dropout if sublayer == "mlp" else config.attention_residual_dropout
+    dropout = own * config.residual_dropout if isinstance(own, bool) else own
+    if config.parallel_block != "none" and config.dropout_after_sum:
+        dropout = 0.0
     if config.learned_scale_type != "none":
         shape = (config.hidden_size,) if config.learned_scale_type == "channel" else ()
         return LearnedScaleResidual(shape, config.layer_scale_init, dropout=dropout)
@@ -304,6 +307,7 @@ def build_block(config: VariantConfig, layer_idx: int) -> Block:
             slots,
             shared_norm=layer.parallel_block == "shared_norm",
             residual_first=layer.parallel_sum_order == "residual_first",
+            sum_dropout=layer.residual_dropout if layer.dropout_after_sum else 0.0,
         )
     if skipped:
         return (FeedForwardBlock if "self_attn" in skipped else AttentionBlock)(

@@ -42,7 +42,7 @@ PER_LAYER_FIELDS = frozenset(
         "activation_dropout", "attention_bias", "attention_dropout", "attention_gate", "attention_output_bias",
         "attention_residual_dropout", "attention_scaling", "attention_score_form", "attention_scores_in_float32",
         "attention_sinks", "attention_softmax_in_float32", "attention_sub_norm", "attn_logit_softcapping",
-        "broadcast_key_value", "clip_qkv", "deepnorm_alpha", "deepnorm_beta", "ffn_chunk_size",
+        "broadcast_key_value", "clip_qkv", "deepnorm_alpha", "deepnorm_beta", "dropout_after_sum", "ffn_chunk_size",
         "ffn_residual_dropout", "ffn_sub_norm", "ffn_type", "fused_gate_up", "head_dim", "hidden_act",
         "intermediate_size", "layer_scale_init", "learned_scale_type", "mlp_bias", "mlp_output_bias", "norm_placement",
         "num_attention_heads", "num_key_value_heads", "parallel_block", "parallel_sum_order", "qk_norm",
@@ -235,9 +235,12 @@ class VariantConfig(PreTrainedConfig):
         classifier_transform_dropout (`bool`): `classifier_dropout` applies before the transform, too (RoBERTa: yes,
             DistilBERT: no).
 
-    Regularisation: attention_dropout, residual_dropout, embedding_dropout, activation_dropout, layerdrop,
-        classifier_dropout (`float`, probabilities). attention_residual_dropout, ffn_residual_dropout (`bool`):
-        `residual_dropout` applies to the attention's branch (DistilBERT: no); to the FFN's (XLM-RoBERTa-XL: no).
+    Regularisation: attention_dropout, residual_dropout, embedding_dropout, activation_dropout, final_dropout (after the
+        final norm, T5), layerdrop, classifier_dropout (`float`, probabilities). token_classifier_dropout, qa_dropout:
+        before the heads on every token; default: `classifier_dropout`. attention_residual_dropout, ffn_residual_dropout
+        (`bool`): `residual_dropout` applies to the attention's branch (DistilBERT: no; `float`: with a probability of
+        its own, Falcon); to the FFN's (XLM-RoBERTa-XL: no). dropout_after_sum (`bool`): in a parallel block, to the sum
+        of the branches (Falcon) instead of each.
 
     native_leftovers (`dict`): where the model was converted from: its `model_type`, and keys of that config which do
         not change what the model computes, kept for the way back.
@@ -379,12 +382,16 @@ class VariantConfig(PreTrainedConfig):
 
     attention_dropout: int | float = 0.0
     residual_dropout: int | float = 0.0
-    attention_residual_dropout: bool = True
+    attention_residual_dropout: bool | float = True
     ffn_residual_dropout: bool = True
+    dropout_after_sum: bool = False
     embedding_dropout: int | float = 0.0
     activation_dropout: int | float = 0.0
+    final_dropout: int | float = 0.0
     layerdrop: int | float = 0.0
     classifier_dropout: int | float = 0.0
+    token_classifier_dropout: int | float | None = None
+    qa_dropout: int | float | None = None
 
     z_loss_coefficient: int | float = 0.0
     label_smoothing: int | float = 0.0
@@ -511,6 +518,10 @@ class VariantConfig(PreTrainedConfig):
             self.classifier_pooling = "last" if self.is_causal else "first"
         if self.classifier_bias is None:
             self.classifier_bias = not self.is_causal
+        if self.token_classifier_dropout is None:
+            self.token_classifier_dropout = self.classifier_dropout
+        if self.qa_dropout is None:
+            self.qa_dropout = self.classifier_dropout
         if self.lm_head_transform_act is None:
             self.lm_head_transform_act = self.hidden_act
         if self.norm_placement == "deepnorm" and self.num_hidden_layers > 0:
@@ -742,8 +753,9 @@ class VariantConfig(PreTrainedConfig):
             "num_key_value_heads", "head_dim", "max_position_embeddings", "embedding_size",
         )  # fmt: skip
         probabilities = (
-            "attention_dropout", "residual_dropout", "embedding_dropout", "activation_dropout", "layerdrop",
-            "classifier_dropout",
+            "attention_dropout", "residual_dropout", "attention_residual_dropout", "embedding_dropout",
+            "activation_dropout", "final_dropout", "layerdrop", "classifier_dropout", "token_classifier_dropout",
+            "qa_dropout",
         )  # fmt: skip
         table = [
             (getattr(self, name) is not None and getattr(self, name) < 1, f"`{name}` is {getattr(self, name)}.",
@@ -751,7 +763,8 @@ class VariantConfig(PreTrainedConfig):
             for name in sizes
         ]  # fmt: skip
         table += [
-            (not 0.0 <= getattr(self, name) < 1.0, f"`{name}` is {getattr(self, name)}, not a probability.",
+            (getattr(self, name) is not True and not 0.0 <= getattr(self, name) < 1.0,
+             f"`{name}` is {getattr(self, name)}, not a probability.",
              f"Set `{name}` to at least 0 and below 1.")
             for name in probabilities
         ]  # fmt: skip

@@ -306,6 +306,7 @@ class VariantModel(VariantPreTrainedModel):
         # Those that are there: accelerate's FSDP looks for every name, and fails on one that it does not find.
         self._no_split_modules = {type(layer).__name__ for layer in self.layers}
         self.norm = build_final_norm(config) if config.final_norm else unchanged
+        self.final_dropout = nn.Dropout(config.final_dropout) if config.final_dropout else unchanged
         self.output_projection = build_output_projection(config)
         self.pooler = build_pooler(config)
         self.layer_types = list(config.layer_types)
@@ -451,7 +452,7 @@ class VariantModel(VariantPreTrainedModel):
                 use_cache=use_cache,
                 **kwargs,
             )
-        hidden_states = self.output_projection(self.norm(hidden_states))
+        hidden_states = self.output_projection(self.final_dropout(self.norm(hidden_states)))
         if self.pooler is not None:
             return BaseModelOutputWithPoolingAndCrossAttentions(
                 last_hidden_state=hidden_states, pooler_output=self.pooler(hidden_states)
@@ -800,7 +801,7 @@ class VariantForTokenClassification(VariantPreTrainedModel):
         self.num_labels = config.num_labels
         self.model = VariantModel(config)
         self.pre_classifier = build_token_classifier_transform(config)
-        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.dropout = nn.Dropout(config.token_classifier_dropout)
         self.score = build_classifier(config, bias=True)
         self.post_init()
 
@@ -851,7 +852,7 @@ class VariantForQuestionAnswering(VariantPreTrainedModel):
         super().__init__(config)
         self.model = VariantModel(config)
         self.pre_classifier = build_token_classifier_transform(config)
-        self.dropout = nn.Dropout(config.classifier_dropout) if config.classifier_dropout else unchanged
+        self.dropout = nn.Dropout(config.qa_dropout) if config.qa_dropout else unchanged
         self.qa_outputs = nn.Linear(output_size(config), 2)
         self.post_init()
 
