@@ -426,14 +426,14 @@ def _token_classifier_dropout(native: Mapping[str, Any]) -> Fields:
     return {"token_classifier_dropout": next((value for value in given if value is not None), 0.1)}
 
 
-# Fields without effect on a trained model's outputs.
+# Fields without effect on a trained model's outputs, at least above float16.
 TRAINING_FIELDS = frozenset(
     {
         "attention_dropout", "residual_dropout", "attention_residual_dropout", "ffn_residual_dropout",
         "dropout_after_sum", "embedding_dropout", "activation_dropout", "final_dropout", "layerdrop",
         "classifier_dropout", "token_classifier_dropout", "qa_dropout", "classifier_transform_dropout",
         "z_loss_coefficient", "label_smoothing", "initializer_range", "layer_scale_init", "deepnorm_beta",
-        "padding_embedding_frozen", "use_cache", "native_leftovers",
+        "padding_embedding_frozen", "use_cache", "native_leftovers", "ffn_output_in_float32", "clamp_in_float16",
     }
 )  # fmt: skip
 

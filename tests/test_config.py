@@ -192,6 +192,14 @@ REFUSED = [
     ),
     ({"output_projection": True}, "`output_projection` is set, but `embedding_size` equals `hidden_size`."),
     (
+        {"clamp_in_float16": "blocks", "parallel_block": "shared_norm"},
+        "`clamp_in_float16` is set with a `parallel_block`, which has no place for it.",
+    ),
+    (
+        {"ffn_output_in_float32": True, "norm_type": "layernorm"},
+        "`ffn_output_in_float32` is set with norms that give the dtype of their input.",
+    ),
+    (
         {"output_projection": True, "lm_head_transform": True, "embedding_size": 16},
         "`output_projection` and `lm_head_transform` both stand before the LM head.",
     ),

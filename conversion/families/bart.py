@@ -93,6 +93,9 @@ COMMON: tuple[Entry, ...] = (
     ),
 )
 DECODER_START = Same("decoder_start_token_id")  # fmt: skip
+# The encoder's blocks, in float16.
+CLAMP = OnStack("encoder", Fixed(clamp_in_float16="blocks"))
+CLAMP_INFINITE = OnStack("encoder", Fixed(clamp_in_float16="infinite_blocks"))
 
 _ATTENTIONS = (("self_attn", "self_attn"), ("encoder_attn", "cross_attn"))
 
@@ -160,7 +163,7 @@ FAMILIES = (
                     norm_placement="post", embedding_norm=True, position_embedding_type="learned", position_offset=2,
                 )
             ),
-            Fixed(final_logits_bias=True, labels_disable_cache=True),
+            Fixed(final_logits_bias=True, labels_disable_cache=True), CLAMP_INFINITE,
         ),
         weights=(*EMBEDDINGS_AND_HEAD, *POSITIONS, *EMBEDDING_NORMS, *STACK_WEIGHTS, *layer_norms("post_norm")),
     ),

@@ -6,7 +6,16 @@ from ..config_map import Computed, Fixed, OnBothStacks, OnStack, Renamed
 from ..errors import ConversionError
 from ..family import Family
 from ..rules import Drop, Rule
-from .bart import COMMON, DECODER_START, EMBEDDINGS_AND_HEAD, SHARED_TABLE, STACK_WEIGHTS, layer_norms
+from .bart import (
+    CLAMP,
+    CLAMP_INFINITE,
+    COMMON,
+    DECODER_START,
+    EMBEDDINGS_AND_HEAD,
+    SHARED_TABLE,
+    STACK_WEIGHTS,
+    layer_norms,
+)
 from .mbart import FINAL_NORMS
 
 
@@ -50,7 +59,7 @@ FAMILIES = (
         model_type="marian",
         primary="seq2seq_lm",
         config=(
-            *COMMON, DECODER_START,
+            *COMMON, DECODER_START, CLAMP_INFINITE,
             OnBothStacks(Fixed(norm_placement="post"), _SINUSOIDS),
             OnStack("encoder", Renamed("vocab_size", "vocab_size")),
             OnStack("decoder", Renamed("decoder_vocab_size", "vocab_size")),
@@ -67,7 +76,7 @@ FAMILIES = (
         model_type="pegasus",
         primary="seq2seq_lm",
         config=(
-            *COMMON, SHARED_TABLE, DECODER_START,
+            *COMMON, SHARED_TABLE, DECODER_START, CLAMP,
             OnBothStacks(Fixed(norm_placement="pre"), _SINUSOIDS),
             # Not a key of the class, but of some checkpoints.
             Computed(
@@ -85,7 +94,7 @@ FAMILIES = (
         model_type="m2m_100",
         primary="seq2seq_lm",
         config=(
-            *COMMON, SHARED_TABLE, DECODER_START,
+            *COMMON, SHARED_TABLE, DECODER_START, CLAMP,
             OnBothStacks(
                 Fixed(
                     norm_placement="pre", position_embedding_type="sinusoidal", sinusoidal_layout="tensor2tensor",

@@ -4,6 +4,8 @@ from ..config_map import Fixed, Irrelevant, OnBothStacks, OnStack, Required
 from ..family import Family
 from ..rules import Rule
 from .bart import (
+    CLAMP,
+    CLAMP_INFINITE,
     COMMON,
     DECODER_START,
     EMBEDDING_NORMS,
@@ -28,7 +30,7 @@ FAMILIES = (
         model_type="mbart",
         primary="seq2seq_lm",
         config=(
-            *_ALL_OF_THEM, DECODER_START, _NO_CACHE,
+            *_ALL_OF_THEM, CLAMP, DECODER_START, _NO_CACHE,
             OnBothStacks(
                 Fixed(
                     norm_placement="pre", embedding_norm=True, position_embedding_type="learned", position_offset=2,
@@ -43,7 +45,7 @@ FAMILIES = (
         model_type="plbart",
         primary="seq2seq_lm",
         config=(
-            *_ALL_OF_THEM,
+            *_ALL_OF_THEM, CLAMP_INFINITE,
             OnBothStacks(
                 Fixed(
                     norm_placement="post", embedding_norm=True, position_embedding_type="learned", position_offset=2,
@@ -57,7 +59,7 @@ FAMILIES = (
         model_type="mvp",
         primary="seq2seq_lm",
         config=(
-            *_ALL_OF_THEM, DECODER_START, _NO_CACHE,
+            *_ALL_OF_THEM, CLAMP_INFINITE, DECODER_START, _NO_CACHE,
             OnBothStacks(
                 Fixed(
                     norm_placement="post", embedding_norm=True, position_embedding_type="learned", position_offset=2,
@@ -74,7 +76,7 @@ FAMILIES = (
         model_type="blenderbot",
         primary="seq2seq_lm",
         config=(
-            *_ALL_OF_THEM, DECODER_START, _NO_CACHE,
+            *_ALL_OF_THEM, CLAMP, DECODER_START, _NO_CACHE,
             OnBothStacks(Fixed(norm_placement="pre", position_embedding_type="learned")),
         ),
         weights=(*_WEIGHTS, *layer_norms("pre_norm"), *FINAL_NORMS),
@@ -83,7 +85,7 @@ FAMILIES = (
         model_type="blenderbot-small",
         primary="seq2seq_lm",
         config=(
-            *_ALL_OF_THEM, DECODER_START, _NO_CACHE,
+            *_ALL_OF_THEM, CLAMP_INFINITE, DECODER_START, _NO_CACHE,
             OnBothStacks(Fixed(norm_placement="post", embedding_norm=True, position_embedding_type="learned")),
             # The class scales the encoder's embedding only.
             OnStack("encoder", SCALED_EMBEDDING),

@@ -39,6 +39,8 @@ def config(bias_per_layer: bool, *more: Entry) -> tuple[Entry, ...]:
                 position_embedding_type="relative_bias",
                 relative_attention_per_layer=bias_per_layer,
                 padding_embedding_frozen=False,
+                ffn_output_in_float32=True,
+                clamp_in_float16="sublayers",
             ),
         ),
         OnStack("encoder", Renamed("num_layers", "num_hidden_layers")),

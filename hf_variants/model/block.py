@@ -27,6 +27,32 @@ from .attention import multiply
 from .normalization import unchanged
 
 
+def clamp_float16(hidden_states: torch.Tensor, overflows: Callable | None = None) -> torch.Tensor:
+    """
+    Values of float16 within 1000 of its largest number; other dtypes pass.
+
+    Args:
+        overflows: of the values, whether to; by default always.
+    """
+    if hidden_states.dtype != torch.float16:
+        return hidden_states
+    limit = torch.finfo(torch.float16).max
+    if overflows is None:
+        return torch.clamp(hidden_states, -(limit - 1000), limit - 1000)
+    bound = torch.where(overflows(hidden_states), limit - 1000, limit)
+    return torch.clamp(hidden_states, -bound, bound)
+
+
+def any_infinite(hidden_states: torch.Tensor) -> torch.Tensor:
+    """Whether a value is infinite, as a tensor."""
+    return torch.isinf(hidden_states).any()
+
+
+def any_not_finite(hidden_states: torch.Tensor) -> torch.Tensor:
+    """Whether a value is infinite or NaN, as a tensor."""
+    return ~torch.isfinite(hidden_states).all()
+
+
 class Residual(nn.Module):
     """residual + dropout(branch) * multiplier, with `residual_scale` (DeepNorm's alpha) on the residual."""
 
@@ -69,6 +95,7 @@ class Block(NormGuard, GradientCheckpointingLayer):
             `residual`.
         residual_from_norm (`bool`): the residual starts after `pre_norm`.
         ffn_chunk_size (`int`): number of tokens that the feed-forward sublayer takes at a time; 0 for all.
+        limit_attention, limit_output (`Callable`): keep what attention and the block give in range; `unchanged` for none.
 
     Tensors that take part in the gradient are positional arguments of `forward`: reentrant checkpointing stops at
     those, and would go through a keyword's graph once per layer.
@@ -80,9 +107,13 @@ class Block(NormGuard, GradientCheckpointingLayer):
         slots: dict[str, dict[str, Callable]],
         residual_from_norm: bool = False,
         ffn_chunk_size: int = 0,
+        limit_attention: Callable = unchanged,
+        limit_output: Callable = unchanged,
     ):
         super().__init__()
         self.residual_from_norm = residual_from_norm
+        self.limit_attention = limit_attention
+        self.limit_output = limit_output
         if ffn_chunk_size:
             self.feed_forward = partial(apply_chunking_to_forward, self.feed_forward, ffn_chunk_size, 1)
         for name, sublayer in sublayers.items():
@@ -94,19 +125,22 @@ class Block(NormGuard, GradientCheckpointingLayer):
         normed = self.self_attn_pre_norm(hidden_states)
         residual = normed if self.residual_from_norm else hidden_states
         branch, _ = self.self_attn(normed, **kwargs)
-        return self.self_attn_post_norm(self.self_attn_residual.add(residual, self.self_attn_branch_norm(branch)))
+        joined = self.self_attn_residual.add(residual, self.self_attn_branch_norm(branch))
+        return self.limit_attention(self.self_attn_post_norm(joined))
 
     def attend_to_encoder(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
         normed = self.cross_attn_pre_norm(hidden_states)
         residual = normed if self.residual_from_norm else hidden_states
         branch, _ = self.cross_attn(normed, **kwargs)
-        return self.cross_attn_post_norm(self.cross_attn_residual.add(residual, self.cross_attn_branch_norm(branch)))
+        joined = self.cross_attn_residual.add(residual, self.cross_attn_branch_norm(branch))
+        return self.limit_attention(self.cross_attn_post_norm(joined))
 
     def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         normed = self.mlp_pre_norm(hidden_states)
         residual = normed if self.residual_from_norm else hidden_states
         branch = self.mlp(normed)
-        return self.mlp_post_norm(self.mlp_residual.add(residual, self.mlp_branch_norm(branch)))
+        joined = self.mlp_residual.add(residual, self.mlp_branch_norm(branch))
+        return self.limit_output(self.mlp_post_norm(joined))
 
 
 class SequentialBlock(Block):

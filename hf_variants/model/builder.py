@@ -28,12 +28,15 @@ from .block import (
     Residual,
     SequentialBlock,
     SequentialCrossBlock,
+    any_infinite,
+    any_not_finite,
+    clamp_float16,
 )
 from .configuration_variant import VariantConfig
 from .embedding import NoTokenTypes, RoundedScaleEmbedding, ScaledEmbedding, TokenTypes, multiply_rounded
 from .feed_forward import FeedForward, FusedGatedFeedForward, GatedFeedForward
 from .heads import POOLINGS, DenseTransform, InputScaling, LogitScaling, NormalizedLinear, Pooler
-from .linear import UnfusedBiasLinear
+from .linear import OwnDtypeLinear, UnfusedBiasLinear
 from .losses import causal_lm_loss, token_loss
 from .normalization import make_norm, unchanged
 from .positions import (
@@ -73,6 +76,14 @@ NORM_SLOTS = {
     "deepnorm": ("post_norm",),
 }
 
+# clamp_in_float16 -> what is done to a sublayer's or a block's output
+FLOAT16_LIMITS: dict[str, Callable] = {
+    "none": unchanged,
+    "sublayers": partial(clamp_float16, overflows=any_infinite),
+    "blocks": clamp_float16,
+    "infinite_blocks": partial(clamp_float16, overflows=any_not_finite),
+}
+
 SELF_ATTENTION = {
     "none": Attention,
     "head": HeadNormAttention,
@@ -89,6 +100,8 @@ CROSS_ATTENTION = {
 
 def build_norm(config: VariantConfig, dim: int) -> nn.Module:
     """A norm of the config's kind over `dim` channels."""
+    # What follows a norm has the weights' dtype, the residual stream may have another.
+    casting_mode = "weight" if config.ffn_output_in_float32 else config.norm_casting_mode
     return make_norm(
         config.norm_type,
         dim,
@@ -96,7 +109,7 @@ def build_norm(config: VariantConfig, dim: int) -> nn.Module:
         affine=config.norm_affine,
         bias=config.norm_bias,
         unit_offset=config.norm_unit_offset,
-        casting_mode=config.norm_casting_mode,
+        casting_mode=casting_mode,
     )
 
 
@@ -249,6 +262,7 @@ def build_feed_forward(config: VariantConfig) -> FeedForward:
         bias=config.mlp_bias,
         output_bias=config.mlp_output_bias,
         linear_class=linear_class(config),
+        output_class=OwnDtypeLinear if config.ffn_output_in_float32 else linear_class(config),
         dropout=config.activation_dropout,
         sub_norm=build_norm(config, config.intermediate_size) if config.ffn_sub_norm else unchanged,
     )
@@ -309,12 +323,17 @@ def build_block(config: VariantConfig, layer_idx: int) -> Block:
             residual_first=layer.parallel_sum_order == "residual_first",
             sum_dropout=layer.residual_dropout if layer.dropout_after_sum else 0.0,
         )
+    block_class = SequentialCrossBlock if layer.add_cross_attention else SequentialBlock
     if skipped:
-        return (FeedForwardBlock if "self_attn" in skipped else AttentionBlock)(
-            sublayers, slots, layer.residual_from_norm, layer.ffn_chunk_size
-        )
-    return (SequentialCrossBlock if layer.add_cross_attention else SequentialBlock)(
-        sublayers, slots, layer.residual_from_norm, layer.ffn_chunk_size
+        block_class = FeedForwardBlock if "self_attn" in skipped else AttentionBlock
+    limit = FLOAT16_LIMITS[config.clamp_in_float16]
+    return block_class(
+        sublayers,
+        slots,
+        layer.residual_from_norm,
+        layer.ffn_chunk_size,
+        limit_attention=limit if config.clamp_in_float16 == "sublayers" or "mlp" in skipped else unchanged,
+        limit_output=limit,
     )
 
 

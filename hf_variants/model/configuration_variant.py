@@ -126,6 +126,11 @@ class VariantConfig(PreTrainedConfig):
         ffn_sub_norm (`bool`): norm before the output projection (sub-LN, NormFormer, BitNet).
         fused_gate_up (`bool`): the activation reads one half of a tensor with gate and up side by side, as one product
             for both leaves it (GLM, Phi-3), which CPU kernels round differently.
+        ffn_output_in_float32 (`bool`): the output projection stays in float32 where a model is loaded in float16, and so
+            does the residual stream behind it; norms give their weights' dtype (T5).
+        clamp_in_float16 (`str`): of float16 only, to keep values finite: `"none"`; `"sublayers"`: after every sublayer,
+            1000 below the largest number where one is infinite (T5); `"blocks"`: so after every block (mBART); or
+            `"infinite_blocks"`: where one is not finite (BART).
         ffn_chunk_size (`int`): tokens that the network, with the norms and the residual around it, takes at a time, to
             save memory (BERT's `chunk_size_feed_forward`); 0: all.
 
@@ -293,6 +298,8 @@ class VariantConfig(PreTrainedConfig):
     unfused_bias: bool = False
     ffn_sub_norm: bool = False
     fused_gate_up: bool = False
+    ffn_output_in_float32: bool = False
+    clamp_in_float16: Literal["none", "sublayers", "blocks", "infinite_blocks"] = "none"
     ffn_chunk_size: int = 0
 
     attention_bias: bool = False
@@ -1161,6 +1168,17 @@ class VariantConfig(PreTrainedConfig):
                 self.fused_gate_up and self.ffn_type != "glu",
                 f"`fused_gate_up` is set, but `ffn_type` {self.ffn_type} has no gate.",
                 "Set `ffn_type='glu'` or `fused_gate_up=False`.",
+            ),
+            (
+                self.clamp_in_float16 != "none" and self.parallel_block != "none",
+                "`clamp_in_float16` is set with a `parallel_block`, which has no place for it.",
+                "Leave one of the two at 'none'.",
+            ),
+            (
+                self.ffn_output_in_float32
+                and (self.norm_type, self.norm_casting_mode, self.norm_affine) != ("rmsnorm", "llama", True),
+                "`ffn_output_in_float32` is set with norms that give the dtype of their input.",
+                "Set `norm_type='rmsnorm'` with `norm_casting_mode='llama'` and a weight, or leave it unset.",
             ),
             (
                 self.lm_head_transform and self.lm_head_input_scale != 1.0,

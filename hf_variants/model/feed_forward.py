@@ -26,7 +26,7 @@ class FeedForward(NormGuard, nn.Module):
         hidden_size, intermediate_size (`int`): outer and inner width.
         hidden_act (`str`): a key of transformers' `ACT2FN`.
         bias, output_bias (`bool`): biases of `up_proj` and of `down_proj`.
-        linear_class (`type`): of the projections.
+        linear_class, output_class (`type`): of the inner projections and of `down_proj`.
         dropout (`float`): probability of dropping an inner activation.
         sub_norm (`Callable`): applied before `down_proj`; `unchanged` for none.
 
@@ -41,12 +41,13 @@ class FeedForward(NormGuard, nn.Module):
         bias: bool,
         output_bias: bool,
         linear_class: type[nn.Linear],
+        output_class: type[nn.Linear],
         dropout: float,
         sub_norm: Callable,
     ):
         super().__init__()
         self.up_proj = linear_class(hidden_size, intermediate_size, bias=bias)
-        self.down_proj = linear_class(intermediate_size, hidden_size, bias=output_bias)
+        self.down_proj = output_class(intermediate_size, hidden_size, bias=output_bias)
         self.act_fn = make_activation(hidden_act)
         self.sub_norm = sub_norm
         self.dropout = nn.Dropout(dropout) if dropout else unchanged
@@ -67,11 +68,20 @@ class GatedFeedForward(FeedForward):
         bias: bool,
         output_bias: bool,
         linear_class: type[nn.Linear],
+        output_class: type[nn.Linear],
         dropout: float,
         sub_norm: Callable,
     ):
         super().__init__(
-            hidden_size, intermediate_size, hidden_act, bias, output_bias, linear_class, dropout, sub_norm
+            hidden_size,
+            intermediate_size,
+            hidden_act,
+            bias,
+            output_bias,
+            linear_class,
+            output_class,
+            dropout,
+            sub_norm,
         )
         self.gate_proj = linear_class(hidden_size, intermediate_size, bias=bias)
 

@@ -305,6 +305,8 @@ class VariantModel(VariantPreTrainedModel):
         self.layers = nn.ModuleList([build_block(config, i) for i in range(config.num_hidden_layers)])
         # Those that are there: accelerate's FSDP looks for every name, and fails on one that it does not find.
         self._no_split_modules = {type(layer).__name__ for layer in self.layers}
+        # Where transformers loads a model in float16.
+        self._keep_in_fp32_modules = ["down_proj"] if config.ffn_output_in_float32 else None
         self.norm = build_final_norm(config) if config.final_norm else unchanged
         self.final_dropout = nn.Dropout(config.final_dropout) if config.final_dropout else unchanged
         self.output_projection = build_output_projection(config)

@@ -22,11 +22,17 @@ def _scale_before_cast(normalised: torch.Tensor, weight: torch.Tensor, dtype: to
     return (normalised * weight).to(dtype)
 
 
+def _scale_in_weight_dtype(normalised: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """T5's order: as Llama's, but rounded to the weight's dtype, where the residual stream has another."""
+    return weight * normalised.to(weight.dtype)
+
+
 # casting_mode -> (dtype of the statistics, None for the input's own; how the weight is applied)
 _RMS_CASTS: dict[str, tuple[torch.dtype | None, Callable]] = {
     "llama": (torch.float32, _scale_after_cast),
     "gemma": (torch.float32, _scale_before_cast),
     "none": (None, _scale_after_cast),
+    "weight": (torch.float32, _scale_in_weight_dtype),
 }
 
 
@@ -37,7 +43,8 @@ class RMSNorm(nn.Module):
     Args:
         shape (`int` or `tuple[int, int]`): size of the last dimension, or (heads, head_dim) for own weights per head.
         eps (`float`): added to the mean square.
-        casting_mode (`str`): order of casts below float32: `"llama"`, `"gemma"` or `"none"` (see `VariantConfig`).
+        casting_mode (`str`): order of casts below float32: `"llama"`, `"gemma"` or `"none"` (see `VariantConfig`), or
+            `"weight"`: as `"llama"`, with the weight's dtype as the result's.
         affine (`bool`): learn a weight; without one the module has no parameters.
 
     Shape: (..., *shape) -> (..., *shape), in the input's dtype.

@@ -359,7 +359,8 @@ class StoredSinusoidalPositions(SinusoidalPositions):
         super().__init__(*args, **kwargs)
         table = self.weight
         del self.weight
-        self.weight = nn.Parameter(table)
+        # In the dtype that the model is loaded in: transformers keeps a parameter's own otherwise.
+        self.weight = nn.Parameter(table.to(torch.get_default_dtype()))
 
     def register_parameter(self, name: str, param: nn.Parameter) -> None:
         # Here, because `from_pretrained` makes all that it loads trainable.
