@@ -15,17 +15,9 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from .companions import HUB_PATTERNS
 from .errors import ConversionError
 
-
-# What belongs to a model besides its weights and config. Code is never copied.
-COMPANION_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "vocab.txt", "merges.txt", "bpe.codes", "dict.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
-    "source.spm", "target.spm", "target_vocab.json", "chat_template.jinja", "chat_template.json",
-    "generation_config.json", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE",
-)  # fmt: skip
-CHAT_TEMPLATE_FOLDER = "additional_chat_templates"
 
 # A header larger than this is no header; the format's own limit is 100 MB.
 MAX_HEADER_BYTES = 100_000_000
@@ -47,18 +39,7 @@ def resolve_folder(source: str | Path) -> Path:
             f"{source} is not a folder and not a Hub id. Give a folder with a config.json, or owner/name."
         )
     try:
-        patterns = [
-            "*.safetensors",
-            "*.json",
-            "*.jinja",
-            "*.txt",
-            "*.model",
-            "*.spm",
-            "LICENSE*",
-            "NOTICE",
-            "README.md",
-        ]
-        return Path(snapshot_download(str(source), allow_patterns=patterns))
+        return Path(snapshot_download(str(source), allow_patterns=["*.safetensors", "README.md", *HUB_PATTERNS]))
     except (OSError, HFValidationError) as error:
         raise FileNotFoundError(
             f"{source} is no folder here and could not be fetched from the Hub. Check the name and the connection."
@@ -173,35 +154,6 @@ def write_safetensors(
         "weight_map": dict(sorted(weight_map.items())),
     }
     (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
-
-
-def copy_companions(source: Path, destination: Path, tokenizer_class: str | None) -> None:
-    """
-    Copy tokenizer, chat templates, generation config and licence.
-
-    Args:
-        tokenizer_class: written where the tokenizer's config names none, because tools would otherwise look it up by
-            a model type that changes here.
-    """
-    for name in COMPANION_FILES:
-        path = source / name
-        if path.is_file():
-            shutil.copyfile(path, destination / name)
-    if (source / CHAT_TEMPLATE_FOLDER).is_dir():
-        (destination / CHAT_TEMPLATE_FOLDER).mkdir()
-        for path in sorted((source / CHAT_TEMPLATE_FOLDER).glob("*.jinja")):
-            shutil.copyfile(path, destination / CHAT_TEMPLATE_FOLDER / path.name)
-    config_path = destination / "tokenizer_config.json"
-    if not config_path.is_file() and not (destination / "tokenizer.json").is_file():
-        return
-    settings = json.loads(config_path.read_text()) if config_path.is_file() else {}
-    original = dict(settings)
-    # Code is not copied, so a pointer to it would dangle.
-    settings.pop("auto_map", None)
-    if settings.get("tokenizer_class") is None and tokenizer_class is not None:
-        settings["tokenizer_class"] = tokenizer_class
-    if settings != original:
-        config_path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
 
 
 def refuse_occupied(destination: str | Path) -> None:

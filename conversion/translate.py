@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
-from transformers.utils import logging
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, logging
 
 from hf_variants import card
 from hf_variants.model.configuration_variant import VariantConfig
 from hf_variants.model.custom_code import auto_map_of, write_code
 
 from . import checkpoint, folds, rules
+from .companions import copy_companions
 from .errors import ConversionError, NotRepresentable, VerificationFailed
 from .family import Family, all_families, family_of, head_of_variant, is_variant, read_config
 from .folds import Folding
@@ -62,6 +62,7 @@ class Report:
         deviations: where the two classes' arithmetic differs, and why.
         non_finite: tensors of the result with NaN or infinite values.
         dropped: training settings that the native config has no place for, with their values.
+        tokenizer: in which respects `AutoTokenizer` reads another one from the result, or why that is not known.
         verification: the comparison of source and destination, where it was asked for.
     """
 
@@ -77,6 +78,7 @@ class Report:
     deviations: list[str] = field(default_factory=list)
     non_finite: list[str] = field(default_factory=list)
     dropped: dict[str, Any] = field(default_factory=dict)
+    tokenizer: list[str] = field(default_factory=list)
     verification: "VerificationReport | None" = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,6 +93,7 @@ class Report:
             *(f"- Rounding differs from the stock class: {reason}" for reason in self.deviations),
             *(f"- NaN or infinite values in {name}" for name in self.non_finite),
             *(f"- Not kept, for training only: `{name}` = {value!r}" for name, value in self.dropped.items()),
+            *(f"- Tokenizer: {note}" for note in self.tokenizer),
         ]
         if self.verification is not None:
             lines += ["", self.verification.to_markdown()]
@@ -249,6 +252,25 @@ def _generation_config(model: PreTrainedModel, source: PreTrainedModel) -> None:
         model.generation_config = copy.deepcopy(source.generation_config)
 
 
+def _stored_generation_config(folder: Path) -> GenerationConfig:
+    """
+    What stock classes that generate have after loading from a folder; before transformers 4.25, config.json held it.
+    """
+    try:
+        return GenerationConfig.from_pretrained(folder)
+    except OSError:
+        return GenerationConfig.from_pretrained(folder, config_file_name=CONFIG_NAME, _from_model_config=True)
+
+
+def _write_generation_config(folder: Path, native: PreTrainedModel, source: Path) -> None:
+    """Beside a variant, whose config.json does not hold what generation reads, the settings of its source."""
+    path = folder / GENERATION_CONFIG_NAME
+    if path.is_file() or not native.can_generate():
+        return
+    # Not `save_pretrained`, which refuses settings that have no effect together; they were published so.
+    path.write_text(_stored_generation_config(source).to_json_string(), encoding="utf-8")
+
+
 def from_native(
     source: str | Path | PreTrainedModel,
     dtype: torch.dtype | str | None = None,
@@ -291,8 +313,8 @@ def from_native(
     model = _build(target_class, variant_config, dict(tensors), dtype, device_map)
     if isinstance(source, PreTrainedModel):
         _generation_config(model, source)
-    elif model.can_generate() and (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+    elif model.can_generate():
+        model.generation_config = _stored_generation_config(folder)
     return model
 
 
@@ -458,11 +480,6 @@ def _cast(
         yield name, tensor
 
 
-def _tokenizer_class(model_type: str) -> str | None:
-    entry = TOKENIZER_MAPPING_NAMES.get(model_type)
-    return next((name for name in entry if name), None) if isinstance(entry, tuple) else entry
-
-
 def _write(
     folder: Path,
     config: PreTrainedConfig,
@@ -521,7 +538,8 @@ def convert(
     non_finite: list[str] = []
     with checkpoint.new_folder(destination) as temporary:
         _write(temporary, config, target, _cast(tensors, target_dtype, non_finite), max_shard_bytes)
-        checkpoint.copy_companions(opened.path, temporary, _tokenizer_class(family.model_type))
+        report.tokenizer = copy_companions(opened.path, temporary)
+        _write_generation_config(temporary, opened.native, opened.path)
         _note_non_finite(report, non_finite)
         _complete(temporary, report, opened.path, verify)
     return report
@@ -642,7 +660,7 @@ def export(
     non_finite: list[str] = []
     with checkpoint.new_folder(destination) as temporary:
         _write(temporary, native_config, target, _cast(tensors, target_dtype, non_finite), max_shard_bytes)
-        checkpoint.copy_companions(folder, temporary, _tokenizer_class(family.model_type))
+        report.tokenizer = copy_companions(folder, temporary, to_native=True)
         _note_non_finite(report, non_finite)
         write_record(temporary, report.to_dict())
         card.write_native_card(

@@ -14,6 +14,7 @@ import hf_variants
 
 from . import card
 from .conversion import checkpoint
+from .conversion.companions import copy_files
 from .conversion.errors import ConversionError
 from .conversion.family import is_variant, read_config
 from .conversion.record import RECORD
@@ -179,7 +180,7 @@ def _wrong_weights(wrong: list[str]) -> ConversionError:
 
 def _copy_the_rest(folder: Path, destination: Path) -> None:
     """Tokenizer, generation config, licence, the card and the record of a conversion."""
-    checkpoint.copy_companions(folder, destination, tokenizer_class=None)
+    copy_files(folder, destination)
     for name in (card.CARD, RECORD):
         if (folder / name).is_file():
             shutil.copyfile(folder / name, destination / name)

@@ -28,9 +28,9 @@ from hf_variants.conversion import (
     convert,
     export,
     rules,
+    translate,
     verify,
 )
-from hf_variants.conversion import checkpoint as checkpoint_module
 from hf_variants.conversion.family import all_families
 from hf_variants.conversion.skeleton import empty_model, stored_tensors
 from tests.native_rows import all_rows
@@ -345,7 +345,7 @@ def test_a_run_that_dies_leaves_nothing(tmp_path, monkeypatch, error):
     def die(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(checkpoint_module, "copy_companions", die)
+    monkeypatch.setattr(translate, "copy_companions", die)
     with pytest.raises(type(error)):
         convert(folder, tmp_path / "out")
     assert os.listdir(tmp_path) == ["native"]

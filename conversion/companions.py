@@ -1,0 +1,260 @@
+"""What travels beside weights and config: tokenizer, templates, processors, sentence encoders' modules, licences."""
+
+import ast
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from transformers import utils
+from transformers.utils import logging
+
+from .errors import ConversionError
+from .tokenization import differences, load_tokenizer
+
+
+logger = logging.get_logger(__name__)
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
+MODULES = "modules.json"
+# In the tokenizer's config of a converted folder: the class that the source's named there, null where it named none.
+ORIGINAL_CLASS = "native_tokenizer_class"
+
+# Names that are a pattern in the library that reads them: versions of a tokenizer's file and the formats that
+# transformers looks for in its place; the settings of a sentence encoder's first module, by the type of its model.
+PATTERNS = (
+    r"tokenizer.*\.json", r"(tokenizer|tiktoken)\.model.*", r"tekken\.json", r"special_tokens_map\.json",
+    r"added_tokens\.json", r"sentence_[\w-]+_config\.json", r"config_sentence_transformers\.json", r"router_config\.json",
+)  # fmt: skip
+TERMS = re.compile(r"(.*[-_.])?((un)?licen[cs]e|notices?|copying|copyright|(acceptable_)?use_policy)([-_.].*)?", re.I)
+# What to fetch of a repository for these, as the Hub's client matches names, case included.
+HUB_PATTERNS = (
+    "*.json", "*.jinja", "*.txt", "*.model", "*.model.*", "*.spm", "*.codes", "*.tokenizer", "*/pytorch_model.bin",
+    *(f"*{''.join(f'[{c.upper()}{c}]' for c in word)}*" for word in ("licens", "licenc", "notice", "copying", "policy")),
+)  # fmt: skip
+# By their endings: what can run, or carries a model's weights in a form of its own.
+NEVER_COPIED = (".py", ".pyc", ".so", ".sh", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx")
+
+
+@lru_cache(maxsize=1)
+def companion_names() -> frozenset[str]:
+    """Names of files beside a model that the installed transformers reads: of tokenizers, templates and processors."""
+    names = {
+        value
+        for name, value in {**vars(utils), **vars(utils.hub)}.items()
+        if isinstance(value, str) and name.endswith(("_NAME", "_FILE")) and value.endswith((".json", ".jinja"))
+    }
+    names -= {utils.CONFIG_NAME, utils.WEIGHTS_INDEX_NAME, utils.SAFE_WEIGHTS_INDEX_NAME, "adapter_config.json"}
+    names = {name for name in names if not name.endswith(".index.json")}
+    for path in Path(transformers.__path__[0]).rglob("tokenization*.py"):
+        for table in re.findall(r"VOCAB_FILES_NAMES[^=\n]*=\s*(\{.*?\})", path.read_text(encoding="utf-8"), re.S):
+            # Names that are constants elsewhere are those of `PATTERNS`.
+            names.update(value.value for value in ast.parse(table).body[0].value.values if hasattr(value, "value"))  # type: ignore[attr-defined]
+    return frozenset(name for name in names if isinstance(name, str))
+
+
+def _is_companion(name: str) -> bool:
+    if name.endswith(NEVER_COPIED):
+        return False
+    return (
+        name in companion_names()
+        or any(re.fullmatch(pattern, name) for pattern in PATTERNS)
+        or TERMS.fullmatch(name) is not None
+    )
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder has a file from which a tokenizer is made."""
+    others = {value for name, value in vars(utils).items() if name.endswith("_NAME")}
+    return any(
+        path.is_file()
+        for path in folder.iterdir()
+        if path.name == TOKENIZER_CONFIG
+        or re.fullmatch("|".join(PATTERNS[:3]), path.name)
+        or (path.name in companion_names() - others and not path.name.startswith("chat_template"))
+    )
+
+
+def _belongs(path: Path, folder: Path) -> bool:
+    """Whether a file is the folder's own: links may go to files in it, and to the Hub cache's store beside it."""
+    target, root = path.resolve(), folder.resolve()
+    stores = [root] if root.parent.name != "snapshots" else [root, root.parent.parent / "blobs"]
+    if target.is_file() and any(target.is_relative_to(store) for store in stores):
+        return True
+    logger.warning(f"{path} is a link that leaves its folder, and is not copied. Put the file itself there.")
+    return False
+
+
+def copy_files(source: Path, destination: Path) -> None:
+    """
+    Copy what belongs to a model besides its weights and config. Code is never copied, nor a pointer to it.
+
+    Raises:
+        ConversionError: for a modules.json that leaves the folder.
+    """
+    for path in sorted(source.iterdir()):
+        if path.is_file() and _is_companion(path.name) and _belongs(path, source):
+            shutil.copyfile(path, destination / path.name)
+    _copy_tree(source / utils.CHAT_TEMPLATE_DIR, destination / utils.CHAT_TEMPLATE_DIR, source)
+    for module in _modules(source):
+        _copy_tree(source / module, destination / module, source)
+    if (source / MODULES).is_file() and _belongs(source / MODULES, source):
+        shutil.copyfile(source / MODULES, destination / MODULES)
+    settings = _settings(destination)
+    if settings.pop("auto_map", None) is not None:
+        _write_settings(destination, settings)
+
+
+def _modules(folder: Path) -> Iterator[str]:
+    """Folders of a sentence encoder's modules behind the model itself, as Sentence Transformers' modules.json lists them."""
+    path = folder / MODULES
+    if not path.is_file():
+        return
+    try:
+        entries = [(entry["path"], entry["type"]) for entry in json.loads(path.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConversionError(f"{path} is no list of modules ({error!r}). Mend or remove it.") from error
+    for where, kind in entries:
+        if not isinstance(where, str) or Path(where).is_absolute() or ".." in Path(where).parts or "\\" in where:
+            raise ConversionError(f"{MODULES} names the path {where!r}, which leaves its folder. Do not trust it.")
+        if not str(kind).startswith("sentence_transformers."):
+            logger.warning(
+                f"{MODULES} names code of its own, {kind}, which is not copied. Add it yourself if you trust it."
+            )
+        if Path(where).parts:
+            yield where
+
+
+def _copy_tree(source: Path, destination: Path, root: Path) -> None:
+    """Copy a folder's files, pickled weights as safetensors."""
+    for path in sorted(source.rglob("*")) if source.is_dir() else ():
+        if not path.is_file() or path.name.endswith(NEVER_COPIED) or not _belongs(path, root):
+            continue
+        target = destination / path.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if path.name == utils.WEIGHTS_NAME:
+            if not path.with_name(utils.SAFE_WEIGHTS_NAME).is_file():
+                weights = torch.load(path, map_location="cpu", weights_only=True)
+                weights = {name: tensor.clone() for name, tensor in weights.items()}
+                save_file(weights, target.with_name(utils.SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
+        elif path.suffix != ".bin":
+            shutil.copyfile(path, target)
+
+
+def copy_companions(source: Path, destination: Path, to_native: bool = False) -> list[str]:
+    """
+    Copy what belongs to a model, and have `AutoTokenizer` read from `destination`, whose config.json has been written,
+    what it reads from `source`.
+
+    The files alone do not decide it: transformers takes the class of a tokenizer from the `model_type` in config.json,
+    and for some types against what the tokenizer's config says.
+
+    Returns:
+        in which respects the two tokenizers differ all the same; of a tokenizer that cannot be read without its code,
+        or not with what is installed, that.
+    """
+    copy_files(source, destination)
+    if not has_tokenizer(destination):
+        return []
+    reference, notes = _reference(source, destination)
+    if isinstance(reference, str):
+        return [*notes, reference]
+    copied = {path: path.read_bytes() for path in destination.iterdir() if path.is_file() and _is_companion(path.name)}
+    left: list[str] = []
+    for change in (_restore_class, _name_class, _save):
+        for path in destination.iterdir():
+            if path in copied:
+                path.write_bytes(copied[path])
+        change(destination, reference, to_native)
+        made = load_tokenizer(destination)
+        left = [made] if isinstance(made, str) else differences(reference, made)
+        if not left:
+            return notes
+    logger.warning(f"AutoTokenizer reads from {destination} another tokenizer than from {source}: {'; '.join(left)}.")
+    return [*notes, *left]
+
+
+def _reference(source: Path, destination: Path) -> tuple[Any, list[str]]:
+    """
+    What `AutoTokenizer` reads from the files that were copied, beside the source's config.json; or why it reads nothing.
+    Of one that has code of its own, what is read without; that is noted.
+    """
+    notes = []
+    with tempfile.TemporaryDirectory() as place:
+        staged = Path(place)
+        shutil.copytree(
+            destination, staged, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors", "*.py")
+        )
+        config = json.loads((source / utils.CONFIG_NAME).read_text(encoding="utf-8"))
+        config.pop("auto_map", None)
+        (staged / utils.CONFIG_NAME).write_text(json.dumps(config), encoding="utf-8")
+        code = _settings(source).get("auto_map")
+        if code is not None:
+            _write_settings(staged, {**_settings(staged), "auto_map": code})
+            notes.append("it has code of its own, which was neither run nor copied: compare it yourself")
+            tokenizer = load_tokenizer(staged, repository=_repository(source))
+            if not isinstance(tokenizer, str):
+                return tokenizer, notes
+            _write_settings(staged, {name: value for name, value in _settings(staged).items() if name != "auto_map"})
+        return load_tokenizer(staged, repository=_repository(source)), notes
+
+
+def _repository(folder: Path) -> str | None:
+    """The Hub id of a folder in the Hub's cache: transformers knows some repositories' tokenizers by it."""
+    root = folder.resolve()
+    name = root.parent.parent.name
+    return name.removeprefix("models--").replace("--", "/") if root.parent.name == "snapshots" else None
+
+
+def _restore_class(folder: Path, reference: Any, to_native: bool) -> None:
+    """The class that the native folder's config named, where a conversion has put another there."""
+    settings = _settings(folder)
+    if not to_native or ORIGINAL_CLASS not in settings:
+        return
+    named = settings.pop(ORIGINAL_CLASS)
+    settings["tokenizer_class"] = named
+    if named is None:
+        del settings["tokenizer_class"]
+    _write_settings(folder, settings)
+
+
+def _name_class(folder: Path, reference: Any, to_native: bool) -> None:
+    """The class that was read, by its name."""
+    settings = _settings(folder)
+    original = settings.pop(ORIGINAL_CLASS, settings.get("tokenizer_class"))
+    settings["tokenizer_class"] = type(reference).__name__
+    _write_settings(folder, settings if to_native else {**settings, ORIGINAL_CLASS: original})
+
+
+def _save(folder: Path, reference: Any, to_native: bool) -> None:
+    """What transformers itself writes of the tokenizer that was read."""
+    reference.save_pretrained(folder)
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    path = folder / TOKENIZER_CONFIG
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _write_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """In the form of the file that is there, so that a change that is undone leaves its bytes."""
+    path = folder / TOKENIZER_CONFIG
+    if not settings:
+        path.unlink(missing_ok=True)
+        return
+    form: dict[str, Any] = {"indent": 2, "ensure_ascii": False}
+    end = "\n"
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+        forms = [{"indent": indent, "ensure_ascii": ascii} for indent in (2, 4, None) for ascii in (False, True)]
+        before = json.loads(text)
+        form = next((f for f in forms if json.dumps(before, **f) == text.rstrip("\n")), form)  # type: ignore[arg-type]
+        end = text[len(text.rstrip("\n")) :]
+    path.write_text(json.dumps(settings, **form) + end, encoding="utf-8")

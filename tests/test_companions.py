@@ -1,0 +1,330 @@
+"""What decides the text travels: tokenizers of every mix of files, generation settings, sentence encoders, licences."""
+
+import json
+import random
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
+from transformers.models.auto.tokenization_auto import (
+    MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS,
+    TOKENIZER_MAPPING_NAMES,
+)
+
+import hf_variants
+from hf_variants.conversion import ConversionError, convert, export
+from hf_variants.conversion.companions import copy_companions, copy_files
+from hf_variants.conversion.family import all_families
+from hf_variants.conversion.tokenization import differences, load_tokenizer
+from tests.parity import hostile_
+
+
+CORPUS = ["Hello World this is a test of user and assistant, the quick brown fox"] * 50
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "quick", "brown", "fox", "##s", "hello", *"abcdefgh"]
+NAMED = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+
+
+def byte_fallback_bpe():
+    """In the manner of Llama 2, Mistral and Phi-3."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", "<s>", "</s>", *BYTES])
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.add_special_tokens([AddedToken("<|user|>", normalized=False), AddedToken("<|end|>", normalized=False)])
+    return tokenizer
+
+
+def byte_level_bpe():
+    """In the manner of GPT-2, Llama 3 and Qwen."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<s>", "</s>", "<unk>"], initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return tokenizer
+
+
+def write_json(path, content):
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def vocabulary_alone(folder):
+    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")
+
+
+def vocabulary_and_merges(folder):
+    byte_level_bpe().model.save(str(folder))
+
+
+def tokenizer_alone(folder):
+    byte_fallback_bpe().save(str(folder / "tokenizer.json"))
+
+
+def byte_level_alone(folder):
+    byte_level_bpe().save(str(folder / "tokenizer.json"))
+
+
+def named_llama(folder):
+    tokenizer_alone(folder)
+    write_json(
+        folder / "tokenizer_config.json", {**NAMED, "tokenizer_class": "LlamaTokenizer", "padding_side": "left"}
+    )
+
+
+def named_llama_of_bytes(folder):
+    byte_level_alone(folder)
+    write_json(folder / "tokenizer_config.json", {**NAMED, "tokenizer_class": "LlamaTokenizerFast"})
+
+
+def named_in_the_model_config(folder):
+    byte_level_alone(folder)
+    config = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+def added_tokens(folder):
+    vocabulary_and_merges(folder)
+    write_json(folder / "added_tokens.json", {"<extra>": 400, "<more>": 401})
+    write_json(folder / "special_tokens_map.json", {"pad_token": "<extra>", "additional_special_tokens": ["<more>"]})
+
+
+MIXES = [
+    vocabulary_alone, vocabulary_and_merges, tokenizer_alone, byte_level_alone, named_llama, named_llama_of_bytes,
+    named_in_the_model_config, added_tokens,
+]  # fmt: skip
+# One native type for each way in which transformers lets the tokenizer depend on it.
+REPRESENTATIVES = sorted(
+    {
+        (TOKENIZER_MAPPING_NAMES.get(name), name in MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS): name
+        for name in sorted(all_families())
+    }.values()
+)
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_a_tokenizer_is_the_same_whatever_names_it(mix, tmp_path):
+    """For the `model_type` of each family, on which transformers lets the class of a tokenizer depend; there and back."""
+    failures, read = [], 0
+    for model_type in REPRESENTATIVES:
+        folders = native, variant, back = [tmp_path / f"{model_type}-{name}" for name in ("native", "variant", "back")]
+        for folder, kind in zip(folders, (model_type, hf_variants.VariantConfig.model_type, model_type), strict=True):
+            folder.mkdir()
+            write_json(folder / "config.json", {"model_type": kind})
+        mix(native)
+        expected = load_tokenizer(native)
+        notes = copy_companions(native, variant) + copy_companions(variant, back, to_native=True)
+        if isinstance(expected, str):
+            assert notes
+            continue
+        read += 1
+        for folder in (variant, back):
+            made = load_tokenizer(folder)
+            left = [made] if isinstance(made, str) else differences(expected, made)
+            failures += [f"{model_type}, {folder.name}: {left}"] * bool(left)
+        if mix is not named_in_the_model_config:
+            files = {path.name: path.read_bytes() for path in native.iterdir() if path.name != "config.json"}
+            failures += [
+                f"{model_type}: other bytes in {name}"
+                for name, content in files.items()
+                if (back / name).read_bytes() != content
+            ]
+    assert not failures, "\n".join(failures)
+    assert read > len(REPRESENTATIVES) // 2
+
+
+def checkpoint_with(tokenizer, folder, model_class=MistralForCausalLM, config_class=MistralConfig):
+    config = config_class(
+        vocab_size=600, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64,
+    )  # fmt: skip
+    hostile_(model_class(config)).save_pretrained(folder)
+    tokenizer(folder)
+    return folder
+
+
+def test_a_tokenizer_s_code_is_neither_run_nor_forgotten(tmp_path):
+    folder = checkpoint_with(tokenizer_alone, tmp_path / "native")
+    settings = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}}
+    write_json(folder / "tokenizer_config.json", settings)
+    (folder / "own.py").write_text("raise SystemExit")
+    report = convert(folder, tmp_path / "variant")
+    assert "code of its own" in report.to_markdown()
+    assert "code of its own" in (tmp_path / "variant" / "conversion_report.json").read_text()
+    assert not isinstance(load_tokenizer(tmp_path / "variant"), str)
+
+
+def test_links_are_followed_inside_the_folder_and_in_the_hub_s_cache_alone(tmp_path):
+    folder = checkpoint_with(tokenizer_alone, tmp_path / "native")
+    (tmp_path / "secret").write_text("secret")
+    (folder / "LICENSE").symlink_to(tmp_path / "secret")
+    (folder / "terms").write_text("terms")
+    (folder / "NOTICE.txt").symlink_to("terms")
+    convert(folder, tmp_path / "variant")
+    assert not (tmp_path / "variant" / "LICENSE").exists()
+    assert (tmp_path / "variant" / "NOTICE.txt").read_text() == "terms"
+    cache = tmp_path / "models--owner--name"
+    (cache / "blobs").mkdir(parents=True)
+    snapshot = cache / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    for path in [path for path in folder.iterdir() if not path.is_symlink()]:
+        (cache / "blobs" / path.name).write_bytes(path.read_bytes())
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
+    convert(snapshot, tmp_path / "other")
+    assert (tmp_path / "other" / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["LICENSE", "license.md", "LICENCE.txt", "THIRD_PARTY_NOTICES.txt", "USE_POLICY.md", "Llama-3-LICENSE", "COPYING",
+     "preprocessor_config.json", "processor_config.json", "chat_template.json", "chat_template.jinja", "added_tokens.json",
+     "additional_chat_templates/tool_use.jinja", "source.spm", "target.spm", "tekken.json", "tokenizer.model.v3",
+     "sentence_xlm-roberta_config.json"],
+)  # fmt: skip
+def test_what_travels(name, tmp_path):
+    source, destination = tmp_path / "source", tmp_path / "destination"
+    for folder in (source, destination):
+        folder.mkdir()
+    path = source / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("{}")
+    for stays in (
+        "modeling_x.py",
+        "license.py",
+        "training_args.bin",
+        "optimizer.pt",
+        "trainer_state.json",
+        "notes.md",
+    ):
+        (source / stays).write_text("{}")
+    copy_files(source, destination)
+    assert [str(p.relative_to(destination)) for p in destination.rglob("*") if p.is_file()] == [name]
+
+
+# Generation settings
+
+
+def random_settings(seed):
+    """As configs written before transformers 4.25 have them."""
+    rng = random.Random(seed)
+    draws = {
+        "num_beams": rng.choice([1, 2, 4]), "max_length": rng.randint(8, 20), "min_length": rng.randint(0, 6),
+        "no_repeat_ngram_size": rng.choice([0, 2, 3]), "forced_bos_token_id": rng.randrange(60),
+        "forced_eos_token_id": rng.randrange(60), "bad_words_ids": [[rng.randrange(5, 60)], [7, 8]],
+        "length_penalty": rng.uniform(0.5, 2), "early_stopping": rng.random() < 0.5, "do_sample": rng.random() < 0.5,
+        "temperature": rng.uniform(0.5, 2), "top_k": rng.randint(1, 50), "top_p": rng.random(),
+        "repetition_penalty": rng.uniform(1, 2), "num_return_sequences": 1, "suppress_tokens": [3, 9],
+        "task_specific_params": {"summarization": {"max_length": 3}}, "decoder_start_token_id": rng.randrange(60),
+        "encoder_no_repeat_ngram_size": rng.choice([0, 4]), "remove_invalid_values": True,
+    }  # fmt: skip
+    return {name: draws[name] for name in rng.sample(sorted(draws), rng.randint(2, len(draws)))}
+
+
+def plain(settings):
+    """All that generation reads."""
+    return {name: value for name, value in settings.to_dict().items() if name != "transformers_version"}
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("kind", ["seq2seq", "decoder"])
+def test_generation_settings_that_stand_in_the_config(kind, seed, tmp_path):
+    sizes = {"vocab_size": 64, "max_position_embeddings": 64}
+    if kind == "seq2seq":
+        native, auto = BartForConditionalGeneration, AutoModelForSeq2SeqLM
+        config = BartConfig(
+            **sizes, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4,
+            decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48,
+        )  # fmt: skip
+    else:
+        native, auto = LlamaForCausalLM, AutoModelForCausalLM
+        config = LlamaConfig(
+            **sizes, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, pad_token_id=0
+        )
+    torch.manual_seed(seed)
+    folders = source, variant, back = [tmp_path / name for name in ("native", "variant", "back")]
+    hostile_(native(config), seed).save_pretrained(source)
+    (source / "generation_config.json").unlink()
+    write_json(source / "config.json", {**json.loads((source / "config.json").read_text()), **random_settings(seed)})
+    convert(source, variant)
+    export(variant, back)
+    expected, *others = [auto.from_pretrained(folder).eval() for folder in folders]
+    others += [hf_variants.from_native(source), hf_variants.from_native(expected)]
+    others.append(hf_variants.to_native(others[-1]))
+    assert plain(expected.generation_config) != plain(GenerationConfig())
+    ids = torch.arange(3, 9)[None]
+    torch.manual_seed(0)
+    tokens = expected.generate(ids)
+    for model in others:
+        assert plain(model.generation_config) == plain(expected.generation_config)
+        torch.manual_seed(0)
+        assert torch.equal(model.generate(ids), tokens)
+
+
+# Sentence encoders
+
+
+def test_a_sentence_encoder_s_modules_leave_no_folder(tmp_path):
+    source, destination = tmp_path / "source", tmp_path / "destination"
+    for folder in (source, destination):
+        folder.mkdir()
+    write_json(source / "modules.json", [{"idx": 1, "name": "1", "path": "../x", "type": "sentence_transformers.P"}])
+    with pytest.raises(ConversionError, match="leaves its folder"):
+        copy_files(source, destination)
+
+
+def test_weights_of_modules_travel_without_pickles(tmp_path):
+    source, destination = tmp_path / "source", tmp_path / "destination"
+    (source / "2_Dense").mkdir(parents=True)
+    destination.mkdir()
+    kind = "sentence_transformers.models.Dense"
+    write_json(source / "modules.json", [{"idx": 2, "name": "2", "path": "2_Dense", "type": kind}])
+    write_json(source / "2_Dense" / "config.json", {"in_features": 4, "out_features": 2})
+    weights = {"linear.weight": torch.randn(2, 4)}
+    torch.save(weights, source / "2_Dense" / "pytorch_model.bin")
+    copy_files(source, destination)
+    assert torch.equal(load_file(destination / "2_Dense" / "model.safetensors")["linear.weight"], *weights.values())
+    assert sorted(path.name for path in (destination / "2_Dense").iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("pooling", ["cls", "max", "mean"])
+def test_sentence_transformers_embeds_as_before(pooling, tmp_path):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+
+    config = BertConfig(
+        vocab_size=32, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
+    )
+    hostile_(BertModel(config)).save_pretrained(tmp_path / "bert")
+    BertTokenizer(vocab={word: index for index, word in enumerate(WORDS)}).save_pretrained(tmp_path / "bert")
+    modules = [Transformer(str(tmp_path / "bert")), Pooling(32, pooling_mode=pooling), Dense(32, 8), Normalize()]
+    SentenceTransformer(modules=modules, prompts={"query": "a b "}, device="cpu").save(str(tmp_path / "source"))
+    convert(tmp_path / "source", tmp_path / "variant")
+    export(tmp_path / "variant", tmp_path / "back")
+    expected, *others = [
+        SentenceTransformer(str(tmp_path / name), device="cpu") for name in ("source", "variant", "back")
+    ]
+    for model in others:
+        assert model.prompts == expected.prompts
+        for options in ({}, {"prompt_name": "query"}):
+            made, reference = (m.encode(["the quick fox", "hello a"], **options) for m in (model, expected))
+            assert (made == reference).all()
