@@ -56,7 +56,7 @@ def companion_names() -> frozenset[str]:
     for path in Path(transformers.__path__[0]).rglob("tokenization*.py"):
         for table in re.findall(r"VOCAB_FILES_NAMES[^=\n]*=\s*(\{.*?\})", path.read_text(encoding="utf-8"), re.S):
             # Names that are constants elsewhere are those of `PATTERNS`.
-            names.update(value.value for value in ast.parse(table).body[0].value.values if hasattr(value, "value"))  # type: ignore[attr-defined]
+            names.update(value.value for value in ast.parse(table).body[0].value.values if hasattr(value, "value"))
     return frozenset(name for name in names if isinstance(name, str))
 
 
@@ -253,8 +253,10 @@ def _write_settings(folder: Path, settings: dict[str, Any]) -> None:
     end = "\n"
     if path.is_file():
         text = path.read_text(encoding="utf-8")
-        forms = [{"indent": indent, "ensure_ascii": ascii} for indent in (2, 4, None) for ascii in (False, True)]
+        forms: list[dict[str, Any]] = [
+            {"indent": indent, "ensure_ascii": ascii} for indent in (2, 4, None) for ascii in (False, True)
+        ]
         before = json.loads(text)
-        form = next((f for f in forms if json.dumps(before, **f) == text.rstrip("\n")), form)  # type: ignore[arg-type]
+        form = next((f for f in forms if json.dumps(before, **f) == text.rstrip("\n")), form)
         end = text[len(text.rstrip("\n")) :]
     path.write_text(json.dumps(settings, **form) + end, encoding="utf-8")
