@@ -15,7 +15,8 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from hf_variants.model.configuration_variant import VariantConfig
+from hf_variants.model.axis import TRAINING, nobody_chose
+from hf_variants.model.configuration_variant import FIELDS, VariantConfig
 from hf_variants.model.configuration_variant_seq2seq import VariantSeq2SeqConfig
 
 from .errors import ConversionError, NotRepresentable
@@ -426,71 +427,26 @@ def _token_classifier_dropout(native: Mapping[str, Any]) -> Fields:
     return {"token_classifier_dropout": next((value for value in given if value is not None), 0.1)}
 
 
-# Fields without effect on a trained model's outputs, at least above float16.
-TRAINING_FIELDS = frozenset(
-    {
-        "attention_dropout", "residual_dropout", "attention_residual_dropout", "ffn_residual_dropout",
-        "dropout_after_sum", "embedding_dropout", "activation_dropout", "final_dropout", "layerdrop",
-        "classifier_dropout", "token_classifier_dropout", "qa_dropout", "classifier_transform_dropout",
-        "z_loss_coefficient", "label_smoothing", "initializer_range", "layer_scale_init", "deepnorm_beta",
-        "padding_embedding_frozen", "use_cache", "native_leftovers", "ffn_output_in_float32", "clamp_in_float16",
-    }
-)  # fmt: skip
-
-
 def active_fields(config: VariantConfig) -> Fields:
     """The fields that change what this config's model computes, with derived values filled in and aliases unified."""
-    own = [name for name in VariantConfig.__annotations__ if not name.startswith("_")]
     values = config.to_dict()
-    fields = {name: values.get(name) for name in own if name not in TRAINING_FIELDS}
-    position = fields["position_embedding_type"]
-    inactive = []
-    if position == "rope":
+    idle = config.idle_fields()
+    # What a layer's own parameters show by now.
+    shown = ("no_rope_layers", "layer_rope_theta", "rope_parameters")
+    fields = {
+        name: values.get(name)
+        for name, entry in FIELDS.items()
+        if TRAINING not in entry.metadata and name not in idle and name not in shown
+    }
+    if config.position_embedding_type == "rope":
         fields["rope_parameters"] = [
             _canonical_rope(config.rope_parameters_of(i)) for i in range(len(config.layer_types))
         ]
-    else:
-        inactive += [name for name in fields if name.startswith("rope_")]
-    # What a layer's own parameters show by now.
-    inactive += ["no_rope_layers", "layer_rope_theta"]
-    if position != "alibi":
-        inactive += [name for name in fields if name.startswith("alibi_")]
-    if position != "relative_bias":
-        inactive += [name for name in fields if name.startswith("relative_attention_")]
-    if position != "sinusoidal":
-        inactive += [name for name in fields if name.startswith("sinusoidal_")]
-    if position not in ("learned", "sinusoidal"):
-        inactive += ["position_offset", "position_ids_source"]
-    if not fields["embedding_norm"]:
-        inactive.append("embedding_norm_position")
-    if fields["qk_norm"] == "none":
-        inactive += [name for name in fields if name.startswith("qk_norm_")]
-    if "sliding_attention" not in fields["layer_types"]:
-        inactive.append("sliding_window")
-    if fields["norm_placement"] != "deepnorm":
-        inactive.append("deepnorm_alpha")
-    if fields["embedding_size"] == fields["hidden_size"]:
-        inactive += ["embedding_projection_bias", "embedding_projection_position"]
-    if not fields["lm_head_transform"]:
-        inactive += ["lm_head_transform_bias", "lm_head_transform_act"]
-    if fields["embedding_multiplier"] == 1.0:
-        inactive += ["embedding_multiplier_in_weight_dtype", "embedding_multiplier_position"]
-    if math.frexp(fields["logit_scale"])[0] == 0.5:
-        # A power of two: both operations are exact.
-        inactive.append("logit_scale_by_division")
-    if fields["parallel_block"] == "none":
-        inactive.append("parallel_sum_order")
-    if not fields["classifier_transform"]:
-        inactive += [name for name in fields if name.startswith("classifier_transform_")]
-    if not fields["add_cross_attention"]:
-        inactive.append("cross_attention_hidden_size")
-    if not fields["norm_affine"]:
-        inactive.append("norm_unit_offset")
-    if not config.is_heterogeneous and fields["attention_scaling"] is None:
-        fields["attention_scaling"] = config.head_dim**-0.5
     if config.is_heterogeneous:
         fields["per_layer_config"] = values["per_layer_config"]
-    return {name: value for name, value in fields.items() if name not in inactive}
+    elif fields["attention_scaling"] is None:
+        fields["attention_scaling"] = config.head_dim**-0.5
+    return fields
 
 
 def _canonical_rope(parameters: dict | None) -> dict | None:
@@ -567,7 +523,7 @@ def _fields_of(config: AnyVariantConfig) -> Fields:
             fields |= {f"{stack}.{name}": value for name, value in _fields_of(getattr(config, stack)).items()}
         return fields
     fields = {name: getattr(config, name) for name in config.to_dict() if not config.is_heterogeneous_in(name)}
-    return fields | {name: None for name in VariantConfig.__annotations__ if config.is_heterogeneous_in(name)}
+    return fields | {name: None for name in FIELDS if config.is_heterogeneous_in(name)}
 
 
 @dataclass(frozen=True)
@@ -641,7 +597,8 @@ class ConfigMap:
             fields.update(entry.forward(values))
         if self.config_class is VariantSeq2SeqConfig:
             fields = _nested(fields)
-        config = self.config_class(**fields, dtype=native.dtype)
+        with nobody_chose():
+            config = self.config_class(**fields, dtype=native.dtype)
         restored = self.native_class().to_dict()
         for entry in entries:
             restored.update(entry.backward(_fields_of(config)))

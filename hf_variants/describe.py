@@ -1,6 +1,5 @@
 """What architecture a config stands for, as a table for people."""
 
-import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -9,22 +8,10 @@ from typing import Any
 import hf_variants
 
 from .conversion.skeleton import empty_model
+from .model.axis import ROUNDING, Axis, nobody_chose, own_fields
+from .model.configuration_variant import AXES
 
 
-# The axis that begins at each field, in the order in which the config declares them: a new field falls into its place.
-AXES = {
-    "vocab_size": "size",
-    "norm_type": "normalisation",
-    "norm_placement": "block",
-    "ffn_type": "feed-forward",
-    "attention_bias": "attention",
-    "layer_types": "layers",
-    "position_embedding_type": "positions",
-    "tie_word_embeddings": "embedding and head",
-    "attention_dropout": "regularisation",
-    "z_loss_coefficient": "loss",
-    "initializer_range": "other",
-}
 # What other fields' defaults are derived from.
 DEFINING = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim", "norm_type", "ffn_type",
@@ -92,23 +79,29 @@ def _axes(config: "hf_variants.VariantConfig") -> str:
 
 
 def axes(config: "hf_variants.VariantConfig") -> list[tuple[str, str, str]]:
-    """The fields of one stack that say something, as rows of axis, field and value."""
+    """
+    The fields of one stack that say something, as rows of axis, field and value. Those that only say how a stock class
+    rounds have no axis and come last.
+    """
     values = config.to_dict()
-    # Positions aside, since rotary ones would restrict the sizes.
-    plain = type(config)(**{name: values[name] for name in DEFINING}, position_embedding_type="none").to_dict()
+    with nobody_chose():
+        # Positions aside, since rotary ones would restrict the sizes.
+        defining = {name: values[name] for name in DEFINING}
+        plain = type(config)(**defining, position_embedding_type="none").to_dict()
     rows: list[tuple[str, str, str]] = []
-    axis = ""
-    for field in dataclasses.fields(config):
-        axis = AXES.get(field.name, axis)
-        # transformers' own fields come before the first axis, and describe no architecture.
-        differs = values.get(field.name) != plain.get(field.name) and field.name not in NEVER_SHOWN
-        if axis and (field.name in ALWAYS_SHOWN or differs):
-            rows.append((axis, field.name, one_line(values[field.name])))
+    rounding: list[tuple[str, str, str]] = []
+    rooms: tuple[type[Axis], ...] = (*AXES, type(config))
+    for room in rooms:
+        for name, entry in own_fields(room).items():
+            differs = values.get(name) != plain.get(name) and name not in NEVER_SHOWN
+            if name in ALWAYS_SHOWN or differs:
+                axis, group = ("rounding", rounding) if ROUNDING in entry.metadata else (room.title, rows)
+                group.append((axis, name, one_line(values[name])))
     for layer, overrides in values.get("per_layer_config", {}).items():
         rows.append(
             ("exceptions", f"layer {layer}", ", ".join(f"{name} {value}" for name, value in overrides.items()))
         )
-    return rows
+    return rows + rounding
 
 
 def one_line(value: Any) -> str:

@@ -460,3 +460,6 @@ def _override_rope(rope_parameters: dict | None, overrides: dict[str, Any]) -> N
     nested = [value for value in rope_parameters.values() if isinstance(value, dict)]
     for entry in nested or [rope_parameters]:
         entry.update({key: overrides[key] for key in ("rope_theta", "partial_rotary_factor") if key in overrides})
+
+
+VariantConfig.resolve_preset = staticmethod(resolve_preset)

@@ -4,13 +4,15 @@ import json
 import re
 
 import pytest
+import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from hypothesis import given
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 import hf_variants
 from hf_variants import VariantConfig
-from hf_variants.model.configuration_variant import PER_LAYER_FIELDS, VariantConfigError
+from hf_variants.model.axis import ROUNDING, VariantConfigError, own_fields
+from hf_variants.model.configuration_variant import AXES, FIELDS, PER_LAYER_FIELDS
 from tests.strategies import variant_fields
 
 
@@ -289,8 +291,8 @@ def test_refused_per_layer(layers, overrides, sentence):
 @pytest.mark.parametrize(
     ("table", "cases"),
     [
-        ("_validation_table", [overrides for overrides, _ in REFUSED]),
-        ("_per_layer_table", [{"per_layer_config": layers, **rest} for layers, rest, _ in REFUSED_PER_LAYER]),
+        ("checks", [overrides for overrides, _ in REFUSED]),
+        ("per_layer_checks", [{"per_layer_config": layers, **rest} for layers, rest, _ in REFUSED_PER_LAYER]),
     ],
 )
 def test_every_row_has_a_case(table, cases, monkeypatch):
@@ -315,7 +317,7 @@ def test_every_problem_is_reported_once():
 
 
 def test_every_sentence_ends_and_has_a_remedy():
-    rows = VariantConfig(**SMALL)._validation_table()
+    rows = VariantConfig(**SMALL).checks()
     assert all(part[-1] == "." and part[:1] not in (" ", "") for row in rows for part in row[1:])
 
 
@@ -493,11 +495,112 @@ def test_backends_name_the_fields_they_cannot_compute(backend):
 
 
 def test_documented_fields_are_the_fields():
-    documented = set(re.findall(r"\w+", VariantConfig.__doc__))
-    inherited = set(hf_variants.VariantConfig.__mro__[1].__dataclass_fields__)
-    own = {name for name in VariantConfig.__dataclass_fields__ if name not in inherited}
-    as_everywhere = {"bos_token_id", "eos_token_id", "initializer_range", "use_cache"}
-    assert own - documented - as_everywhere == set()
+    for room in AXES:
+        architecture, _, rounding = room.__doc__.partition("Rounding:")
+        fields = own_fields(room)
+        of_rounding = {name for name, entry in fields.items() if ROUNDING in entry.metadata}
+        assert fields.keys() - of_rounding <= set(re.findall(r"\w+", architecture))
+        assert of_rounding <= set(re.findall(r"\w+", rounding))
+        # Last, and so out of the way of who reads what can be chosen.
+        assert set(list(fields)[len(fields) - len(of_rounding) :]) == of_rounding
+        assert room.__doc__.splitlines()[1].strip() in VariantConfig.__doc__
+    assert FIELDS.keys() <= set(re.findall(r"\w+", VariantConfig.__doc__))
+    inherited = PreTrainedConfig.__dataclass_fields__.keys()
+    assert VariantConfig.__dataclass_fields__.keys() - inherited <= FIELDS.keys()
+
+
+# Fields whose rule says that they have no effect, each set to other than its default.
+IDLE = [
+    ({"sliding_window": 3, "layer_types": "F"}, "no layer is sliding_attention"),
+    ({"embedding_norm_position": "before_positions"}, "`embedding_norm` is off"),
+    ({"parallel_sum_order": "residual_first"}, "`parallel_block` is none"),
+    ({"layer_scale_init": 0.3}, "`learned_scale_type` is none"),
+    ({"qk_norm_eps": 0.1}, "`qk_norm` is none"),
+    ({"qk_norm_type": "layernorm"}, "`qk_norm` is none"),
+    ({"qk_norm_affine": False}, "`qk_norm` is none"),
+    ({"cross_attention_hidden_size": 12}, "`add_cross_attention` is off"),
+    ({"alibi_bias_max": 4}, "`position_embedding_type` is rope"),
+    ({"alibi_form": "key_index"}, "`position_embedding_type` is rope"),
+    ({"sinusoidal_layout": "half"}, "`position_embedding_type` is rope"),
+    ({"relative_attention_per_layer": True}, "`position_embedding_type` is rope"),
+    (
+        {"position_embedding_type": "alibi", "rope_parameters": {"rope_type": "default", "rope_theta": 5.0}},
+        "`position_embedding_type` is alibi",
+    ),
+    (
+        {"position_embedding_type": "alibi", "position_ids_source": "attention_mask"},
+        "`position_embedding_type` is alibi",
+    ),
+    ({"embedding_projection_bias": True}, "`embedding_size` equals `hidden_size`"),
+    ({"embedding_multiplier_position": "stack"}, "`embedding_multiplier` is 1"),
+    ({"embedding_multiplier_in_weight_dtype": True}, "`embedding_multiplier` is 1"),
+    ({"padding_embedding_frozen": False}, "`pad_token_id` is not set"),
+    ({"lm_head_transform_act": "relu"}, "`lm_head_transform` is off"),
+    ({"lm_head_transform_bias": False}, "`lm_head_transform` is off"),
+    ({"logit_scale_by_division": True, "logit_scale": 0.25}, "`logit_scale` is 0.25, a power of two"),
+    ({"classifier_transform_norm": True}, "`classifier_transform` is off"),
+    ({"ffn_residual_dropout": False}, "`residual_dropout` is 0"),
+]
+
+
+@pytest.fixture
+def warnings_of_configs(caplog, monkeypatch):
+    from hf_variants.model import configuration_variant
+
+    configuration_variant.logger.warning_once.__func__.cache_clear()
+    monkeypatch.setattr(configuration_variant.logger, "propagate", True)
+    return caplog
+
+
+@pytest.mark.parametrize(
+    ("overrides", "because"), IDLE, ids=lambda value: next(iter(value)) if type(value) is dict else ""
+)
+def test_a_field_without_effect_is_said_to_have_none(overrides, because, warnings_of_configs, tmp_path):
+    field = (
+        "rope_parameters"
+        if "rope_parameters" in overrides
+        else next(name for name in overrides if name not in ("position_embedding_type", "layer_types", "logit_scale"))
+    )
+    config = VariantConfig(**SMALL, **overrides)
+    assert f"`{field}` is set, but has no effect, because {because}." in warnings_of_configs.text
+    assert warnings_of_configs.text.count("no effect") == 1
+    # Saved, it is nobody's choice any more.
+    warnings_of_configs.clear()
+    config.save_pretrained(tmp_path)
+    assert same(AutoConfig.from_pretrained(tmp_path), config)
+    assert warnings_of_configs.text == ""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "because"), IDLE, ids=lambda value: next(iter(value)) if type(value) is dict else ""
+)
+def test_a_field_without_effect_has_none(overrides, because):
+    config = VariantConfig(**{**SMALL, "num_hidden_layers": 2}, **overrides, attn_implementation="eager")
+    untouched = {name: FIELDS[name].default for name in config.idle_fields()}
+    plain = VariantConfig(**{**config.to_dict(), **untouched}, attn_implementation="eager")
+    assert not same(config, plain)
+    models = [hf_variants.VariantForCausalLM(each).eval() for each in (config, plain)]
+    models[1].load_state_dict(models[0].state_dict())
+    ids = torch.arange(10).repeat(2, 1)
+    assert torch.equal(*(model(ids).logits for model in models))
+
+
+def test_what_is_derived_or_a_presets_is_nobodys_choice(warnings_of_configs):
+    VariantConfig(**SMALL)
+    VariantConfig(**VariantConfig(**SMALL, position_embedding_type="alibi").to_dict())
+    for name in hf_variants.presets():
+        VariantConfig.from_preset(name)
+    assert warnings_of_configs.text == ""
+    no_bias = {"position_embedding_type": "none", "attention_score_form": "multiplied"}
+    VariantConfig.from_preset("bloom", **no_bias, alibi_bias_max=4)
+    assert "`alibi_bias_max`" in warnings_of_configs.text
+    assert "`alibi_form`" not in warnings_of_configs.text
+
+
+def test_a_field_is_idle_where_no_layer_reads_it():
+    one = VariantConfig(**SMALL, per_layer_config={1: {"qk_norm": "head"}}, qk_norm_eps=0.1)
+    assert "qk_norm_eps" not in one.idle_fields()
+    assert "qk_norm_eps" in VariantConfig(**SMALL, per_layer_config={1: {"mlp_bias": True}}).idle_fields()
 
 
 def test_fields_of_older_files_load_under_their_new_names():

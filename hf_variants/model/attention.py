@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import nn
@@ -10,7 +11,223 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .adapters import NormGuard
-from .normalization import unchanged
+from .axis import PER_LAYER, ROUNDING, Axis, Check, Idle, axis, setting
+from .normalization import NormType, unchanged
+
+
+@axis
+class AttentionAxis(Axis):
+    """
+    attention_bias, attention_output_bias (`bool`): biases of q/k/v and of the output projection.
+    qk_norm (`str`): `"none"`, `"head"` (one weight per head channel, Qwen 3), `"full"` (over all heads, OLMo 2) or
+        `"per_head"` (own weights for every head, StableLM, Cohere).
+    qk_norm_type, qk_norm_eps, qk_norm_affine, qk_norm_bias: as the `norm_*` fields, which they default to.
+    qk_norm_after_rope (`bool`): normalise after the rotation (HunYuan, nanochat).
+    attention_scaling (`float`): multiplier of the scores; default `head_dim ** -0.5`.
+    scale_attn_by_inverse_layer_idx (`bool`): also divide the scores by the layer's number, from 1 (GPT-2's option).
+    attn_logit_softcapping (`float`): scores become `c * tanh(scores / c)` (Gemma 2).
+    attention_sinks (`bool`): one learned extra logit per head in the softmax's denominator (gpt-oss).
+    attention_gate (`str`): `"none"`, `"headwise"` or `"elementwise"` sigmoid gate on the attention's output, from
+        its input (https://arxiv.org/abs/2505.06708).
+    attention_sub_norm (`bool`): norm before the output projection (sub-LN, BitNet).
+    clip_qkv (`float`): clamp q, k and v to [-c, c] (MPT, OLMo).
+    is_causal (`bool`): decoder or bidirectional encoder.
+    add_cross_attention (`bool`): attend to encoder states of width `cross_attention_hidden_size`.
+
+    Rounding:
+    heads_first_from (`str`): the step from which on heads stand before positions in memory: `"norm"` on heads
+        (Phi), `"rotation"` (Llama, Qwen 3) or `"scores"` (GPT-J): the same values, but some gradients sum in another
+        order.
+    broadcast_key_value (`bool`): leave it to the attention function to give the one key/value head to every query
+        head (Falcon); torch's sdpa then takes another kernel.
+    scale_query (`bool`): multiply the queries instead of the scores (OPT).
+    attention_score_form (`str`): how eager attention rounds the scores: `"multiplied"`, product times scaling,
+        plus the position bias; `"batched"`, the same with another layout of the keys, and so another gradient
+        (XGLM); `"divided"`, product divided by the scaling's inverse (GPT-J); `"fused"`, product and scaling in
+        one operation (GPT-2's option); `"biased"`, product, scaling and position bias in one operation (BLOOM).
+    attention_scores_in_float32 (`bool`): eager attention upcasts queries and keys first (GPT-J, GPT-Neo).
+    attention_softmax_in_float32 (`bool`): eager attention computes the softmax in float32, or else in the scores'
+        dtype (GPT-2).
+    """
+
+    title = "attention"
+
+    attention_bias: bool = setting(False, PER_LAYER)
+    attention_output_bias: bool | None = setting(None, PER_LAYER)
+    qk_norm: Literal["none", "head", "full", "per_head"] = setting("none", PER_LAYER)
+    qk_norm_type: NormType | None = setting(None, PER_LAYER)
+    qk_norm_eps: float | None = setting(None, PER_LAYER)
+    qk_norm_affine: bool | None = setting(None, PER_LAYER)
+    qk_norm_bias: bool | None = setting(None, PER_LAYER)
+    qk_norm_after_rope: bool = setting(False, PER_LAYER)
+    attention_scaling: int | float | None = setting(None, PER_LAYER)
+    scale_attn_by_inverse_layer_idx: bool = False
+    attn_logit_softcapping: int | float | None = setting(None, PER_LAYER)
+    attention_sinks: bool = setting(False, PER_LAYER)
+    attention_gate: Literal["none", "headwise", "elementwise"] = setting("none", PER_LAYER)
+    attention_sub_norm: bool = setting(False, PER_LAYER)
+    clip_qkv: int | float | None = setting(None, PER_LAYER)
+    is_causal: bool = True
+    add_cross_attention: bool = False
+    cross_attention_hidden_size: int | None = None
+
+    heads_first_from: Literal["norm", "rotation", "scores"] = setting("rotation", ROUNDING)
+    broadcast_key_value: bool = setting(False, PER_LAYER, ROUNDING)
+    scale_query: bool = setting(False, PER_LAYER, ROUNDING)
+    attention_score_form: Literal["multiplied", "batched", "divided", "fused", "biased"] = setting(
+        "multiplied", PER_LAYER, ROUNDING
+    )
+    attention_scores_in_float32: bool = setting(False, PER_LAYER, ROUNDING)
+    attention_softmax_in_float32: bool = setting(True, PER_LAYER, ROUNDING)
+
+    def derive(self) -> None:
+        if self.attention_output_bias is None:
+            self.attention_output_bias = self.attention_bias
+        if self.qk_norm_type is None:
+            self.qk_norm_type = self.norm_type
+        if self.qk_norm_eps is None:
+            self.qk_norm_eps = self.norm_eps
+        if self.qk_norm_affine is None:
+            self.qk_norm_affine = self.norm_affine
+        if self.qk_norm_bias is None:
+            self.qk_norm_bias = (
+                self.qk_norm_type == "layernorm"
+                and self.qk_norm_affine
+                and self.norm_bias
+                and self.qk_norm != "per_head"
+            )
+        if self.cross_attention_hidden_size is None:
+            self.cross_attention_hidden_size = self.hidden_size
+
+    def checks(self) -> list[Check]:
+        kv_heads = self.num_key_value_heads
+        rope = self.position_embedding_type == "rope"
+        return [
+            Check(
+                self.qk_norm_bias and self.qk_norm_type == "rmsnorm",
+                "`qk_norm_bias` is set, but `qk_norm_type` rmsnorm has no bias.",
+                "Set `qk_norm_bias=False` or `qk_norm_type='layernorm'`.",
+            ),
+            Check(
+                self.qk_norm_bias and self.qk_norm == "per_head",
+                "`qk_norm_bias` is set, but `qk_norm` per_head has no bias.",
+                "Set `qk_norm_bias=False` or another `qk_norm`.",
+            ),
+            Check(
+                self.qk_norm_bias and not self.qk_norm_affine,
+                "`qk_norm_bias` is set, but `qk_norm_affine` is not.",
+                "Set `qk_norm_bias=False` or `qk_norm_affine=True`.",
+            ),
+            Check(
+                self.qk_norm_bias and self.norm_casting_mode == "gemma" and self.norm_type == "layernorm",
+                "`qk_norm_bias` is set, but `norm_casting_mode` gemma for layernorm has no bias (Cohere).",
+                "Set `qk_norm_bias=False` or `norm_casting_mode='none'`.",
+            ),
+            Check(
+                self.qk_norm_after_rope and self.qk_norm in ("full", "per_head"),
+                f"`qk_norm_after_rope` is set with `qk_norm` {self.qk_norm}.",
+                "Use `qk_norm='head'`, or normalise before the rotation.",
+            ),
+            Check(
+                self.qk_norm_after_rope and self.qk_norm == "none",
+                "`qk_norm_after_rope` is set, but `qk_norm` is none.",
+                "Set `qk_norm='head'` or `qk_norm_after_rope=False`.",
+            ),
+            Check(
+                self.heads_first_from == "norm" and (self.qk_norm != "head" or self.qk_norm_after_rope),
+                "`heads_first_from` is norm, but there is no norm on heads before the rotation.",
+                "Set `qk_norm='head'` and `qk_norm_after_rope=False`, or `heads_first_from='rotation'`.",
+            ),
+            Check(
+                self.heads_first_from == "scores"
+                and (not rope or any("llama_4_scaling_beta" in entry for entry in self._flat_rope_parameters())),
+                "`heads_first_from` is scores, but there is no rotation, or one that scales queries by "
+                "`llama_4_scaling_beta`.",
+                "Set `heads_first_from='rotation'`.",
+            ),
+            Check(
+                self.attn_logit_softcapping is not None and self.attn_logit_softcapping <= 0,
+                f"`attn_logit_softcapping` is {self.attn_logit_softcapping}.",
+                "Set it above 0, or to None for no cap.",
+            ),
+            Check(
+                self.attn_logit_softcapping is not None and self.attention_sinks,
+                "`attn_logit_softcapping` and `attention_sinks` are both set, which no attention backend combines.",
+                "Use one of the two.",
+            ),
+            Check(
+                self.clip_qkv is not None and self.clip_qkv <= 0,
+                f"`clip_qkv` is {self.clip_qkv}.",
+                "Set it above 0, or to None for no clipping.",
+            ),
+            Check(
+                self.add_cross_attention and not self.is_causal,
+                "`add_cross_attention` is set on an encoder (`is_causal=False`).",
+                "Only a decoder attends to an encoder; set `is_causal=True` or `add_cross_attention=False`.",
+            ),
+            Check(
+                self.attention_score_form == "biased" and not self.has_sequence_bias,
+                f"`attention_score_form` is biased, but `position_embedding_type` {self.position_embedding_type} has no "
+                "bias.",
+                "Set `attention_score_form='multiplied'`, or use ALiBi or relative biases.",
+            ),
+            Check(
+                self.attention_score_form == "biased" and self.attn_logit_softcapping is not None,
+                "`attention_score_form` biased and `attn_logit_softcapping` are both set, and the cap stands between "
+                "the product and the bias.",
+                "Set `attention_score_form='multiplied'`, or leave the cap unset.",
+            ),
+            Check(
+                self.attention_score_form == "divided" and self.scale_query,
+                "`attention_score_form` divided and `scale_query` are both set, so nothing is left to divide.",
+                "Use one of the two.",
+            ),
+            Check(
+                self.broadcast_key_value and kv_heads != 1,
+                f"`broadcast_key_value` is set with {kv_heads} key/value heads.",
+                "Set `num_key_value_heads=1` or `broadcast_key_value=False`.",
+            ),
+            Check(
+                self.broadcast_key_value and self.attention_score_form not in ("multiplied", "divided"),
+                f"`broadcast_key_value` is set with `attention_score_form` {self.attention_score_form}, whose product "
+                "cannot broadcast.",
+                "Set `attention_score_form` to 'multiplied' or 'divided', or `broadcast_key_value=False`.",
+            ),
+        ]
+
+    def idle(self) -> list[Idle]:
+        width = ["cross_attention_hidden_size"]
+        return [
+            Idle(self.qk_norm == "none", self.named("qk_norm_"), "`qk_norm` is none"),
+            Idle(not self.add_cross_attention, width, "`add_cross_attention` is off"),
+        ]
+
+    @property
+    def attention_features(self) -> dict[str, bool]:
+        """The features of this config that not every attention backend computes, by field name."""
+        layers = list(self.per_layer_config)
+        return {
+            "attn_logit_softcapping": any(layer.attn_logit_softcapping is not None for layer in layers),
+            "attention_sinks": any(layer.attention_sinks for layer in layers),
+            "position_embedding_type": self.has_sequence_bias,
+        }
+
+    def unsupported_attention_features(self, implementation: str) -> list[str]:
+        """
+        The fields of this config that an attention implementation would ignore or refuse.
+
+        Args:
+            implementation (`str`): `"eager"`, `"sdpa"`, `"flex_attention"`, `"flash_attention"` or `"paged"`
+                (continuous batching).
+        """
+        unable = {
+            "eager": (),
+            "sdpa": ("attn_logit_softcapping", "attention_sinks"),
+            "flex_attention": (),
+            "flash_attention": ("attention_sinks", "position_embedding_type"),
+            "paged": ("attn_logit_softcapping", "position_embedding_type"),
+        }[implementation]
+        return [field for field, active in self.attention_features.items() if active and field in unable]
 
 
 def repeat_heads(states: torch.Tensor, groups: int) -> torch.Tensor:

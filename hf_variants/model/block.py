@@ -16,6 +16,7 @@ leaves empty passes its input on:
 
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import nn
@@ -24,7 +25,124 @@ from transformers.pytorch_utils import apply_chunking_to_forward
 
 from .adapters import NormGuard
 from .attention import multiply
+from .axis import PER_LAYER, ROUNDING, TRAINING, Axis, Check, Idle, axis, setting
 from .normalization import unchanged
+
+
+@axis
+class PlacementAxis(Axis):
+    """
+    norm_placement (`str`): `"pre"` (Llama, GPT-2), `"post"` (2017, BERT), `"branch"` (OLMo 2), `"sandwich"`
+        (Gemma 2), `"deepnorm"` (https://arxiv.org/abs/2203.00555).
+    parallel_block (`str`): `"none"`, `"shared_norm"` (GPT-J, PaLM, Cohere) or `"two_norms"` (GPT-NeoX).
+    final_norm (`bool`): norm after the last block; default: yes unless the blocks end in one (post, deepnorm).
+    embedding_norm (`bool`): norm right after the embeddings (BERT, BLOOM, BART).
+    embedding_norm_position (`str`): norm the whole sum, `"after_positions"`, or the token embedding before
+        anything is added to it, `"before_positions"` (the decoder of BlenderBot small).
+    first_layer_pre_norm (`bool`): whether layer 0's attention has its pre-norm (ModernBERT: no).
+    residual_from_norm (`bool`): the residual branch starts after the pre-norm (BLOOM's option).
+    residual_multiplier (`float`): every branch is multiplied by it before the addition (Granite).
+    learned_scale_type (`str`): `"none"`, `"channel"` (LayerScale, https://arxiv.org/abs/2103.17239) or `"scalar"`
+        (ReZero, https://arxiv.org/abs/2003.04887); `layer_scale_init` (`float`) is the learned scale's start.
+    deepnorm_alpha, deepnorm_beta (`float`): residual multiplier and initialisation gain; derived from the depth.
+
+    Rounding:
+    parallel_sum_order (`str`): `"branches_first"`: (attention + FFN) + residual; `"residual_first"`: (residual +
+        attention) + FFN.
+    """
+
+    title = "block"
+
+    norm_placement: Literal["pre", "post", "branch", "sandwich", "deepnorm"] = setting("pre", PER_LAYER)
+    parallel_block: Literal["none", "shared_norm", "two_norms"] = setting("none", PER_LAYER)
+    final_norm: bool | None = None
+    embedding_norm: bool = False
+    embedding_norm_position: Literal["after_positions", "before_positions"] = "after_positions"
+    first_layer_pre_norm: bool = True
+    residual_from_norm: bool = setting(False, PER_LAYER)
+    residual_multiplier: int | float = setting(1.0, PER_LAYER)
+    learned_scale_type: Literal["none", "channel", "scalar"] = setting("none", PER_LAYER)
+    layer_scale_init: int | float | None = setting(None, PER_LAYER, TRAINING)
+    deepnorm_alpha: int | float | None = setting(None, PER_LAYER)
+    deepnorm_beta: int | float | None = setting(None, PER_LAYER, TRAINING)
+
+    parallel_sum_order: Literal["branches_first", "residual_first"] = setting("branches_first", PER_LAYER, ROUNDING)
+
+    def derive(self) -> None:
+        if self.final_norm is None:
+            self.final_norm = self.norm_placement not in ("post", "deepnorm")
+        if self.layer_scale_init is None:
+            self.layer_scale_init = {"none": 1.0, "channel": 1e-5, "scalar": 0.0}[self.learned_scale_type]
+        if self.norm_placement == "deepnorm" and self.num_hidden_layers > 0:
+            # Section 4 and table 1 of the paper, for a stack of one kind; encoder-decoders set both explicitly.
+            if self.deepnorm_alpha is None:
+                self.deepnorm_alpha = (2 * self.num_hidden_layers) ** 0.25
+            if self.deepnorm_beta is None:
+                self.deepnorm_beta = (8 * self.num_hidden_layers) ** -0.25
+
+    def checks(self) -> list[Check]:
+        parallel = self.parallel_block != "none"
+        return [
+            Check(
+                parallel and self.norm_placement not in ("pre", "sandwich"),
+                f"`parallel_block` {self.parallel_block} is set with `norm_placement` {self.norm_placement}.",
+                "Use `norm_placement` 'pre' or 'sandwich', or `parallel_block='none'`.",
+            ),
+            Check(
+                parallel and self.residual_from_norm,
+                "`residual_from_norm` is set with a `parallel_block`.",
+                "Set `residual_from_norm=False` or `parallel_block='none'`.",
+            ),
+            Check(
+                self.residual_from_norm and self.norm_placement not in ("pre", "sandwich"),
+                f"`residual_from_norm` is set, but `norm_placement` {self.norm_placement} has no pre-norm.",
+                "Set `residual_from_norm=False`, or `norm_placement` to 'pre' or 'sandwich'.",
+            ),
+            Check(
+                not self.first_layer_pre_norm and self.norm_placement not in ("pre", "sandwich"),
+                f"`first_layer_pre_norm` is off, but `norm_placement` {self.norm_placement} has no pre-norm.",
+                "Leave `first_layer_pre_norm=True`.",
+            ),
+            Check(
+                not self.first_layer_pre_norm and parallel,
+                "`first_layer_pre_norm` is off with a `parallel_block`, whose FFN shares that norm.",
+                "Leave `first_layer_pre_norm=True` or set `parallel_block='none'`.",
+            ),
+            Check(
+                self.norm_placement != "deepnorm" and (self.deepnorm_alpha, self.deepnorm_beta) != (None, None),
+                f"`deepnorm_alpha` or `deepnorm_beta` is set, but `norm_placement` is {self.norm_placement}.",
+                "Set `norm_placement='deepnorm'` or leave both unset.",
+            ),
+            Check(
+                self.norm_placement == "deepnorm" and None in (self.deepnorm_alpha, self.deepnorm_beta),
+                "`per_layer_config` sets `norm_placement` deepnorm without `deepnorm_alpha` and `deepnorm_beta`.",
+                "Set the two beside it: they are derived for a stack of one kind only.",
+            ),
+            Check(
+                self.norm_placement == "deepnorm" and self.residual_multiplier != 1.0,
+                "`residual_multiplier` is set with `norm_placement` deepnorm, which scales the residual itself.",
+                "Set `residual_multiplier=1.0` and `deepnorm_alpha` instead.",
+            ),
+            Check(
+                self.norm_placement == "deepnorm" and self.learned_scale_type != "none",
+                "`learned_scale_type` is set with `norm_placement` deepnorm.",
+                "Use one of the two.",
+            ),
+            Check(
+                self.learned_scale_type != "none" and self.residual_multiplier != 1.0,
+                "`learned_scale_type` and `residual_multiplier` both scale the branch.",
+                "Use one of the two.",
+            ),
+        ]
+
+    def idle(self) -> list[Idle]:
+        placement = f"`norm_placement` is {self.norm_placement}"
+        return [
+            Idle(not self.embedding_norm, ["embedding_norm_position"], "`embedding_norm` is off"),
+            Idle(self.parallel_block == "none", ["parallel_sum_order"], "`parallel_block` is none"),
+            Idle(self.learned_scale_type == "none", ["layer_scale_init"], "`learned_scale_type` is none"),
+            Idle(self.norm_placement != "deepnorm", ["deepnorm_alpha", "deepnorm_beta"], placement),
+        ]
 
 
 def clamp_float16(hidden_states: torch.Tensor, overflows: Callable | None = None) -> torch.Tensor:

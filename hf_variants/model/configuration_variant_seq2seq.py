@@ -10,7 +10,8 @@ from typing import Literal
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-from .configuration_variant import VariantConfig, VariantConfigError
+from .axis import Check, VariantConfigError, nobody_chose, refuse
+from .configuration_variant import VariantConfig
 
 
 # Read from the decoder, so that tools which look at the top of a config find what they expect.
@@ -85,6 +86,12 @@ class VariantSeq2SeqConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.validate_architecture()
 
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """As in transformers; a saved config has every field, with or without effect."""
+        with nobody_chose():
+            return super().from_dict(config_dict, **kwargs)
+
     def _refuse_other_values(self, kwargs: dict) -> None:
         """A saved config repeats what it reads from the decoder; a repeated value that differs would never be read."""
         sentences = [
@@ -141,18 +148,18 @@ class VariantSeq2SeqConfig(PreTrainedConfig):
             self.decoder.vocab_size,
             self.decoder.embedding_size,
         )
-        table = [
-            (
+        rows = [
+            Check(
                 self.share_embeddings and not same_table,
                 "`share_embeddings` is set, but the stacks differ in `vocab_size` or `embedding_size`.",
                 "Set `share_embeddings=False`, or make both equal.",
             ),
-            (
+            Check(
                 self.share_embeddings and self.unread_shared_embedding,
                 "`unread_shared_embedding` is set, but with `share_embeddings` the shared embedding is read.",
                 "Use one of the two.",
             ),
-            (
+            Check(
                 self.tie_word_embeddings
                 and self.decoder.embedding_size != self.decoder.hidden_size
                 and not self.decoder.output_projection
@@ -160,25 +167,23 @@ class VariantSeq2SeqConfig(PreTrainedConfig):
                 "`tie_word_embeddings` is set, but the decoder's `embedding_size` differs from its `hidden_size`.",
                 "Set `tie_word_embeddings=False`, or `output_projection=True` on the decoder.",
             ),
-            (
+            Check(
                 self.encoder.add_cross_attention,
                 "The encoder has `add_cross_attention`.",
                 "Only the decoder attends to the other stack; leave it unset.",
             ),
-            (
+            Check(
                 not self.decoder.is_causal,
                 "The decoder has `is_causal=False`.",
                 "A decoder that generates must be causal; leave it unset.",
             ),
-            (
+            Check(
                 self.encoder.output_projection,
                 "The encoder has `output_projection`.",
                 "It stands before an LM head; set it on the decoder.",
             ),
         ]
-        sentences = [f"{wrong} {remedy}" for broken, wrong, remedy in table if broken]
-        if sentences:
-            raise VariantConfigError("This config cannot be built. " + " ".join(sentences))
+        refuse(rows)
 
 
 __all__ = ["VariantSeq2SeqConfig"]

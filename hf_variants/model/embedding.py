@@ -1,8 +1,77 @@
 """How tokens become vectors: scaled token embeddings and token types."""
 
+from typing import Literal
+
 import torch
 from torch import nn
 from transformers import initialization as init
+
+from .axis import ROUNDING, TRAINING, Axis, Check, Idle, axis, setting
+
+
+@axis
+class EmbeddingAxis(Axis):
+    """
+    embedding_size (`int`): width of the token embedding when factorised (ALBERT, ELECTRA, OPT-350m).
+    embedding_projection_bias (`bool`): bias of the projection from `embedding_size` to `hidden_size`.
+    embedding_projection_position (`str`): project the token embedding alone, `"before_positions"` (OPT), or the
+        normalised sum, `"after_norm"` (ELECTRA).
+    tie_word_embeddings (`bool`): the LM head uses the token embedding's weight.
+    embedding_multiplier (`float`): multiplies the token embeddings.
+    embedding_multiplier_position (`str`): who multiplies: the token embedding (`"embedding"`), or the stack, which
+        multiplies `inputs_embeds` as well (`"stack"`, T5Gemma).
+    padding_embedding_frozen (`bool`): the embedding of `pad_token_id` starts at zero and gets no gradient.
+    type_vocab_size (`int`): token types, whose learned vectors are added; 0: none.
+    task_type_vocab_size (`int`): task types, whose learned vectors are added last (ERNIE; 0: none).
+
+    Rounding:
+    embedding_multiplier_in_weight_dtype (`bool`): round the multiplier to the weights' dtype first (Gemma).
+    """
+
+    title = "embedding"
+
+    embedding_size: int | None = None
+    embedding_projection_bias: bool = False
+    embedding_projection_position: Literal["before_positions", "after_norm"] = "before_positions"
+    tie_word_embeddings: bool = False
+    embedding_multiplier: int | float = 1.0
+    embedding_multiplier_position: Literal["embedding", "stack"] = "embedding"
+    padding_embedding_frozen: bool = setting(True, TRAINING)
+    type_vocab_size: int = 0
+    task_type_vocab_size: int = 0
+
+    embedding_multiplier_in_weight_dtype: bool = setting(False, ROUNDING)
+
+    def derive(self) -> None:
+        if self.embedding_size is None:
+            self.embedding_size = self.hidden_size
+
+    def checks(self) -> list[Check]:
+        return [
+            Check(
+                self.padding_embedding_frozen
+                and self.pad_token_id is not None
+                and not -self.vocab_size <= self.pad_token_id < self.vocab_size,
+                f"`pad_token_id` {self.pad_token_id} is outside the vocabulary of {self.vocab_size}.",
+                "Choose a token of the vocabulary, set it to None, or set `padding_embedding_frozen=False`.",
+            ),
+            Check(
+                self.embedding_size != self.hidden_size
+                and self.tie_word_embeddings
+                and not self.output_projection
+                and not self.lm_head_transform,
+                "`tie_word_embeddings` is set, but `embedding_size` differs from `hidden_size`.",
+                "Set `output_projection=True` or `lm_head_transform=True`, untie, or make the two equal.",
+            ),
+        ]
+
+    def idle(self) -> list[Idle]:
+        plain = self.embedding_size == self.hidden_size
+        return [
+            Idle(plain, self.named("embedding_projection_"), "`embedding_size` equals `hidden_size`"),
+            Idle(self.embedding_multiplier == 1.0, self.named("embedding_multiplier_"), "`embedding_multiplier` is 1"),
+            Idle(self.pad_token_id is None, ["padding_embedding_frozen"], "`pad_token_id` is not set"),
+        ]
 
 
 class ScaledEmbedding(nn.Embedding):

@@ -1,11 +1,147 @@
 """What stands between the last hidden state and logits: pooling, transforms, scaling."""
 
+import math
 from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.activations import ACT2FN
+
+from .axis import ROUNDING, TRAINING, Axis, Check, Idle, activation_check, axis, setting
+
+
+@axis
+class HeadAxis(Axis):
+    """
+    output_projection (`bool`): project back to `embedding_size` before the LM head (OPT-350m).
+    logit_scale (`float`): multiplies the logits.
+    final_logit_softcapping (`float`): logits become `c * tanh(logits / c)` (Gemma 2).
+    lm_head_bias (`bool`): bias of the LM head.
+    lm_head_normalized (`bool`): the rows of the LM head's weight are scaled to length 1 (Baichuan 2).
+    lm_head_transform (`bool`): dense + activation + norm before the LM head (BERT), with
+        `lm_head_transform_bias` and `lm_head_transform_act`.
+    lm_head_unread_bias (`bool`): a second bias that is stored with the LM head and enters nothing (untied BERT).
+    lm_head_input_scale (`float`): multiplies what enters the LM head (T5 with tied embeddings).
+
+    Rounding:
+    logit_scale_by_division (`bool`): divide the logits by `1 / logit_scale` (Granite).
+    """
+
+    title = "head"
+
+    output_projection: bool = False
+    logit_scale: int | float = 1.0
+    final_logit_softcapping: int | float | None = None
+    lm_head_bias: bool = False
+    lm_head_normalized: bool = False
+    lm_head_transform: bool = False
+    lm_head_transform_bias: bool = True
+    lm_head_transform_act: str | None = None
+    lm_head_unread_bias: bool = False
+    lm_head_input_scale: int | float = 1.0
+
+    logit_scale_by_division: bool = setting(False, ROUNDING)
+
+    def derive(self) -> None:
+        if self.lm_head_transform_act is None:
+            self.lm_head_transform_act = self.hidden_act
+
+    def checks(self) -> list[Check]:
+        act = activation_check("lm_head_transform_act", self.lm_head_transform_act)
+        return [
+            # Reported once where it is derived from the other.
+            act._replace(broken=act.broken and self.lm_head_transform_act != self.hidden_act),
+            Check(
+                self.final_logit_softcapping is not None and self.final_logit_softcapping <= 0,
+                f"`final_logit_softcapping` is {self.final_logit_softcapping}.",
+                "Set it above 0, or to None for no cap.",
+            ),
+            Check(
+                self.logit_scale_by_division and self.logit_scale == 0,
+                "`logit_scale_by_division` is set, but `logit_scale` is 0.",
+                "Set another `logit_scale`, or `logit_scale_by_division=False`.",
+            ),
+            Check(
+                self.output_projection and self.embedding_size == self.hidden_size,
+                "`output_projection` is set, but `embedding_size` equals `hidden_size`.",
+                "Set `output_projection=False`, or another `embedding_size`.",
+            ),
+            Check(
+                self.output_projection and self.lm_head_transform,
+                "`output_projection` and `lm_head_transform` both stand before the LM head.",
+                "Use one of the two.",
+            ),
+            Check(
+                self.lm_head_transform and self.lm_head_input_scale != 1.0,
+                "`lm_head_input_scale` and `lm_head_transform` both stand before the LM head.",
+                "Use one of the two.",
+            ),
+            Check(
+                self.lm_head_unread_bias and not self.lm_head_bias,
+                "`lm_head_unread_bias` is set without `lm_head_bias`, the one that is read.",
+                "Set both, or `lm_head_unread_bias=False`.",
+            ),
+        ]
+
+    def idle(self) -> list[Idle]:
+        # A power of two: both operations are exact.
+        exact = math.frexp(self.logit_scale)[0] == 0.5
+        return [
+            Idle(not self.lm_head_transform, self.named("lm_head_transform_"), "`lm_head_transform` is off"),
+            Idle(exact, ["logit_scale_by_division"], f"`logit_scale` is {self.logit_scale}, a power of two"),
+        ]
+
+
+@axis
+class ClassifierAxis(Axis):
+    """
+    pooler (`bool`): dense + tanh on the first token, as an encoder's `pooler_output` (BERT).
+    classifier_pooling (`str`): the vector a sequence classifier reads where there is no pooler: `"first"` (default
+        of encoders), `"last"` real token (default of decoders), `"mean"` of the tokens that the mask shows,
+        `"mean_in_float32"` (the same, rounded once where there is no mask; EuroBERT), or `"mean_of_logits"` (every
+        token is classified, and their logits are averaged in that way; EuroBERT's "late").
+    classifier_bias (`bool`): bias of the sequence classifier; default: in encoders only.
+    classifier_transform (`bool`): dense + activation before the classifier (RoBERTa), with
+        `classifier_transform_bias`, `classifier_transform_act`, `classifier_transform_norm` (a norm after them,
+        ModernBERT) and `classifier_transform_on_tokens` (also in token classification and question answering).
+    classifier_transform_dropout (`bool`): `classifier_dropout` applies before the transform, too (RoBERTa: yes,
+        DistilBERT: no).
+    """
+
+    title = "classifier"
+
+    pooler: bool = False
+    classifier_pooling: Literal["first", "last", "mean", "mean_in_float32", "mean_of_logits"] | None = None
+    classifier_bias: bool | None = None
+    classifier_transform: bool = False
+    classifier_transform_bias: bool = True
+    classifier_transform_act: str = "tanh"
+    classifier_transform_norm: bool = False
+    classifier_transform_on_tokens: bool = False
+    classifier_transform_dropout: bool = setting(True, TRAINING)
+
+    def derive(self) -> None:
+        if self.classifier_pooling is None:
+            self.classifier_pooling = "last" if self.is_causal else "first"
+        if self.classifier_bias is None:
+            self.classifier_bias = not self.is_causal
+
+    def checks(self) -> list[Check]:
+        act = activation_check("classifier_transform_act", self.classifier_transform_act)
+        return [
+            act._replace(broken=act.broken and self.classifier_transform_act != self.hidden_act),
+            Check(
+                self.pooler and self.is_causal,
+                "`pooler` is set on a decoder, whose first token sees only itself.",
+                "Set `pooler=False` or `is_causal=False`.",
+            ),
+        ]
+
+    def idle(self) -> list[Idle]:
+        of_transform = self.named("classifier_transform_")
+        return [Idle(not self.classifier_transform, of_transform, "`classifier_transform` is off")]
 
 
 class DenseTransform(nn.Module):

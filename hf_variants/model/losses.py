@@ -11,13 +11,53 @@ from torch import nn
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
 
+from .axis import TRAINING, Axis, Check, axis, quote, setting
+
+
+@axis
+class LossAxis(Axis):
+    """
+    z_loss_coefficient (`float`): weight of the z-loss (PaLM, https://arxiv.org/abs/2204.02311: 1e-4).
+    label_smoothing (`float`): share of the target that is spread over the vocabulary.
+    """
+
+    title = "loss"
+
+    z_loss_coefficient: int | float = setting(0.0, TRAINING)
+    label_smoothing: int | float = setting(0.0, TRAINING)
+
+    def checks(self) -> list[Check]:
+        return [
+            Check(
+                self.z_loss_coefficient < 0,
+                f"`z_loss_coefficient` is {self.z_loss_coefficient}.",
+                "Set it to at least 0; PaLM used 1e-4.",
+            ),
+            Check(
+                not 0 <= self.label_smoothing < 1,
+                f"`label_smoothing` is {self.label_smoothing}.",
+                "Set it to at least 0 and below 1.",
+            ),
+        ]
+
+    @property
+    def fields_outside_a_fused_head(self) -> tuple[list[str], list[str]]:
+        """
+        What a fused LM head ignores, which knows the head's weight and bias, `logit_scale` and
+        `final_logit_softcapping` (TRL): the fields that change logits, and those that add to the loss.
+        """
+        logits = {
+            "lm_head_transform": self.lm_head_transform,
+            "lm_head_input_scale": self.lm_head_input_scale != 1.0,
+            "lm_head_normalized": self.lm_head_normalized,
+        }
+        loss = {"z_loss_coefficient": self.z_loss_coefficient, "label_smoothing": self.label_smoothing}
+        return [field for field, active in logits.items() if active], [
+            field for field, active in loss.items() if active
+        ]
+
 
 logger = logging.get_logger(__name__)
-
-
-def quote(fields: list[str]) -> str:
-    """Names of fields, as messages show them."""
-    return ", ".join(f"`{field}`" for field in fields)
 
 
 def regularised_cross_entropy(

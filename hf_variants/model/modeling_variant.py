@@ -36,6 +36,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .adapters import AdapterGuard
 from .attention import Attention, self_attention_half
+from .axis import quote
 from .block import Block, LearnedScaleResidual
 from .builder import (
     build_block,
@@ -68,7 +69,7 @@ from .builder import (
 from .configuration_variant import VariantConfig
 from .custom_code import auto_map_of, write_code
 from .distribution import Distribution
-from .losses import guard_fused_head, quote, warn_of_lost_terms
+from .losses import guard_fused_head, warn_of_lost_terms
 from .normalization import (
     Float32LayerNorm,
     PerHeadLayerNorm,

@@ -1,10 +1,79 @@
 """How activations are normalised: RMSNorm and LayerNorm, plain or zero-centred, in every order of casts in use."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from .axis import ROUNDING, Axis, Check, Idle, axis, setting
+
+
+NormType = Literal["layernorm", "rmsnorm"]
+
+
+@axis
+class NormalizationAxis(Axis):
+    """
+    norm_type (`str`): `"layernorm"` or `"rmsnorm"` (https://arxiv.org/abs/1910.07467).
+    norm_eps (`float`): added to the variance or mean square.
+    norm_affine, norm_bias (`bool`): learned weight; learned bias (layernorm only).
+    norm_unit_offset (`bool`): the stored weight is `w` and the applied one `1 + w` (Gemma, Nemotron).
+
+    Rounding:
+    norm_casting_mode (`str`): order of casts below float32. `"llama"`: normalise in float32, cast, then multiply;
+        `"gemma"`: everything in float32, cast once; `"none"`: in the input's dtype (LayerNorm: torch's kernel).
+    """
+
+    title = "normalisation"
+
+    norm_type: NormType = "rmsnorm"
+    norm_eps: float = 1e-6
+    norm_affine: bool = True
+    norm_bias: bool | None = None
+    norm_unit_offset: bool = False
+
+    norm_casting_mode: Literal["llama", "gemma", "none"] | None = setting(None, ROUNDING)
+
+    def derive(self) -> None:
+        if self.norm_bias is None:
+            self.norm_bias = self.norm_type == "layernorm" and self.norm_affine
+        if self.norm_casting_mode is None:
+            self.norm_casting_mode = "llama" if self.norm_type == "rmsnorm" else "none"
+
+    def checks(self) -> list[Check]:
+        return [
+            Check(self.norm_eps <= 0, f"`norm_eps` is {self.norm_eps}.", "Set `norm_eps` above 0, such as 1e-6."),
+            Check(
+                self.norm_bias and self.norm_type == "rmsnorm",
+                "`norm_bias` is set, but `norm_type` rmsnorm has no bias.",
+                "Set `norm_bias=False` or `norm_type='layernorm'`.",
+            ),
+            Check(
+                self.norm_bias and not self.norm_affine,
+                "`norm_bias` is set, but `norm_affine` is not.",
+                "Set `norm_bias=False` or `norm_affine=True`.",
+            ),
+            Check(
+                self.norm_unit_offset and not self.norm_affine,
+                "`norm_unit_offset` is set, but without `norm_affine` there is no weight to offset.",
+                "Set `norm_unit_offset=False` or `norm_affine=True`.",
+            ),
+            Check(
+                self.norm_type == "layernorm" and self.norm_casting_mode == "llama",
+                "`norm_casting_mode` llama is defined for rmsnorm only.",
+                "Set `norm_casting_mode` to 'none' (torch's kernel) or 'gemma' (float32 throughout).",
+            ),
+            Check(
+                self.norm_casting_mode == "gemma" and self.norm_type == "layernorm" and self.norm_bias,
+                "`norm_casting_mode` gemma for layernorm is defined without a bias (Cohere).",
+                "Set `norm_bias=False` or `norm_casting_mode='none'`.",
+            ),
+        ]
+
+    def idle(self) -> list[Idle]:
+        return [Idle(not self.norm_affine, ["norm_unit_offset"], "`norm_affine` is off")]
 
 
 def unchanged(hidden_states: torch.Tensor) -> torch.Tensor:

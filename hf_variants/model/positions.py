@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,398 @@ from transformers.cache_utils import Cache
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 from transformers.utils import is_tracing
+
+from .axis import ROUNDING, Axis, Check, Idle, VariantConfigError, axis, setting
+from .stack import LAYER_TYPE_LETTERS
+
+
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
+
+# What transformers' RoPE functions read without a default, beside `rope_theta`.
+ROPE_KEYS = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "longrope": ("short_factor", "long_factor"),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+}
+
+
+@axis
+class PositionsAxis(Axis):
+    """
+    position_embedding_type (`str`): `"rope"`, `"learned"`, `"sinusoidal"`, `"alibi"`, `"relative_bias"` (T5) or
+        `"none"`.
+    rope_parameters (`dict`): transformers' standard dictionary, flat or per layer type (`None`: no rotation).
+    rope_interleaved (`bool`): rotate pairs (0, 1), (2, 3) (GPT-J, Cohere) instead of halves (Llama).
+    rope_reversed (`bool`): rotate by the negative angle (nanochat).
+    longrope_recomputes_cache (`bool`): generation drops the cache where the length passes the original context of
+        rope type `"longrope"`, so that all keys get the long factors (Phi-3).
+    no_rope_layers (`list[int]`): as in SmolLM3: per layer, 1 where the rotation is applied and 0 where not.
+    layer_rope_theta (`list[float]`): per layer, the base that replaces `rope_theta`; 0 where nothing is rotated
+        (Granite SWA).
+    position_offset (`int`): added to the index into a learned or sinusoidal table (OPT, BART: 2).
+    position_ids_source (`str`): where absent `position_ids` come from: `"sequence"` (0, 1, 2, ...),
+        `"attention_mask"` (count of real tokens so far, OPT) or `"input_ids"` (count of non-padding tokens, with
+        padding at index `pad_token_id`, RoBERTa; that row of a learned table is frozen as the embedding's).
+    padding_mask_source (`str`): what stands for an absent `attention_mask`: `"none"` (every token is real) or
+        `"input_ids"` (tokens other than `pad_token_id` are; a pass of a decoder that has a cache, or makes one in
+        evaluation, takes every token as real all the same, T5Gemma).
+    sinusoidal_layout (`str`): `"interleaved"` sin/cos pairs (2017), `"half"` sin | cos (Marian) or
+        `"tensor2tensor"` (sin | cos with the exponent's divisor d/2 - 1; XGLM, M2M-100).
+    sinusoidal_padding_zero (`bool`): the table's row `pad_token_id` is zero.
+    sinusoidal_table_stored (`bool`): the table is a frozen parameter and part of a checkpoint (Marian, Pegasus).
+    sinusoidal_table_grows (`bool`): a longer input makes a longer table (M2M-100), instead of failing.
+    alibi_bias_max (`int`): the largest exponent of a slope (https://arxiv.org/abs/2108.12409: 8).
+    alibi_slope_order (`str`): order of slopes when the number of heads is no power of two: `"paper"` or `"mpt"`.
+    alibi_divisor (`float`): divides the bias (Falcon: the square root of `head_dim`, as the scores).
+    relative_attention_num_buckets, relative_attention_max_distance (`int`): T5's buckets.
+    relative_attention_per_layer (`bool`): a table in every layer (UMT5) instead of one for the stack (T5).
+
+    Rounding:
+    rope_in_float32 (`bool`): rotate in float32 (Cohere); rope_table_in_float32 (`bool`): keep cos and sin in
+        float32 (OLMo 2, ERNIE 4.5).
+    rope_result_in_float32 (`bool`): leave rotated queries and keys in float32 up to the scores of eager attention;
+        a cache rounds the keys (CodeGen).
+    rope_table_stored (`bool`): read cos and sin from a table of `max_position_embeddings` positions that is cast
+        with the weights (GPT-J), instead of computing them for the positions at hand.
+    rope_frequencies_in_float32 (`bool`): the frequencies stay in float32 when the weights are cast (Baichuan).
+    alibi_form (`str`): `"distance"` (paper), `"key_position"` (BLOOM: slope times the key's position counted over
+        real tokens), `"key_index"` (Baichuan: slope times the key's index) or `"key_offset"` (MPT: slope times the
+        key's index minus the last one). Equal after the softmax in exact arithmetic, not in floating point.
+    alibi_slopes_in_bfloat16 (`bool`): slopes and products are rounded to bfloat16 (Falcon).
+    alibi_slopes_in_float64 (`bool`): slopes of the paper's order are rounded to float32 once, at the end (Baichuan).
+    alibi_in_float32 (`bool`): eager attention adds the bias in float32 instead of the activations' dtype (MPT).
+    """
+
+    title = "positions"
+
+    position_embedding_type: Literal["rope", "learned", "sinusoidal", "alibi", "relative_bias", "none"] = "rope"
+    rope_parameters: dict | None = None
+    rope_interleaved: bool = False
+    rope_reversed: bool = False
+    longrope_recomputes_cache: bool = False
+    no_rope_layers: list[int] | None = None
+    layer_rope_theta: list[int | float] | None = None
+    position_offset: int = 0
+    position_ids_source: Literal["sequence", "attention_mask", "input_ids"] = "sequence"
+    padding_mask_source: Literal["none", "input_ids"] = "none"
+    sinusoidal_layout: Literal["interleaved", "half", "tensor2tensor"] = "interleaved"
+    sinusoidal_padding_zero: bool = False
+    sinusoidal_table_stored: bool = False
+    sinusoidal_table_grows: bool = False
+    alibi_bias_max: int = 8
+    alibi_slope_order: Literal["paper", "mpt"] = "paper"
+    alibi_divisor: int | float = 1.0
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    relative_attention_per_layer: bool = False
+
+    rope_in_float32: bool = setting(False, ROUNDING)
+    rope_table_in_float32: bool = setting(False, ROUNDING)
+    rope_result_in_float32: bool = setting(False, ROUNDING)
+    rope_table_stored: bool = setting(False, ROUNDING)
+    rope_frequencies_in_float32: bool = setting(False, ROUNDING)
+    alibi_form: Literal["distance", "key_position", "key_index", "key_offset"] = setting("distance", ROUNDING)
+    alibi_slopes_in_bfloat16: bool = setting(False, ROUNDING)
+    alibi_slopes_in_float64: bool = setting(False, ROUNDING)
+    alibi_in_float32: bool = setting(False, ROUNDING)
+
+    def derive(self) -> None:
+        # A copy, because transformers completes the dictionary in place, with this config's context length.
+        self.rope_parameters = copy.deepcopy(self.rope_parameters)
+
+    def checks(self) -> list[Check]:
+        rope = self.position_embedding_type == "rope"
+        table_positions = self.position_embedding_type in ("learned", "sinusoidal")
+        return [
+            Check(
+                len(self.no_rope_layers) != self.num_hidden_layers,
+                f"`no_rope_layers` has {len(self.no_rope_layers)} entries for {self.num_hidden_layers} layers.",
+                "Give one per layer: 1 where the rotation is applied, 0 where not.",
+            ),
+            Check(
+                bool(set(self.no_rope_layers) - {0, 1}),
+                "`no_rope_layers` has entries other than 0 and 1.",
+                "Write 1 where the rotation is applied and 0 where not.",
+            ),
+            Check(
+                self.layer_rope_theta is not None
+                and (
+                    len(self.layer_rope_theta) != self.num_hidden_layers or min(self.layer_rope_theta, default=0) < 0
+                ),
+                f"`layer_rope_theta` is {self.layer_rope_theta} for {self.num_hidden_layers} layers.",
+                "Give one base per layer, and 0 for layers without a rotation.",
+            ),
+            Check(
+                not rope and 0 in self.no_rope_layers,
+                f"`no_rope_layers` switches the rotation off in some layers, but `position_embedding_type` is "
+                f"{self.position_embedding_type}.",
+                "Set `position_embedding_type='rope'` or leave `no_rope_layers` unset.",
+            ),
+            Check(
+                not rope
+                and any(
+                    (
+                        self.rope_interleaved,
+                        self.rope_in_float32,
+                        self.rope_table_in_float32,
+                        self.rope_reversed,
+                        self.rope_result_in_float32,
+                        self.rope_table_stored,
+                        self.rope_frequencies_in_float32,
+                        self.layer_rope_theta is not None,
+                    )
+                ),
+                f"A `rope_*` field or `layer_rope_theta` is set, but `position_embedding_type` is "
+                f"{self.position_embedding_type}.",
+                "Set `position_embedding_type='rope'` or leave those fields unset.",
+            ),
+            Check(
+                self.longrope_recomputes_cache
+                and (not rope or all(entry["rope_type"] != "longrope" for entry in self._flat_rope_parameters())),
+                "`longrope_recomputes_cache` is set, but `rope_parameters` has no longrope.",
+                "Set `longrope_recomputes_cache=False`, or `rope_type` to 'longrope'.",
+            ),
+            Check(
+                self.rope_table_in_float32 and not self.rope_in_float32,
+                "`rope_table_in_float32` is set without `rope_in_float32`, so the rotation would change q's dtype.",
+                "Set both, or neither.",
+            ),
+            Check(
+                self.rope_result_in_float32 and not (self.rope_in_float32 and self.attention_scores_in_float32),
+                "`rope_result_in_float32` is set without `rope_in_float32` and `attention_scores_in_float32`, so there "
+                "is no result in float32, or nothing that takes it.",
+                "Set all three, or leave `rope_result_in_float32` unset.",
+            ),
+            Check(
+                rope
+                and self.rope_table_stored
+                and any(
+                    entry["rope_type"] in ("dynamic", "longrope") or "llama_4_scaling_beta" in entry
+                    for entry in self._flat_rope_parameters()
+                ),
+                "`rope_table_stored` is set, but the `rope_type` depends on the length of the input, or "
+                "`llama_4_scaling_beta` asks for more than a table.",
+                "Set `rope_table_stored=False`, or other `rope_parameters`.",
+            ),
+            Check(
+                rope
+                and self.rope_frequencies_in_float32
+                and (
+                    self.rope_table_stored
+                    or any("llama_4_scaling_beta" in entry for entry in self._flat_rope_parameters())
+                ),
+                "`rope_frequencies_in_float32` is set with `rope_table_stored` or `llama_4_scaling_beta`.",
+                "Set `rope_frequencies_in_float32=False`.",
+            ),
+            Check(
+                rope and bool(self.head_dim) and self._rotary_dims_are_misfits(),
+                "The rotated part of `head_dim` is odd or empty, and RoPE rotates pairs.",
+                "Choose an even `head_dim`, or a `partial_rotary_factor` that leaves room for pairs.",
+            ),
+            Check(
+                rope and bool(self._unknown_rope_types()),
+                f"`rope_parameters` has the unknown rope_type {', '.join(self._unknown_rope_types())}.",
+                f"Use one of {', '.join(ROPE_TYPES)}.",
+            ),
+            Check(
+                rope and bool(self._missing_rope_keys()),
+                f"`rope_parameters` has no {' and '.join(self._missing_rope_keys())}, which its `rope_type` reads.",
+                "Add what is missing, or choose another `rope_type`.",
+            ),
+            Check(
+                rope and bool(self.head_dim) and self._dynamic_rope_is_too_narrow(),
+                "`rope_parameters` of type dynamic rotates two channels, and its formula divides by two less.",
+                "Rotate at least four channels, or choose another `rope_type`.",
+            ),
+            Check(
+                rope and bool(self.head_dim) and self._longrope_factors_are_misfits(),
+                "`rope_parameters` of type longrope has not one factor for every pair of rotated channels.",
+                "Give `short_factor` and `long_factor` half as many entries as rotated channels.",
+            ),
+            Check(
+                not table_positions and self.position_offset != 0,
+                f"`position_offset` is set, but `position_embedding_type` {self.position_embedding_type} has no "
+                "table.",
+                "Set it to 0, or use learned or sinusoidal positions.",
+            ),
+            Check(self.position_offset < 0, f"`position_offset` is {self.position_offset}.", "Set it to at least 0."),
+            Check(
+                self.position_embedding_type == "sinusoidal" and self._position_width() % 2 != 0,
+                f"Sinusoidal positions need an even width, not {self._position_width()}.",
+                "Choose an even `hidden_size` (or `embedding_size`), or learned positions.",
+            ),
+            Check(
+                self.position_ids_source == "input_ids" and self.pad_token_id is None,
+                "`position_ids_source` input_ids counts non-padding tokens, but `pad_token_id` is not set.",
+                "Set `pad_token_id`, or another `position_ids_source`.",
+            ),
+            Check(
+                self.padding_mask_source == "input_ids" and self.pad_token_id is None,
+                "`padding_mask_source` input_ids masks padding tokens, but `pad_token_id` is not set.",
+                "Set `pad_token_id`, or `padding_mask_source='none'`.",
+            ),
+            Check(
+                self.position_ids_source == "attention_mask" and table_positions and self.position_offset == 0,
+                "`position_ids_source` attention_mask gives padding the position -1, and the table has no row for it.",
+                "Set `position_offset` to at least 1 (OPT: 2), or another `position_ids_source`.",
+            ),
+            Check(
+                self.position_ids_source == "attention_mask" and rope and self.rope_table_stored,
+                "`position_ids_source` attention_mask gives padding the position -1, which `rope_table_stored` lacks.",
+                "Set `rope_table_stored=False`, or another `position_ids_source`.",
+            ),
+            Check(
+                self.sinusoidal_padding_zero and self.pad_token_id is None,
+                "`sinusoidal_padding_zero` is set, but `pad_token_id` is not.",
+                "Set `pad_token_id`, or `sinusoidal_padding_zero=False`.",
+            ),
+            Check(
+                self.sinusoidal_table_stored and self.sinusoidal_table_grows,
+                "`sinusoidal_table_stored` and `sinusoidal_table_grows` are both set, and a stored table has one "
+                "length.",
+                "Use one of the two.",
+            ),
+            Check(
+                self.relative_attention_num_buckets < 4
+                or self.relative_attention_max_distance
+                <= self.relative_attention_num_buckets // (2 if self.is_causal else 4),
+                "`relative_attention_num_buckets` must be at least 4 and `relative_attention_max_distance` larger "
+                "than the buckets that hold one distance each.",
+                "T5 uses 32 and 128.",
+            ),
+            Check(
+                not self.is_causal and self.alibi_form != "distance",
+                f"`alibi_form` {self.alibi_form} depends on the key alone, which only a causal stack can use.",
+                "Set `alibi_form='distance'`.",
+            ),
+            Check(
+                self.position_embedding_type == "alibi" and self.alibi_form != "distance" and self.attention_sinks,
+                f"`alibi_form` {self.alibi_form} shifts all scores of a query, which `attention_sinks` do not cancel.",
+                "Set `alibi_form='distance'` or `attention_sinks=False`.",
+            ),
+            Check(
+                self.alibi_bias_max < 1,
+                f"`alibi_bias_max` is {self.alibi_bias_max}.",
+                "Set it to at least 1; the paper uses 8.",
+            ),
+            Check(
+                self.alibi_divisor <= 0,
+                f"`alibi_divisor` is {self.alibi_divisor}.",
+                "Set it above 0; 1 leaves the bias as it is.",
+            ),
+        ]
+
+    def idle(self) -> list[Idle]:
+        kind = self.position_embedding_type
+        because = f"`position_embedding_type` is {kind}"
+        of_rope = [name for name in self.named("rope_") if name != "rope_parameters"]
+        # transformers fills the parameters in everywhere, with these.
+        told = self.rope_parameters not in (None, {"rope_type": "default", "rope_theta": self.default_theta})
+        tables = ["position_offset", "position_ids_source"]
+        return [
+            Idle(kind != "rope", of_rope + ["rope_parameters"] * told, because),
+            Idle(kind != "alibi", self.named("alibi_"), because),
+            Idle(kind != "relative_bias", self.named("relative_attention_"), because),
+            Idle(kind != "sinusoidal", self.named("sinusoidal_"), because),
+            # A rotation by other position ids turns queries and keys alike, which only rounds differently.
+            Idle(kind not in ("learned", "sinusoidal"), tables, because),
+        ]
+
+    @property
+    def has_sequence_bias(self) -> bool:
+        """Whether an additive position bias (ALiBi, relative) enters the attention scores."""
+        return self.position_embedding_type in ("alibi", "relative_bias")
+
+    def rope_parameters_of(self, layer_idx: int) -> dict | None:
+        """The flat RoPE parameters of one layer, or `None` where the layer does not rotate."""
+        if self.position_embedding_type != "rope" or not self.no_rope_layers[layer_idx]:
+            return None
+        parameters = self.per_layer_config[layer_idx].rope_parameters
+        if self._nested_rope_keys(parameters):
+            parameters = parameters.get(self.layer_types[layer_idx])
+        if self.layer_rope_theta is None or parameters is None:
+            return parameters
+        theta = self.layer_rope_theta[layer_idx]
+        return {**parameters, "rope_theta": theta} if theta else None
+
+    def convert_rope_params_to_dict(self, **kwargs):
+        base = kwargs.get("rope_theta", self.default_theta)
+        kwargs = super().convert_rope_params_to_dict(**kwargs)
+        if self._nested_rope_keys(self.rope_parameters):
+            # transformers 5.17 writes the default base beside the entries instead of into them. What a layer type has
+            # that no layer is of stays for the way back to a native config.
+            kinds = {*self.layer_types, *LAYER_TYPE_LETTERS.values()}
+            self.rope_parameters = {key: self.rope_parameters[key] for key in self.rope_parameters if key in kinds}
+            for entry in filter(None, self.rope_parameters.values()):
+                entry["rope_theta"] = base if entry.get("rope_theta") is None else entry["rope_theta"]
+        return kwargs
+
+    def validate_rope(self):
+        """transformers' check, where there is a rotation: the parameters are filled in everywhere."""
+        if self.position_embedding_type == "rope":
+            # Of one layer's config: it reads sizes that layers may differ in; `validate_architecture` checks those.
+            PreTrainedConfig.validate_rope(self.per_layer_config[0])
+
+    def _refuse_missing_rope_entries(self) -> None:
+        """Refuse nested `rope_parameters` that leave a layer type out: transformers would read it as flat, or fail."""
+        named = set(self.rope_parameters or ()) & set(LAYER_TYPE_LETTERS.values())
+        missing = sorted(set(self.layer_types) - named) if named else []
+        if self.position_embedding_type == "rope" and missing:
+            raise VariantConfigError(
+                f"`rope_parameters` has entries per layer type, but none for {' and '.join(missing)}. Add one, or "
+                "write None there for layers without a rotation."
+            )
+
+    def _position_width(self) -> int:
+        """Width of the position table: that of the vectors it is added to."""
+        projected = self.embedding_projection_position == "before_positions"
+        return self.hidden_size if projected else self.embedding_size
+
+    def _nested_rope_keys(self, parameters: dict) -> list[str]:
+        """The layer types that RoPE parameters have an entry for; none where they are flat."""
+        return [key for key in parameters if key in LAYER_TYPE_LETTERS.values()]
+
+    def _flat_rope_parameters(self) -> list[dict]:
+        parameters = self.rope_parameters or {}
+        nested = self._nested_rope_keys(parameters)
+        flat = [parameters[key] for key in nested] if nested else [parameters]
+        return [entry for entry in flat if entry]
+
+    def _missing_rope_keys(self) -> list[str]:
+        missing = []
+        for entry in self._flat_rope_parameters():
+            needed = ROPE_KEYS.get(entry["rope_type"], ())
+            if "llama_4_scaling_beta" in entry:
+                needed = (*needed, "original_max_position_embeddings")
+            missing += [key for key in needed if entry.get(key) is None]
+        return sorted(set(missing))
+
+    def _rotary_dim(self, entry: dict) -> int:
+        return int(self.head_dim * (entry.get("partial_rotary_factor") or 1.0))
+
+    def _dynamic_rope_is_too_narrow(self) -> bool:
+        entries = self._flat_rope_parameters()
+        return any(entry["rope_type"] == "dynamic" and self._rotary_dim(entry) <= 2 for entry in entries)
+
+    def _longrope_factors_are_misfits(self) -> bool:
+        lists = [
+            (entry.get(name) or (), (self._rotary_dim(entry) + 1) // 2)
+            for entry in self._flat_rope_parameters()
+            if entry["rope_type"] == "longrope"
+            for name in ("short_factor", "long_factor")
+        ]
+        return any(factors and len(factors) != pairs for factors, pairs in lists)
+
+    def _rotary_dims_are_misfits(self) -> bool:
+        """An odd part is rounded up to whole pairs, as in transformers' tables, where the head has room for that."""
+        widths = [self._rotary_dim(entry) for entry in self._flat_rope_parameters()]
+        return any(width < 1 or width + width % 2 > self.head_dim for width in widths)
+
+    def _unknown_rope_types(self) -> list[str]:
+        types = {entry.get("rope_type", "default") for entry in self._flat_rope_parameters()}
+        return sorted(types - set(ROPE_TYPES))
 
 
 # Rotary positions (https://arxiv.org/abs/2104.09864)

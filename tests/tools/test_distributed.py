@@ -8,7 +8,7 @@ from accelerate import infer_auto_device_map, init_empty_weights
 from torch import nn
 from transformers.activations import ACT2CLS, ACT2FN
 
-from hf_variants.model.configuration_variant import LEARNED_ACTIVATIONS
+from hf_variants.model.feed_forward import LEARNED_ACTIVATIONS
 from tests.tools import kinds
 from tests.tools.kinds import DECODERS, SHARDED_KINDS
 from tests.tools.launch import launched
