@@ -93,6 +93,8 @@ COMMON: tuple[Entry, ...] = (
     ),
 )
 DECODER_START = Same("decoder_start_token_id")  # fmt: skip
+# Of what decoder inputs are made that are absent.
+FROM_SOURCE = Fixed(decoder_inputs_from_source=True)
 # The encoder's blocks, in float16.
 CLAMP = OnStack("encoder", Fixed(clamp_in_float16="blocks"))
 CLAMP_INFINITE = OnStack("encoder", Fixed(clamp_in_float16="infinite_blocks"))
@@ -163,7 +165,7 @@ FAMILIES = (
                     norm_placement="post", embedding_norm=True, position_embedding_type="learned", position_offset=2,
                 )
             ),
-            Fixed(final_logits_bias=True, labels_disable_cache=True), CLAMP_INFINITE,
+            Fixed(final_logits_bias=True, labels_disable_cache=True), CLAMP_INFINITE, FROM_SOURCE,
         ),
         weights=(*EMBEDDINGS_AND_HEAD, *POSITIONS, *EMBEDDING_NORMS, *STACK_WEIGHTS, *layer_norms("post_norm")),
     ),

@@ -10,6 +10,7 @@ from .bart import (
     DECODER_START,
     EMBEDDING_NORMS,
     EMBEDDINGS_AND_HEAD,
+    FROM_SOURCE,
     POSITIONS,
     SCALED_EMBEDDING,
     SHARED_TABLE,
@@ -30,7 +31,7 @@ FAMILIES = (
         model_type="mbart",
         primary="seq2seq_lm",
         config=(
-            *_ALL_OF_THEM, CLAMP, DECODER_START, _NO_CACHE,
+            *_ALL_OF_THEM, CLAMP, FROM_SOURCE, DECODER_START, _NO_CACHE,
             OnBothStacks(
                 Fixed(
                     norm_placement="pre", embedding_norm=True, position_embedding_type="learned", position_offset=2,
@@ -45,7 +46,7 @@ FAMILIES = (
         model_type="plbart",
         primary="seq2seq_lm",
         config=(
-            *_ALL_OF_THEM, CLAMP_INFINITE,
+            *_ALL_OF_THEM, CLAMP_INFINITE, FROM_SOURCE,
             OnBothStacks(
                 Fixed(
                     norm_placement="post", embedding_norm=True, position_embedding_type="learned", position_offset=2,
@@ -59,7 +60,7 @@ FAMILIES = (
         model_type="mvp",
         primary="seq2seq_lm",
         config=(
-            *_ALL_OF_THEM, CLAMP_INFINITE, DECODER_START, _NO_CACHE,
+            *_ALL_OF_THEM, CLAMP_INFINITE, FROM_SOURCE, DECODER_START, _NO_CACHE,
             OnBothStacks(
                 Fixed(
                     norm_placement="post", embedding_norm=True, position_embedding_type="learned", position_offset=2,

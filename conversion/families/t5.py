@@ -99,6 +99,12 @@ _SCALED_OUTPUT = Computed(
     (), lambda native: {"decoder.lm_head_input_scale": native["d_model"] ** -0.5}, lambda fields: {}
 )
 _START = Same("decoder_start_token_id")
+# A key that the class of T5 reads without declaring it.
+_UNDECLARED_START = Computed(
+    ("decoder_start_token_id",),
+    lambda native: {"decoder_start_token_id": native.get("decoder_start_token_id")},
+    lambda fields: {} if (start := fields["decoder_start_token_id"]) is None else {"decoder_start_token_id": start},
+)
 
 FAMILIES = (
     Family(
@@ -107,6 +113,7 @@ FAMILIES = (
         loosely_tied="lm_head.weight",
         config=config(
             False,
+            _UNDECLARED_START,
             Computed(
                 ("scale_decoder_outputs",),
                 _output_scale,

@@ -43,6 +43,8 @@ class VariantSeq2SeqConfig(PreTrainedConfig):
         final_logits_bias (`bool`): a bias on the logits that is stored but not trained (BART, Marian).
         label_shift (`str`): how labels become decoder inputs: behind `decoder_start_token_id` (`"start_token"`), or
             behind their own last token (`"last_token"`, mBART's language codes).
+        decoder_inputs_from_source (`bool`): where there are neither decoder inputs nor labels, they are the source's
+            tokens, shifted in that way (BART).
         labels_disable_cache (`bool`): a pass with labels makes no cache, whatever `use_cache` says (BART). A cache
             lays keys and values out anew, so that the loss of a pass with one may round differently.
         decoder_start_token_id, forced_bos_token_id, forced_eos_token_id (`int`): also in the generation config.
@@ -62,6 +64,7 @@ class VariantSeq2SeqConfig(PreTrainedConfig):
     unread_shared_embedding: bool = False
     final_logits_bias: bool = False
     label_shift: Literal["start_token", "last_token"] = "start_token"
+    decoder_inputs_from_source: bool = False
     labels_disable_cache: bool = False
     decoder_start_token_id: int | None = None
     is_encoder_decoder: bool = True

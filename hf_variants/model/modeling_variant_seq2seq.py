@@ -29,6 +29,29 @@ class VariantSeq2SeqPreTrainedModel(VariantPreTrainedModel):
     # The stacks record their own outputs.
     _can_record_outputs = {}
 
+    def shift_right(self, tokens: torch.LongTensor) -> torch.LongTensor:
+        """
+        Tokens as decoder inputs that predict them: behind a first token (`label_shift`), without the last.
+
+        Args:
+            tokens: (batch, length), -100 where nothing is scored, which becomes padding.
+        """
+        pad = self.config.pad_token_id
+        if pad is None:
+            raise ValueError("`pad_token_id` is not set, which stands for unscored labels. Set it in the config.")
+        tokens = tokens.masked_fill(tokens == -100, pad)
+        if self.config.label_shift == "last_token":
+            last = (tokens.ne(pad).sum(dim=1) - 1).unsqueeze(-1)
+            first = tokens.gather(1, last)
+        else:
+            if self.config.decoder_start_token_id is None:
+                raise ValueError(
+                    "`decoder_start_token_id` is not set, which decoder inputs begin with. Set it in the config, or "
+                    "pass `decoder_input_ids`."
+                )
+            first = torch.full_like(tokens[:, :1], self.config.decoder_start_token_id)
+        return torch.cat([first, tokens[:, :-1]], dim=1)
+
 
 class VariantSeq2SeqModel(VariantSeq2SeqPreTrainedModel):
     """Encoder and decoder without a head."""
@@ -77,7 +100,8 @@ class VariantSeq2SeqModel(VariantSeq2SeqPreTrainedModel):
         Args:
             input_ids, attention_mask, position_ids, inputs_embeds: of the encoder, (batch, source length).
             decoder_input_ids, decoder_attention_mask, decoder_position_ids, decoder_inputs_embeds: of the decoder,
-                (batch, target length); see `VariantModel`. Position ids of packed documents are refused.
+                (batch, target length); see `VariantModel`. Position ids of packed documents are refused. Absent decoder
+                inputs are made of `input_ids` with `decoder_inputs_from_source`.
             encoder_outputs: what the encoder returned earlier, to be used again.
             past_key_values: an `EncoderDecoderCache`, updated in place.
 
@@ -85,6 +109,13 @@ class VariantSeq2SeqModel(VariantSeq2SeqPreTrainedModel):
             `last_hidden_state` (batch, target length, width), the cache and the encoder's outputs.
         """
         refuse_packing(position_ids, attention_mask, "cross-attention does not tell them apart")
+        if self.config.decoder_inputs_from_source and decoder_input_ids is None and decoder_inputs_embeds is None:
+            if input_ids is None:
+                raise ValueError(
+                    "`decoder_input_ids` and `decoder_inputs_embeds` are missing, and `input_ids`, which they would be made "
+                    "of, as well. Pass one of the three."
+                )
+            decoder_input_ids = self.shift_right(input_ids)
         if encoder_outputs is None:
             encoder_outputs = self.encoder(
                 input_ids=input_ids,
@@ -173,21 +204,7 @@ class VariantForConditionalGeneration(VariantSeq2SeqPreTrainedModel, GenerationM
         Args:
             labels: (batch, target length), -100 where nothing is scored.
         """
-        pad = self.config.pad_token_id
-        if pad is None:
-            raise ValueError("`pad_token_id` is not set, which stands for unscored labels. Set it in the config.")
-        tokens = labels.masked_fill(labels == -100, pad)
-        if self.config.label_shift == "last_token":
-            last = (tokens.ne(pad).sum(dim=1) - 1).unsqueeze(-1)
-            first = tokens.gather(1, last)
-        else:
-            if self.config.decoder_start_token_id is None:
-                raise ValueError(
-                    "`decoder_start_token_id` is not set, which decoder inputs begin with. Set it in the config, or "
-                    "pass `decoder_input_ids`."
-                )
-            first = torch.full_like(tokens[:, :1], self.config.decoder_start_token_id)
-        return torch.cat([first, tokens[:, :-1]], dim=1)
+        return self.shift_right(labels)
 
     @can_return_tuple
     def forward(
