@@ -85,10 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     convert.add_argument("source", metavar="SRC", help="checkpoint folder, .gguf file, or Hub id")
     convert.add_argument("destination", metavar="DST", type=Path, help="folder to create")
     convert.add_argument("--dtype", choices=DTYPES, default="auto", help="dtype to store (default: the source's)")
-    convert.add_argument(
-        "--ignore-key", metavar="KEY", action="append", default=[], dest="ignore_keys",
-        help="a key of the source's config.json that means nothing; may be given again",
-    )  # fmt: skip
+    _add_ignore_key(convert)
     convert.add_argument(
         "--verify", action="store_true", help="compare the result with the source; the model card shows the outcome"
     )
@@ -118,6 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_argument("a", metavar="A", help="reference checkpoint")
     verify.add_argument("b", metavar="B", help="checkpoint to compare with it")
     verify.add_argument("--json", metavar="REPORT", type=Path, dest="report", help="also write the report as JSON")
+    _add_ignore_key(verify)
 
     describe = command("describe", _describe, "Show the architecture that a config stands for.")
     describe.add_argument("config", metavar="CONFIG", help="config.json, a folder with one, or the name of a preset")
@@ -165,6 +163,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_ignore_key(command: Any) -> None:
+    """For commands that read native configs, and whose errors name this option."""
+    command.add_argument(
+        "--ignore-key", metavar="KEY", action="append", default=[], dest="ignore_keys",
+        help="a key of the native config.json that its class reads and that means nothing; may be given again",
+    )  # fmt: skip
+
+
 def _add_generation_options(command: argparse.ArgumentParser) -> None:
     """What `generate` and `chat` share; each option's default is the checkpoint's own."""
     group = command.add_argument_group("generation")
@@ -186,6 +192,7 @@ def _add_generation_options(command: argparse.ArgumentParser) -> None:
     loading.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as stored)")
     loading.add_argument("--device", metavar="NAME", help="cpu, cuda:0, auto, ... (default: the accelerator, if any)")
     loading.add_argument("--tokenizer", metavar="FOLDER", help="where the tokenizer is, if not with the model")
+    _add_ignore_key(loading)
 
 
 class _Version(argparse.Action):
@@ -273,7 +280,7 @@ def _bundle(arguments: argparse.Namespace) -> int:
 def _verify(arguments: argparse.Namespace) -> int:
     from hf_variants.conversion import verify
 
-    report = verify(arguments.a, arguments.b)
+    report = verify(arguments.a, arguments.b, ignore_keys=arguments.ignore_keys)
     print(report.to_markdown())
     if arguments.report is not None:
         arguments.report.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
@@ -363,6 +370,7 @@ def _loading(arguments: argparse.Namespace) -> dict[str, Any]:
         "dtype": _dtype(arguments.dtype),
         "device": arguments.device,
         "tokenizer": arguments.tokenizer,
+        "ignore_keys": arguments.ignore_keys,
         "seed": arguments.seed,
     }
 

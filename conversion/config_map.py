@@ -2,23 +2,24 @@
 
 A family lists entries; each consumes some native keys and sets some `VariantConfig` fields. The way back inverts the
 entries one by one and then runs the forward direction on the result: what does not come out again is what the native
-type cannot express, field by field. A native key that no entry consumes is an error.
+type cannot express, field by field. A native key that the stock class reads and no entry consumes is an error.
 """
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hf_variants.model.axis import TRAINING, nobody_chose
 from hf_variants.model.configuration_variant import FIELDS, VariantConfig
 from hf_variants.model.configuration_variant_seq2seq import VariantSeq2SeqConfig
 
+from . import config_keys
 from .errors import ConversionError, NotRepresentable
 
 
@@ -318,7 +319,7 @@ class NestedStack(Entry):
 
     Args:
         key: the native key; `stack`: `"encoder"` or `"decoder"`.
-        entries: read the keys of that config; framework keys in it are left alone.
+        entries: read the keys of that config.
     """
 
     def __init__(self, key: str, stack: str, *entries: Entry):
@@ -326,11 +327,7 @@ class NestedStack(Entry):
         self.inner = OnStack(stack, *entries)
 
     def forward(self, native):
-        values = {key: value for key, value in native[self.keys[0]].items() if key not in FRAMEWORK_KEYS}
-        unknown = sorted(set(values) - set(self.inner.keys) - set(SHARED_KEYS) - set(COMMON_KEYS) - set(NOISE_KEYS))
-        if unknown:
-            raise ConversionError(f"`{self.keys[0]}` has the keys {unknown}, whose meaning is not known here.")
-        return self.inner.forward(values)
+        return self.inner.forward(native[self.keys[0]])
 
     def backward(self, fields):
         return {self.keys[0]: self.inner.backward(fields)}
@@ -390,33 +387,11 @@ FRAMEWORK_KEYS = frozenset(
     }
 )  # fmt: skip
 
+# Those of them that the way back keeps: an encoder alone may stand under its encoder-decoder's flag.
+KEPT_FRAMEWORK_KEYS = ("is_encoder_decoder", "tokenizer_class")
+
 # Common to most configs, with one meaning; translated where the native config has them.
 COMMON_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "use_cache", "initializer_range")
-
-# Keys of real checkpoints that no class of transformers declares or reads.
-NOISE_KEYS = {
-    "is_llama_config": "a note of the training code",
-    "rope_interleaved": "a note of the training code; the native class rotates halves whatever it says",
-    "transformers.js_config": "read by transformers.js only",
-    "_model_name_or_path": "the name that a GGUF file gives its model",
-    "gradient_checkpointing": "a training setting",
-    "cache_implementation": "a setting of generation",
-    "_num_labels": "an obsolete copy of the number of labels",
-    "task_specific_params": "generation settings",
-    "finetuning_task": "a note of the training code",
-    "unk_token_id": "read by tokenizers only",
-    "mask_token_id": "read by tokenizers only",
-    "sep_token_id": "read by tokenizers only",
-    "cls_token_id": "read by tokenizers only",
-    "decoder_start_token_id": "generation settings of encoder-decoders",
-    "output_past": "an obsolete name of use_cache",
-    "n_ctx": "an obsolete copy of the context length",
-    "summary_type": "read by double-head models only",
-    "summary_activation": "read by double-head models only",
-    "summary_first_dropout": "read by double-head models only",
-    "summary_proj_to_labels": "read by double-head models only",
-    "summary_use_proj": "read by double-head models only",
-}
 
 # Before the head on every token most native classes have one of these, which few declare, or 0.1; before others none.
 TOKEN_CLASSIFIER_DROPOUT = ("classifier_dropout", "hidden_dropout")
@@ -496,6 +471,30 @@ def differing_fields(ours: AnyVariantConfig, other: AnyVariantConfig) -> dict[st
     return dict(sorted(different.items()))
 
 
+def _own_values(native: PreTrainedConfig) -> Fields:
+    """A native config's values, without what the framework writes into every config."""
+    return {key: value for key, value in native.to_dict().items() if key not in FRAMEWORK_KEYS}
+
+
+def _refuse_other_positions(config: AnyVariantConfig, unread: Fields) -> None:
+    """
+    Refuse a native config that speaks of positions which its class does not encode.
+
+    The class ignores the key, but the code that the weights were trained with did not: such a checkpoint bears the name
+    of a type that it is not (GPT-J as GPT-Neo, Jina's BERT), and no tensor would tell.
+    """
+    stacks = [config] if isinstance(config, VariantConfig) else [config.encoder, config.decoder]
+    own = {stack.position_embedding_type for stack in stacks}
+    other = {key: value for key, value in unread.items() if config_keys.positions_of(key, value) not in {None, *own}}
+    if other:
+        named = " and ".join(f"`{key}` {value!r}" for key, value in sorted(other.items()))
+        raise ConversionError(
+            f"The config has {named}, but the class of its `model_type` encodes positions otherwise "
+            f"({' and '.join(sorted(own))}) and would ignore it. The checkpoint was made for other code: load it with "
+            "that, or correct `model_type` in its config.json."
+        )
+
+
 def rotated_layers(fields: Mapping[str, Any]) -> list[bool]:
     """Which layers of a rotary stack are rotated, by `no_rope_layers` and by an empty entry of `rope_parameters`."""
     parameters = fields["rope_parameters"] or {}
@@ -537,6 +536,7 @@ class ConfigMap:
         config_class: `VariantConfig`, or `VariantSeq2SeqConfig` for encoder-decoders.
         own_config: the native config class, of a type that transformers does not have.
         told_by_weights: fields that the native config does not decide, because its class looks at the weights.
+        readers: the classes that read a native config, by head.
     """
 
     model_type: str
@@ -544,6 +544,7 @@ class ConfigMap:
     config_class: type[PreTrainedConfig] = VariantConfig
     own_config: type[PreTrainedConfig] | None = None
     told_by_weights: tuple[str, ...] = ()
+    readers: Callable[[str], tuple[type[PreTrainedModel], ...]] = lambda head: ()
 
     @property
     def native_class(self) -> type[PreTrainedConfig]:
@@ -552,14 +553,63 @@ class ConfigMap:
     def _all_entries(self, native_keys: Iterable[str]) -> list[Entry]:
         taken = {key for entry in self.entries for key in entry.keys}
         shared = [key for key in SHARED_KEYS + COMMON_KEYS if key in native_keys and key not in taken]
-        noise = [
-            Irrelevant(key, reason) for key, reason in NOISE_KEYS.items() if key in native_keys and key not in taken
-        ]
         undeclared = [key for key in TOKEN_CLASSIFIER_DROPOUT if key in native_keys and key not in taken]
         heads = Computed(undeclared, _token_classifier_dropout, lambda fields: {}, kept=undeclared)
         # First, so that a family's own entries win.
         first = [Same(*shared)] if self.config_class is VariantSeq2SeqConfig else [Same(*shared), heads]
-        return [*first, *self.entries, *noise]
+        return [*first, *self.entries]
+
+    def _parts(self, native: PreTrainedConfig) -> Iterator[tuple[str, PreTrainedConfig, Fields, set[str]]]:
+        """A native config and those nested in it: name with a dot, config, values, and the keys that are translated."""
+        values = _own_values(native)
+        yield "", native, values, {key for entry in self._all_entries(values) for key in entry.keys}
+        for entry in self.entries:
+            if isinstance(entry, NestedStack):
+                name = entry.keys[0]
+                common = {*SHARED_KEYS, *COMMON_KEYS}
+                yield (
+                    f"{name}.",
+                    getattr(native, name),
+                    _own_values(getattr(native, name)),
+                    {*entry.inner.keys, *common},
+                )
+
+    def unread(self, native: PreTrainedConfig, head: str = "") -> Fields:
+        """
+        The values in a native config that change nothing: no entry translates them, and its class does not read them,
+        or it acts on other values only. Those of a nested config have its name in front.
+        """
+        found: Fields = {}
+        for name, config, values, translated in self._parts(native):
+            verdicts = self._verdicts(config, values, translated, head)
+            found |= {f"{name}{key}": values[key] for key, verdict in verdicts.items() if verdict == config_keys.IDLE}
+        return found
+
+    def _verdicts(self, config: PreTrainedConfig, values: Fields, translated: set[str], head: str) -> dict[str, str]:
+        rest = {key: value for key, value in values.items() if key not in translated}
+        # The source of the models is read for a config that needs it only.
+        return config_keys.verdicts(config, rest, self.readers(head), self.own_config is not None) if rest else {}
+
+    def _check_keys(self, native: PreTrainedConfig, ignore_keys: Iterable[str], head: str) -> None:
+        """Refuse keys that are read and not understood, and values that switch something on that is not there."""
+        unknown, switched, ignored = [], [], set(ignore_keys)
+        for name, config, values, translated in self._parts(native):
+            for key, verdict in self._verdicts(config, values, translated, head).items():
+                if verdict == config_keys.SWITCHED:
+                    switched.append(f"`{name}{key}` {values[key]!r}")
+                elif verdict == config_keys.UNKNOWN and key not in ignored:
+                    unknown.append(f"{name}{key}")
+        if switched:
+            raise ConversionError(
+                f"The {self.model_type} config has {' and '.join(sorted(switched))}, which changes what the model computes "
+                "and is not supported here. Use the stock class of transformers for this checkpoint."
+            )
+        if unknown:
+            raise ConversionError(
+                f"The {self.model_type} config has the keys {sorted(unknown)}, which its class reads and whose meaning is "
+                "not known here. If they do not change what the model computes, name them in `ignore_keys` "
+                "(`--ignore-key` on the command line)."
+            )
 
     def to_variant(
         self, native: PreTrainedConfig, ignore_keys: Iterable[str] = (), head: str = ""
@@ -569,28 +619,20 @@ class ConfigMap:
 
         Args:
             native: a config of this type.
-            ignore_keys: keys of it that the caller knows to be meaningless.
+            ignore_keys: keys of it that the caller knows to be meaningless, though its class reads them.
             head: of the checkpoint, where fields depend on it.
 
         Raises:
-            ConversionError: for a key that is not understood or an option that is not supported.
+            ConversionError: for a key that is read and not understood, or an option that is not supported.
         """
-        values = native.to_dict()
-        values = {key: value for key, value in values.items() if key not in FRAMEWORK_KEYS}
-        if values.get("quantization_config") is not None:
+        if getattr(native, "quantization_config", None) is not None:
             raise ConversionError(
                 "The checkpoint is quantised (`quantization_config`). Dequantise it first, for example with "
                 "`model.dequantize()`, and save it."
             )
-        values.pop("quantization_config", None)
+        self._check_keys(native, ignore_keys, head)
+        values = _own_values(native)
         entries = self._all_entries(values)
-        consumed = {key for entry in entries for key in entry.keys}
-        unknown = sorted(set(values) - consumed - set(ignore_keys))
-        if unknown:
-            raise ConversionError(
-                f"The {self.model_type} config has the keys {unknown}, whose meaning is not known here. If they do "
-                f"not change what the model computes, name them in `ignore_keys` (`--ignore-key` on the command line)."
-            )
         values[HEAD_KEY] = head
         fields: Fields = {}
         for entry in entries:
@@ -599,11 +641,14 @@ class ConfigMap:
             fields = _nested(fields)
         with nobody_chose():
             config = self.config_class(**fields, dtype=native.dtype)
+        unread = self.unread(native, head)
+        _refuse_other_positions(config, unread)
         restored = self.native_class().to_dict()
         for entry in entries:
             restored.update(entry.backward(_fields_of(config)))
         undetermined = [key for entry in entries for key in entry.kept]
-        kept = {key: values[key] for key in [*undetermined, *ignore_keys] if key in values}
+        kept = {key: values[key] for key in [*undetermined, *unread, *ignore_keys] if key in values}
+        kept |= {key: value for key, value in native.to_dict().items() if key in KEPT_FRAMEWORK_KEYS}
         leftovers = {key: value for key, value in kept.items() if key not in restored or restored[key] != value}
         config.native_leftovers = {"model_type": self.model_type, **leftovers}
         return config

@@ -3,6 +3,7 @@
 import importlib
 import json
 import pkgutil
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,9 +20,10 @@ from hf_variants.model.configuration_variant import VariantConfig
 from hf_variants.model.configuration_variant_seq2seq import VariantSeq2SeqConfig
 
 from . import families, refusals
-from .config_map import ConfigMap, Entry
+from .config_map import AnyVariantConfig, ConfigMap, Entry
 from .errors import ConversionError, UnsupportedModelType
 from .rules import Drop, Rule
+from .skeleton import empty_model
 
 
 # head -> (transformers' table of native classes by model type, our class)
@@ -44,12 +46,31 @@ SEQ2SEQ_HEADS = {
     "base": (modeling_auto.MODEL_MAPPING_NAMES, "VariantSeq2SeqModel"),
     "seq2seq_lm": (modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, "VariantForConditionalGeneration"),
 }
+# The same for the encoders of encoder-decoders.
+ENCODER_HEADS = {"base": (modeling_auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES, "VariantModel")}
 # What most native classes call the tensors of their heads; a family with other names lists its own.
 HEAD_WEIGHTS: dict[str, tuple[Rule, ...]] = {
     "sequence_classification": (Rule("score.{leaf}", "score.{leaf}"),),
     "token_classification": (Rule("score.{leaf}", "score.{leaf}"),),
     "question_answering": (Rule("qa_outputs.{leaf}", "qa_outputs.{leaf}"),),
 }
+
+
+# How classes of other code call their heads; the last one is every bare model's.
+ENDINGS = {
+    "primary": ("ForCausalLM", "LMHeadModel", "WithLMHead", "WithLMHeadModel", "ForPreTraining", "MTModel",
+                "ForConditionalGeneration", "ForSeq2SeqLM"),
+    "masked_lm": ("ForMaskedLM",),
+    "sequence_classification": ("ForSequenceClassification",),
+    "token_classification": ("ForTokenClassification",),
+    "question_answering": ("ForQuestionAnswering", "ForQuestionAnsweringSimple"),
+    "base": ("Model",),
+}  # fmt: skip
+
+
+def _plain(name: str) -> str:
+    """A class's name as its letters and digits, in which old and new spellings agree."""
+    return "".join(character for character in name.lower() if character.isalnum())
 
 
 @dataclass(frozen=True)
@@ -86,6 +107,8 @@ class Family:
         loosely_tied: the native name of an LM head that the config ties in any case and transformers unties where the
             checkpoint has other values for it (T5 1.1), or `None`.
         old_prefix: what the original code calls the bare model inside a head, where transformers renames it on loading.
+        encoder: of an encoder-decoder, the encoder alone, for which transformers has a class as well (T5).
+        is_encoder: whether it is such an encoder.
         own_config, own_models: for a type that transformers does not have, its config class, and for every head a class
             that holds the weights in the type's layout; what they compute is in the checkpoint's own code.
     """
@@ -101,6 +124,8 @@ class Family:
     old_prefix: str | None = None
     own_config: type[PreTrainedConfig] | None = None
     own_models: Mapping[str, type[PreTrainedModel]] = field(default_factory=dict)
+    encoder: "Family | None" = None
+    is_encoder: bool = False
 
     @property
     def is_seq2seq(self) -> bool:
@@ -109,6 +134,8 @@ class Family:
     @property
     def heads(self) -> dict[str, tuple[dict, str]]:
         """The heads that models of this kind can have."""
+        if self.is_encoder:
+            return ENCODER_HEADS
         return SEQ2SEQ_HEADS if self.is_seq2seq else HEADS
 
     @property
@@ -121,7 +148,12 @@ class Family:
     def config_map(self) -> ConfigMap:
         config_class = VariantSeq2SeqConfig if self.is_seq2seq else VariantConfig
         told_by_weights = ("tie_word_embeddings",) if self.loosely_tied else ()
-        return ConfigMap(self.model_type, self.config, config_class, self.own_config, told_by_weights)
+        return ConfigMap(self.model_type, self.config, config_class, self.own_config, told_by_weights, self._readers)
+
+    def _readers(self, head: str) -> tuple[type[PreTrainedModel], ...]:
+        """The classes that read the config of a checkpoint with this head."""
+        classes = (self.native_class(head or self.primary), self.native_class("base"))
+        return tuple(dict.fromkeys(filter(None, classes)))
 
     @property
     def is_installed(self) -> bool:
@@ -144,16 +176,71 @@ class Family:
         return getattr(hf_variants, self.heads[head][1])
 
     def head_of(self, class_name: str) -> str:
-        """The head of a native class, by its name; the original code of some types has capitals of its own (MPT)."""
-        for head in self.heads:
-            native = self.native_class(head)
-            if native is not None and native.__name__.lower() == class_name.lower():
-                return head
-        raise UnsupportedModelType(
-            f"{class_name} has no counterpart here. Load the checkpoint as one of: "
-            + ", ".join(c.__name__ for head in self.heads if (c := self.native_class(head)) is not None)
-            + "."
-        )
+        """
+        The head of a checkpoint, by the class that it names.
+
+        transformers goes by `model_type` and loads whatever name stands there: capitals and underscores of earlier
+        releases, of another type or of the checkpoint's own code (`Ernie4_5_ForCausalLM`). Of a class that is not here
+        (`BertForPreTraining`, `ElectraForPreTraining`) it is the part that is: the language model, or the bare one.
+
+        Raises:
+            UnsupportedModelType: if no part of such a model is here.
+        """
+        named = (head for head in self.heads if self._is_called(head, class_name))
+        head = next(named, None) or self._part_of(class_name) or self._head_by_ending(class_name)
+        if (head, self.primary) == ("causal_lm", "masked_lm"):
+            # The same tensors; whether it is a decoder, its config says.
+            return "masked_lm"
+        if head is None:
+            raise UnsupportedModelType(
+                f"{class_name} has no counterpart here. Load the checkpoint as one of: "
+                + ", ".join(c.__name__ for head in self.heads if (c := self.native_class(head)) is not None)
+                + "."
+            )
+        return head
+
+    def _is_called(self, head: str, class_name: str) -> bool:
+        native = self.native_class(head)
+        return native is not None and _plain(native.__name__) == _plain(class_name)
+
+    def taken_part(self, class_name: str, head: str) -> str:
+        """What to say where a class is converted as another one; empty for the class of this head."""
+        if not class_name or self._is_called(head, class_name):
+            return ""
+        return f"the checkpoint is a {class_name}, of which {self.native_class(head).__name__} is what was taken"
+
+    def _class_of_transformers(self, class_name: str) -> type[PreTrainedModel] | None:
+        """A class of this type by its name, whatever its head."""
+        found = getattr(sys.modules[self.native_class(self.primary).__module__], class_name, None)
+        return found if isinstance(found, type) and issubclass(found, PreTrainedModel) else None
+
+    def _part_of(self, class_name: str) -> str | None:
+        """Of another class of transformers, the head without a task of its own that has most of its tensors."""
+        whole = self._class_of_transformers(class_name)
+        if whole is None:
+            return None
+        config = self.config_map.native_class()
+        shapes = {name: tensor.shape for name, tensor in empty_model(whole, config).state_dict().items()}
+        sizes = {}
+        for head in set(self.converted_heads) & {"base", "causal_lm", "masked_lm", "seq2seq_lm"}:
+            part = empty_model(self.native_class(head), config)
+            prefix = "" if part.base_model_prefix != whole.base_model_prefix else f"{whole.base_model_prefix}."
+            tensors = {
+                name if name in shapes else prefix + name: tensor.shape for name, tensor in part.state_dict().items()
+            }
+            # A class without a pooler may be the rest of one.
+            if all("pooler" in name for name, shape in tensors.items() if shapes.get(name) != shape):
+                sizes[head] = len(tensors)
+        return max(sizes, key=sizes.__getitem__, default=None)
+
+    def _head_by_ending(self, class_name: str) -> str | None:
+        """The head that the name of a class of other code speaks of."""
+        if self._class_of_transformers(class_name) is not None:
+            return None
+        for head, endings in ENDINGS.items():
+            if any(_plain(class_name).endswith(_plain(ending)) for ending in endings):
+                return self.primary if head == "primary" else head if self.native_class(head) is not None else None
+        return None
 
     def rules_for(self, head: str) -> list[Rule | Drop]:
         """The weight rules with the names that the classes of this head use."""
@@ -219,6 +306,12 @@ def supported_model_types() -> list[str]:
     return list(all_families())
 
 
+def all_families_and_encoders() -> list[Family]:
+    """The same, with encoders of encoder-decoders as families of their own."""
+    encoders = (family.encoder for family in all_families().values())
+    return [*all_families().values(), *filter(None, encoders)]
+
+
 def family_of(model_type: str) -> Family:
     """
     The family of a native model type.
@@ -230,6 +323,28 @@ def family_of(model_type: str) -> Family:
     if family is None:
         raise UnsupportedModelType(refusals.sentence(model_type, all_families()))
     return family
+
+
+def family_and_head(config: PreTrainedConfig, class_name: str | None) -> tuple[Family, str]:
+    """
+    The family of a native config, and the head of the class that goes with it.
+
+    Args:
+        class_name: of the model, or what `architectures` says; without it, the family's usual head.
+    """
+    family = family_of(config.model_type)
+    if class_name is None:
+        return family, family.primary
+    if family.encoder is not None and family.encoder._is_called("base", class_name):
+        return family.encoder, "base"
+    return family, family.head_of(class_name)
+
+
+def family_for(model_type: str, config: AnyVariantConfig) -> Family:
+    """The family that a variant is to be expressed in: of an encoder-decoder's type, for one stack, the encoder."""
+    family = family_of(model_type)
+    is_stack = family.encoder is not None and isinstance(config, VariantConfig)
+    return family.encoder if is_stack else family
 
 
 def read_config(folder: Path) -> PreTrainedConfig:

@@ -24,7 +24,7 @@ from hf_variants.model.configuration_variant import VariantConfig
 from hf_variants.model.normalization import ZeroCenteredLayerNorm, ZeroCenteredRMSNorm
 
 from .errors import ConversionError, NotRepresentable
-from .family import Family, family_of
+from .family import Family, family_for
 from .skeleton import empty_model, stored_tensors
 
 
@@ -509,7 +509,7 @@ def plan(config: VariantConfig, model_type: str, head: str) -> tuple[Family, Pre
     Raises:
         NotRepresentable: naming every field that no fold brings to the native type's value.
     """
-    family = family_of(model_type)
+    family = family_for(model_type, config)
     folding = Folding(config)
     unused = list(FOLDS)
     model: PreTrainedModel | None = None

@@ -17,7 +17,16 @@ from hf_variants.model.custom_code import auto_map_of, write_code
 from . import checkpoint, folds, rules
 from .companions import copy_companions
 from .errors import ConversionError, NotRepresentable, VerificationFailed
-from .family import Family, all_families, family_of, head_of_variant, is_variant, read_config
+from .family import (
+    Family,
+    all_families_and_encoders,
+    family_and_head,
+    family_for,
+    family_of,
+    head_of_variant,
+    is_variant,
+    read_config,
+)
 from .folds import Folding
 from .record import is_hub_id, last_part, public_name, write_record
 from .skeleton import empty_model, stored_tensors
@@ -63,6 +72,9 @@ class Report:
         non_finite: tensors of the result with NaN or infinite values.
         dropped: training settings that the native config has no place for, with their values.
         tokenizer: in which respects `AutoTokenizer` reads another one from the result, or why that is not known.
+        part: what was taken of a checkpoint whose class is not here as a whole; empty for all of it.
+        unread: keys of the native config that change nothing, because its class does not read them or does not act on
+            their values; kept for the way back.
         verification: the comparison of source and destination, where it was asked for.
     """
 
@@ -79,6 +91,8 @@ class Report:
     non_finite: list[str] = field(default_factory=list)
     dropped: dict[str, Any] = field(default_factory=dict)
     tokenizer: list[str] = field(default_factory=list)
+    part: str = ""
+    unread: dict[str, Any] = field(default_factory=dict)
     verification: "VerificationReport | None" = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,12 +103,16 @@ class Report:
         what = f"{self.model_type} -> variant" if self.direction == "convert" else f"variant -> {self.model_type}"
         lines = [
             f"**{what}** ({self.head}): {self.tensors} tensors, {self.parameters:,} parameters, {self.exactness}.",
+            *([f"- A part: {self.part}"] if self.part else []),
             *(f"- Folded: {fold}" for fold in self.folds),
             *(f"- Rounding differs from the stock class: {reason}" for reason in self.deviations),
             *(f"- NaN or infinite values in {name}" for name in self.non_finite),
             *(f"- Not kept, for training only: `{name}` = {value!r}" for name, value in self.dropped.items()),
             *(f"- Tokenizer: {note}" for note in self.tokenizer),
         ]
+        if self.unread:
+            names = ", ".join(f"`{name}`" for name in sorted(self.unread))
+            lines.append(f"- Kept for the way back, and without effect on the stock class: {names}")
         if self.verification is not None:
             lines += ["", self.verification.to_markdown()]
         return "\n".join(lines)
@@ -176,10 +194,9 @@ def _translated(
     return rules.run(steps, load, variant_config, shapes, to_native=to_native)
 
 
-def _native_head(family: Family, config: PreTrainedConfig) -> str:
-    """The head of a checkpoint, from `architectures`; the family's usual one where it says nothing."""
-    architectures = config.architectures or []
-    return family.head_of(architectures[0]) if architectures else family.primary
+def native_family_and_head(config: PreTrainedConfig) -> tuple[Family, str]:
+    """Of a checkpoint, from `architectures`; the family's usual head where it says nothing."""
+    return family_and_head(config, next(iter(config.architectures or ()), None))
 
 
 def _build(
@@ -238,13 +255,28 @@ def _open_native(source: str | Path, ignore_keys: Iterable[str]) -> _NativeFolde
     """What stands in a folder or behind a Hub id; `config` is ours, `native` has no memory for its weights."""
     path = checkpoint.resolve_folder(source)
     native_config = read_config(path)
-    family = family_of(native_config.model_type)
-    head = _native_head(family, native_config)
+    family, head = native_family_and_head(native_config)
     config = family.config_map.to_variant(native_config, ignore_keys, head)
     reader = checkpoint.SafetensorsReader(path)
     native = empty_model(family.native_class(head), native_config)
     names, load = _as_the_class_stores_them(native, reader, family.old_prefix)
     return _NativeFolder(path, family, head, native, config, reader, names, load)
+
+
+def _part_of(
+    source: PreTrainedModel, native_class: type[PreTrainedModel]
+) -> tuple[PreTrainedModel, list[str], checkpoint.TensorSource]:
+    """A loaded model as one of this class, where it is another one that has all of its tensors (`BertForPreTraining`)."""
+    state = source.state_dict()
+    if type(source) is native_class or native_class.__name__ == type(source).__name__:
+        return source, list(state), state.__getitem__
+    native = empty_model(native_class, source.config)
+    wanted = native.state_dict().keys()
+    prefix = f"{source.base_model_prefix}."
+    stored = {name if name in wanted else name.removeprefix(prefix): name for name in state}
+    names = [name for name in stored if name in wanted]
+    logger.warning(f"Of {type(source).__name__}, what {native_class.__name__} has is converted.")
+    return native, names, lambda name: state[stored[name]]
 
 
 def _generation_config(model: PreTrainedModel, source: PreTrainedModel) -> None:
@@ -284,7 +316,7 @@ def from_native(
         source: a loaded native model, a checkpoint folder, a Hub id, or a GGUF file.
         dtype: of the weights; by default as they are.
         device_map: as in `from_pretrained`.
-        ignore_keys: keys of the native config that are known to be meaningless.
+        ignore_keys: keys of the native config that its class reads and that are known to be meaningless all the same.
 
     Returns:
         the model in evaluation mode; it shares no memory with `source`.
@@ -300,11 +332,9 @@ def from_native(
         folder, family, head, variant_config = opened.path, opened.family, opened.head, opened.config
         native, names, load = opened.native, opened.names, opened.load
     else:
-        family = family_of(source.config.model_type)
-        head = family.head_of(type(source).__name__)
+        family, head = family_and_head(source.config, type(source).__name__)
         variant_config = family.config_map.to_variant(source.config, ignore_keys, head)
-        state = source.state_dict()
-        native, names, load = source, list(state), state.__getitem__
+        native, names, load = _part_of(source, family.native_class(head))
     _follow_loose_tie(family, native, variant_config, names, load)
     target_class = family.variant_class(head)
     tensors = _translated(
@@ -333,12 +363,12 @@ def native_config_for(
         NotRepresentable: naming every field in the way and, without `model_type`, the nearest type.
     """
     if model_type is not None:
-        family = family_of(model_type)
+        family = family_for(model_type, config)
         return family, family.config_map.to_native(config, head)
     origin = (config.native_leftovers or {}).get("model_type")
     candidates = [
         family
-        for family in all_families().values()
+        for family in all_families_and_encoders()
         if family.native_class(head) is not None and isinstance(config, family.config_map.config_class)
     ]
     nearest: NotRepresentable | None = None
@@ -512,7 +542,7 @@ def convert(
         source: a folder of safetensors, a Hub id, or a GGUF file.
         destination: a folder that does not exist yet; it appears when everything is written.
         dtype: cast the weights; by default they are copied as they are.
-        ignore_keys: keys of the native config that are known to be meaningless.
+        ignore_keys: keys of the native config that its class reads and that are known to be meaningless all the same.
         max_shard_bytes: largest size of one file, and about the memory that is needed.
         verify: compare the result with the source, as `verify` does, which loads both; the card shows the comparison.
 
@@ -534,6 +564,8 @@ def convert(
     if target_dtype is not None:
         config.dtype = target_dtype
     report = _report(source, destination, "convert", family, head, config, target)
+    report.unread = family.config_map.unread(opened.native.config, head)
+    report.part = family.taken_part(next(iter(opened.native.config.architectures or [""])), head)
     _note_cast(report, stored, target_dtype)
     non_finite: list[str] = []
     with checkpoint.new_folder(destination) as temporary:
@@ -541,7 +573,7 @@ def convert(
         report.tokenizer = copy_companions(opened.path, temporary)
         _write_generation_config(temporary, opened.native, opened.path)
         _note_non_finite(report, non_finite)
-        _complete(temporary, report, opened.path, verify)
+        _complete(temporary, report, opened.path, verify, ignore_keys)
     return report
 
 
@@ -563,6 +595,7 @@ def _convert_gguf(
     _refuse_to_verify_a_cast(verify, native.dtype, dtype)
     config.dtype = dtype or native.dtype
     report = _report(path, destination, "convert", family, "causal_lm", config, target)
+    report.unread = family.config_map.unread(native.config, "causal_lm")
     _note_cast(report, native.dtype, dtype)
     non_finite: list[str] = []
     with checkpoint.new_folder(destination) as temporary:
@@ -570,7 +603,7 @@ def _convert_gguf(
         tokenizer.save_pretrained(temporary)
         native.generation_config.save_pretrained(temporary)
         _note_non_finite(report, non_finite)
-        _complete(temporary, report, path.parent, verify)
+        _complete(temporary, report, path.parent, verify, ignore_keys)
     return report
 
 
@@ -582,7 +615,7 @@ def _refuse_to_verify_a_cast(verify: bool, stored: torch.dtype, dtype: torch.dty
         )
 
 
-def _complete(folder: Path, report: Report, opened: Path, verify: bool) -> None:
+def _complete(folder: Path, report: Report, opened: Path, verify: bool, ignore_keys: Iterable[str]) -> None:
     """
     Compare a converted checkpoint with its source, if asked, and write down what was done and seen.
 
@@ -591,7 +624,7 @@ def _complete(folder: Path, report: Report, opened: Path, verify: bool) -> None:
         opened: the folder of the source.
     """
     if verify:
-        report.verification = _verified(report, folder)
+        report.verification = _verified(report, folder, ignore_keys)
     write_record(folder, report.to_dict())
     card.write_card(folder, name=last_part(report.destination), lineage=_lineage(report, opened))
 
@@ -602,12 +635,12 @@ def _lineage(report: Report, opened: Path) -> dict[str, Any]:
     return {**lineage, "base_model": report.source} if is_hub_id(report.source) else lineage
 
 
-def _verified(report: Report, folder: Path) -> "VerificationReport":
+def _verified(report: Report, folder: Path, ignore_keys: Iterable[str]) -> "VerificationReport":
     # That module reads this one.
     from .verification import verify
 
     names = {report.source: public_name(report.source), str(folder): last_part(report.destination)}
-    verification = verify(report.source, folder)
+    verification = verify(report.source, folder, ignore_keys=ignore_keys)
     verification.a, verification.b = names.values()
     for check in verification.checks:
         for path, name in names.items():

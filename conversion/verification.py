@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -19,11 +19,11 @@ from hf_variants.model.configuration_variant import VariantConfig
 from . import checkpoint, folds, rules
 from .config_map import differing_fields
 from .errors import NotRepresentable
-from .family import Family, family_of, head_of_variant, is_variant, read_config, stacks, variant_class
+from .family import Family, family_and_head, head_of_variant, is_variant, read_config, stacks, variant_class
 from .folds import Folding
 from .memory import lay_alike
 from .skeleton import stored_tensors
-from .translate import _load_gguf, _native_head, is_gguf
+from .translate import _load_gguf, is_gguf, native_family_and_head
 
 
 # Longest input that is tried, to leave a laptop usable. Longer windows are narrowed and farther positions given.
@@ -94,14 +94,13 @@ def _load(source: str | Path | PreTrainedModel) -> _Loaded:
         return _Loaded(_load_gguf(Path(source)), Path(source))
     folder = checkpoint.resolve_folder(source)
     config = read_config(folder)
-    family = None if is_variant(config) else family_of(config.model_type)
     # Refuses indexes that leave the folder, before transformers follows them.
     checkpoint.SafetensorsReader(folder)
-    if family is None:
+    if is_variant(config):
         model_class = variant_class((config.architectures or ["VariantForCausalLM"])[0])
         ignored = []
     else:
-        head = _native_head(family, config)
+        family, head = native_family_and_head(config)
         model_class = family.native_class(head)
         ignored = [rule for rule in family.rules_for(head) if isinstance(rule, rules.Drop)]
     # transformers fills missing tensors with random values, and leaves out what it has no place for.
@@ -240,27 +239,27 @@ class _Pair:
     check: Check
 
 
-def _as_variant(model: PreTrainedModel, other: PreTrainedModel) -> PreTrainedConfig:
+def _as_variant(model: PreTrainedModel, other: PreTrainedModel, ignore_keys: Iterable[str]) -> PreTrainedConfig:
     """The config of a model as ours; keys that `other` was converted without may be ignored again."""
     if is_variant(model.config):
         return model.config
-    family = family_of(model.config.model_type)
+    family, head = family_and_head(model.config, type(model).__name__)
     leftovers = getattr(other.config, "native_leftovers", None) or {}
-    config = family.config_map.to_variant(model.config, leftovers, family.head_of(type(model).__name__))
+    config = family.config_map.to_variant(model.config, [*leftovers, *ignore_keys], head)
     if family.loosely_tied in stored_tensors(model):
         # The config says otherwise; transformers went by the weights.
         config.tie_word_embeddings = False
     return config
 
 
-def _pair(a: PreTrainedModel, b: PreTrainedModel) -> _Pair:
+def _pair(a: PreTrainedModel, b: PreTrainedModel, ignore_keys: Iterable[str]) -> _Pair:
     """Compare the configs, each as ours; a native model may also be what folds make of the variant."""
-    left, right = _as_variant(a, b), _as_variant(b, a)
+    left, right = _as_variant(a, b, ignore_keys), _as_variant(b, a, ignore_keys)
     family = folding = None
     differences = differing_fields(left, right)
     if is_variant(a.config) != is_variant(b.config):
         variant, native, as_variant = (a, b, right) if is_variant(a.config) else (b, a, left)
-        family = family_of(native.config.model_type)
+        family, _ = family_and_head(native.config, type(native).__name__)
         if differences:
             folding = _folding_to(variant, native.config.model_type, as_variant)
     if folding is not None:
@@ -382,6 +381,7 @@ def verify(
     *,
     new_tokens: int = 32,
     progress: bool = True,
+    ignore_keys: Iterable[str] = (),
 ) -> VerificationReport:
     """
     Prove that two models are the same, whichever of them is native.
@@ -396,6 +396,7 @@ def verify(
     Args:
         a, b: folders, Hub ids, GGUF files or loaded models.
         new_tokens: number of tokens to generate.
+        ignore_keys: as in `from_native`.
 
     Returns:
         a report; `.ok` is the verdict.
@@ -416,7 +417,7 @@ def verify(
             report.checks.append(Check(what, False, f"{x} and {y}"))
     if not report.ok and report.checks:
         return report
-    pair = _pair(left, right)
+    pair = _pair(left, right, ignore_keys)
     report.checks.append(pair.check)
     bound = _bound(left, right, pair, report)
 

@@ -105,6 +105,7 @@ def open_checkpoint(
     tokenizer: str | None = None,
     dtype: torch.dtype | None = None,
     device: str | None = None,
+    ignore_keys: Sequence[str] = (),
 ) -> Generator:
     """
     The model in a checkpoint, native or a variant, or in an adapter's folder with the checkpoint it was trained on.
@@ -114,13 +115,14 @@ def open_checkpoint(
         tokenizer: where the tokenizer is, if not with the model.
         dtype: of the weights; by default as stored.
         device: a device or `device_map`; by default the accelerator, if there is one.
+        ignore_keys: as in `from_native`.
 
     Raises:
         ValueError: if the checkpoint's type cannot be converted, or if it does not write text.
         OSError: if there is no checkpoint or no tokenizer.
     """
     device = device or (torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")).type
-    model = _load_model(source, dtype, device)
+    model = _load_model(source, dtype, device, ignore_keys)
     if not model.can_generate():
         raise ValueError(
             f"{source} holds a {type(model).__name__}, which does not write text. Give a decoder or an "
@@ -129,14 +131,16 @@ def open_checkpoint(
     return Generator(model.eval(), _load_tokenizer(tokenizer or source))
 
 
-def _load_model(source: str, dtype: torch.dtype | None, device: str) -> PreTrainedModel:
+def _load_model(
+    source: str, dtype: torch.dtype | None, device: str, ignore_keys: Sequence[str] = ()
+) -> PreTrainedModel:
     if is_gguf(source):
-        return from_native(source, dtype=dtype, device_map=device)
+        return from_native(source, dtype=dtype, device_map=device, ignore_keys=ignore_keys)
     folder = Path(source)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{source} is a file. Give the folder of a checkpoint, a .gguf file, or a Hub id.")
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        return _load_adapted(folder, dtype, device)
+        return _load_adapted(folder, dtype, device, ignore_keys)
     try:
         values, _ = hf_variants.VariantConfig.get_config_dict(source)
     except OSError as error:
@@ -145,12 +149,12 @@ def _load_model(source: str, dtype: torch.dtype | None, device: str) -> PreTrain
             "file, or a Hub id."
         ) from error
     if values.get("model_type") not in VARIANT_TYPES:
-        return from_native(source, dtype=dtype, device_map=device)
+        return from_native(source, dtype=dtype, device_map=device, ignore_keys=ignore_keys)
     model_class = variant_class((values.get("architectures") or ["none"])[0])
     return model_class.from_pretrained(source, dtype=dtype or "auto", device_map=device)
 
 
-def _load_adapted(folder: Path, dtype: torch.dtype | None, device: str) -> PreTrainedModel:
+def _load_adapted(folder: Path, dtype: torch.dtype | None, device: str, ignore_keys: Sequence[str]) -> PreTrainedModel:
     """The checkpoint that an adapter names as its base, with the adapter merged into it."""
     from peft import PeftConfig, PeftModel
 
@@ -160,7 +164,7 @@ def _load_adapted(folder: Path, dtype: torch.dtype | None, device: str) -> PreTr
             f"`base_model_name_or_path` in {folder / 'adapter_config.json'} is empty. Put the checkpoint there that "
             "the adapter was trained on."
         )
-    return PeftModel.from_pretrained(_load_model(base, dtype, device), folder)
+    return PeftModel.from_pretrained(_load_model(base, dtype, device, ignore_keys), folder)
 
 
 def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:

@@ -282,18 +282,6 @@ def test_a_quantised_checkpoint_is_refused(tmp_path, quantization):
         convert(folder, tmp_path / "out")
 
 
-def test_unknown_keys_are_refused_unless_ignored(tmp_path):
-    native = llama()
-    folder = saved(native, tmp_path / "native")
-    rewrite_config(folder, my_new_gate=True, my_note="hello")
-    with pytest.raises(ConversionError, match=r"my_new_gate.*my_note.*ignore_keys"):
-        convert(folder, tmp_path / "variant")
-    convert(folder, tmp_path / "variant", ignore_keys=["my_new_gate", "my_note"])
-    export(tmp_path / "variant", tmp_path / "back")
-    assert json.loads((tmp_path / "back" / "config.json").read_text())["my_note"] == "hello"
-    assert verify(tmp_path / "native", tmp_path / "variant", new_tokens=0, progress=False).ok
-
-
 def test_a_class_without_counterpart_is_named(tmp_path):
     folder = saved(llama(), tmp_path / "native")
     rewrite_config(folder, architectures=["LlamaForSomethingElse"])

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from ..config_map import Computed, Fixed
+from ..config_map import Computed, Fixed, Irrelevant
 from ..errors import ConversionError
 from ..family import Family
 from ..rules import Chain, Permute, Rule, Split
@@ -95,6 +95,7 @@ FAMILIES = (
             *CONFIG,
             Fixed(rope_in_float32=True, rope_table_in_float32=True, rope_result_in_float32=True),
             Computed((), _check_heads, lambda fields: {}),
+            Irrelevant("n_ctx", "gives the class an attribute that nothing reads"),
             # A key that the class does not declare.
             Computed(
                 ("pad_token_id",),

@@ -20,29 +20,41 @@ def _dropout(native):
     return dict.fromkeys(names, native["dropout_rate"])
 
 
+def stack(bias_per_layer: bool) -> tuple[Entry, ...]:
+    """The entries of one stack."""
+    return (
+        Same("vocab_size", "pad_token_id", "relative_attention_num_buckets", "relative_attention_max_distance"),
+        Renamed("d_model", "hidden_size"),
+        Renamed("d_kv", "head_dim"),
+        Renamed("d_ff", "intermediate_size"),
+        Renamed("num_heads", "num_attention_heads"),
+        Renamed("layer_norm_epsilon", "norm_eps"),
+        Computed(("dropout_rate",), _dropout, lambda fields: {"dropout_rate": fields["residual_dropout"]}),
+        Computed(("feed_forward_proj", "is_gated_act", "dense_act_fn"), _activation, _projection),
+        Fixed(
+            norm_type="rmsnorm",
+            norm_casting_mode="llama",
+            attention_scaling=1.0,
+            position_embedding_type="relative_bias",
+            relative_attention_per_layer=bias_per_layer,
+            padding_embedding_frozen=False,
+            ffn_output_in_float32=True,
+            clamp_in_float16="sublayers",
+        ),
+    )
+
+
+UNREAD = (
+    Irrelevant("initializer_factor", "used in the initialisation only"),
+    Irrelevant("is_decoder", "set on the stacks by the class"),
+    Irrelevant("classifier_dropout", "read by the classification heads"),
+)
+
+
 def config(bias_per_layer: bool, *more: Entry) -> tuple[Entry, ...]:
     """The entries of all three types, which differ in where the relative bias is."""
     return (
-        OnBothStacks(
-            Same("vocab_size", "pad_token_id", "relative_attention_num_buckets", "relative_attention_max_distance"),
-            Renamed("d_model", "hidden_size"),
-            Renamed("d_kv", "head_dim"),
-            Renamed("d_ff", "intermediate_size"),
-            Renamed("num_heads", "num_attention_heads"),
-            Renamed("layer_norm_epsilon", "norm_eps"),
-            Computed(("dropout_rate",), _dropout, lambda fields: {"dropout_rate": fields["residual_dropout"]}),
-            Computed(("feed_forward_proj", "is_gated_act", "dense_act_fn"), _activation, _projection),
-            Fixed(
-                norm_type="rmsnorm",
-                norm_casting_mode="llama",
-                attention_scaling=1.0,
-                position_embedding_type="relative_bias",
-                relative_attention_per_layer=bias_per_layer,
-                padding_embedding_frozen=False,
-                ffn_output_in_float32=True,
-                clamp_in_float16="sublayers",
-            ),
-        ),
+        OnBothStacks(*stack(bias_per_layer)),
         OnStack("encoder", Renamed("num_layers", "num_hidden_layers")),
         OnStack("decoder", Renamed("num_decoder_layers", "num_hidden_layers")),
         # Both stacks' and the whole's.
@@ -50,9 +62,7 @@ def config(bias_per_layer: bool, *more: Entry) -> tuple[Entry, ...]:
         # True in any case; the weights say whether the head is the embedding.
         Fixed(share_embeddings=True),
         Same("tie_word_embeddings"),
-        Irrelevant("initializer_factor", "used in the initialisation only"),
-        Irrelevant("is_decoder", "set on the stacks by the class"),
-        Irrelevant("classifier_dropout", "read by the classification heads"),
+        *UNREAD,
         *more,
     )
 
@@ -106,10 +116,37 @@ _UNDECLARED_START = Computed(
     lambda fields: {} if (start := fields["decoder_start_token_id"]) is None else {"decoder_start_token_id": start},
 )
 
+
+def encoder(model_type: str, bias_per_layer: bool) -> Family:
+    """The encoder alone, as text-to-image models use it."""
+    decoder = ("num_decoder_layers", "decoder_start_token_id", "scale_decoder_outputs")
+    return Family(
+        model_type=model_type,
+        primary="base",
+        is_encoder=True,
+        config=(
+            *stack(bias_per_layer),
+            Renamed("num_layers", "num_hidden_layers"),
+            Fixed(is_causal=False),
+            *UNREAD,
+            *(Irrelevant(key, "describes the decoder") for key in decoder),
+        ),
+        weights=(
+            Rule("shared.weight", "embed_tokens.weight"),
+            *(
+                rule.without_prefixes("", "model.encoder.")
+                for rule in weights(bias_per_layer)
+                if rule.is_inside("model.encoder.", "encoder.")
+            ),
+        ),
+    )
+
+
 FAMILIES = (
     Family(
         model_type="t5",
         primary="seq2seq_lm",
+        encoder=encoder("t5", bias_per_layer=False),
         loosely_tied="lm_head.weight",
         config=config(
             False,
@@ -125,6 +162,7 @@ FAMILIES = (
     Family(
         model_type="mt5",
         primary="seq2seq_lm",
+        encoder=encoder("mt5", bias_per_layer=False),
         loosely_tied="lm_head.weight",
         config=config(False, _START),
         weights=weights(bias_per_layer=False),
@@ -132,6 +170,7 @@ FAMILIES = (
     Family(
         model_type="umt5",
         primary="seq2seq_lm",
+        encoder=encoder("umt5", bias_per_layer=True),
         loosely_tied="lm_head.weight",
         config=config(True, _START, _SCALED_OUTPUT),
         weights=weights(bias_per_layer=True),
