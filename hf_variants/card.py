@@ -20,6 +20,7 @@ from .conversion.record import read_record, speaks_of
 from .conversion.skeleton import empty_model
 from .describe import axes, load_config
 from .drawing import block_svg
+from .model.normalization import NORM_KINDS
 from .model.versions import MINIMUM
 from .sizes import cache_sizes, readable, sizes_in
 
@@ -274,7 +275,7 @@ def summary(config: Any) -> str:
     if config.is_encoder_decoder:
         return f"an encoder-decoder; encoder: {summary(config.encoder)}; decoder: {summary(config.decoder)}"
     kind = "a decoder" if config.is_causal else "an encoder"
-    norm = {"layernorm": "LayerNorm", "rmsnorm": "RMSNorm"}[config.norm_type]
+    norm = NORM_KINDS[config.norm_type].name
     block = config.norm_placement if config.parallel_block == "none" else f"parallel, {config.norm_placement}"
     return (
         f"{kind} of {config.num_hidden_layers} layers, width {config.hidden_size}, {norm} ({block}), "

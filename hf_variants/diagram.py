@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from .model.builder import NORM_SLOTS
+from .model.normalization import NORM_KINDS
 
 
-NORM_NAMES = {"rmsnorm": "RMSNorm", "layernorm": "LayerNorm"}
 # The usual names of gated networks, by their activation (https://arxiv.org/abs/2002.05202).
 GATED_NAMES = {"silu": "SwiGLU", "swish": "SwiGLU", "gelu": "GeGLU", "relu": "ReGLU", "sigmoid": "GLU"}
 SUBLAYER_NAMES = {"self_attn": "self-attention", "cross_attn": "cross-attention", "mlp": "feed-forward"}
@@ -160,10 +160,10 @@ def layer_of(config: Any, layer_idx: int) -> Layer:
 
 def norm_name(config: Any) -> str:
     """What norms of a config are called."""
-    name = NORM_NAMES[config.norm_type]
+    name = NORM_KINDS[config.norm_type].name
     if not config.norm_affine:
         return f"{name} without weight"
-    if config.norm_type == "layernorm" and not config.norm_bias:
+    if NORM_KINDS[config.norm_type].has_bias and not config.norm_bias:
         name += " without bias"
     return f"{name} (1 + w)" if config.norm_unit_offset else name
 
@@ -196,7 +196,7 @@ def _attention(layer: Any, is_rotated: bool = True) -> tuple[str, ...]:
     if layer.qk_norm != "none":
         where = {"head": "in each head", "per_head": "of each head's own", "full": "over all heads"}[layer.qk_norm]
         after = ", after RoPE" if layer.qk_norm_after_rope and is_rotated else ""
-        lines.append(f"q/k {NORM_NAMES[layer.qk_norm_type]} {where}{after}")
+        lines.append(f"q/k {NORM_KINDS[layer.qk_norm_type].name} {where}{after}")
     if layer.attention_scaling is not None and layer.attention_scaling != layer.head_dim**-0.5:
         lines.append(f"scores {_times(layer.attention_scaling)}")
     if layer.scale_attn_by_inverse_layer_idx:
@@ -210,7 +210,7 @@ def _attention(layer: Any, is_rotated: bool = True) -> tuple[str, ...]:
     if layer.attention_gate != "none":
         lines.append(f"{layer.attention_gate} gate")
     if layer.attention_sub_norm:
-        lines.append(f"{NORM_NAMES[layer.norm_type]} before the output")
+        lines.append(f"{NORM_KINDS[layer.norm_type].name} before the output")
     biased = [*("q, k, v",) * layer.attention_bias, *("output",) * layer.attention_output_bias]
     if biased:
         lines.append(f"biases: {', '.join(biased)}")
@@ -262,7 +262,7 @@ def _feed_forward(layer: Any) -> tuple[str, ...]:
         kind = act
     lines = ["Feed-forward", kind, f"{layer.hidden_size:,} → {layer.intermediate_size:,} → {layer.hidden_size:,}"]
     if layer.ffn_sub_norm:
-        lines.append(f"{NORM_NAMES[layer.norm_type]} before the output")
+        lines.append(f"{NORM_KINDS[layer.norm_type].name} before the output")
     biased = [*("inner",) * layer.mlp_bias, *("output",) * layer.mlp_output_bias]
     if biased:
         lines.append(f"biases: {', '.join(biased)}")

@@ -52,7 +52,7 @@ REFUSED = [
     ({"norm_unit_offset": True, "norm_affine": False}, "without `norm_affine` there is no weight to offset."),
     (
         {"norm_type": "layernorm", "norm_casting_mode": "llama"},
-        "`norm_casting_mode` llama is defined for rmsnorm only.",
+        "`norm_casting_mode` llama is not defined for `norm_type` layernorm.",
     ),
     (
         {"norm_type": "layernorm", "norm_casting_mode": "gemma"},

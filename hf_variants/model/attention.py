@@ -12,7 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .adapters import NormGuard
 from .axis import PER_LAYER, ROUNDING, Axis, Check, Idle, axis, setting
-from .normalization import NormType, unchanged
+from .normalization import NORM_KINDS, NormType, unchanged
 
 
 @axis
@@ -91,7 +91,7 @@ class AttentionAxis(Axis):
             self.qk_norm_affine = self.norm_affine
         if self.qk_norm_bias is None:
             self.qk_norm_bias = (
-                self.qk_norm_type == "layernorm"
+                NORM_KINDS[self.qk_norm_type].has_bias
                 and self.qk_norm_affine
                 and self.norm_bias
                 and self.qk_norm != "per_head"
@@ -104,8 +104,8 @@ class AttentionAxis(Axis):
         rope = self.position_embedding_type == "rope"
         return [
             Check(
-                self.qk_norm_bias and self.qk_norm_type == "rmsnorm",
-                "`qk_norm_bias` is set, but `qk_norm_type` rmsnorm has no bias.",
+                self.qk_norm_bias and not NORM_KINDS[self.qk_norm_type].has_bias,
+                f"`qk_norm_bias` is set, but `qk_norm_type` {self.qk_norm_type} has no bias.",
                 "Set `qk_norm_bias=False` or `qk_norm_type='layernorm'`.",
             ),
             Check(

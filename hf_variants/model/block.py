@@ -20,6 +20,7 @@ from typing import Literal
 
 import torch
 from torch import nn
+from transformers import initialization
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import apply_chunking_to_forward
 
@@ -194,6 +195,9 @@ class LearnedScaleResidual(Residual):
         super().__init__(dropout)
         self.init = init
         self.scale = nn.Parameter(torch.full(shape, float(init)))
+
+    def reset_weights(self) -> None:
+        initialization.constant_(self.scale, self.init)
 
     def scale_branch(self, branch: torch.Tensor) -> torch.Tensor:
         # As a call of the module, at which ZeRO-3 and FSDP gather its parameter.

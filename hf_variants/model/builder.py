@@ -100,17 +100,7 @@ CROSS_ATTENTION = {
 
 def build_norm(config: VariantConfig, dim: int) -> nn.Module:
     """A norm of the config's kind over `dim` channels."""
-    # What follows a norm has the weights' dtype, the residual stream may have another.
-    casting_mode = "weight" if config.ffn_output_in_float32 else config.norm_casting_mode
-    return make_norm(
-        config.norm_type,
-        dim,
-        eps=config.norm_eps,
-        affine=config.norm_affine,
-        bias=config.norm_bias,
-        unit_offset=config.norm_unit_offset,
-        casting_mode=casting_mode,
-    )
+    return make_norm(dim, **config.norm_arguments())
 
 
 def build_qk_norm(config: VariantConfig, num_heads: int) -> Callable:
@@ -122,17 +112,7 @@ def build_qk_norm(config: VariantConfig, num_heads: int) -> Callable:
         "per_head": (num_heads, config.head_dim),
         "full": num_heads * config.head_dim,
     }[config.qk_norm]
-    same_kind = config.qk_norm_type == config.norm_type
-    default_cast = "llama" if config.qk_norm_type == "rmsnorm" else "none"
-    return make_norm(
-        config.qk_norm_type,
-        shape,
-        eps=config.qk_norm_eps,
-        affine=config.qk_norm_affine,
-        bias=config.qk_norm_bias,
-        unit_offset=config.norm_unit_offset and config.qk_norm_affine and same_kind,
-        casting_mode=config.norm_casting_mode if same_kind else default_cast,
-    )
+    return make_norm(shape, **config.qk_norm_arguments())
 
 
 def build_rotation(config: VariantConfig, rope_parameters: dict | None) -> Callable:

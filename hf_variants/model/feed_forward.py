@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 from torch import nn
+from transformers import initialization as init
 from transformers.activations import ACT2CLS, ACT2FN
 
 from .adapters import NormGuard
@@ -90,6 +91,15 @@ def make_activation(name: str) -> nn.Module:
         # bfloat16 in any model, unless it is told.
         return ACT2CLS[name](dtype=torch.get_default_dtype())
     return ACT2FN[name]
+
+
+def reset_activation(activation: nn.Module) -> None:
+    """Set the learned parameters of an activation of `make_activation`, as transformers' class does on construction."""
+    (name,) = (name for name in LEARNED_ACTIVATIONS if isinstance(activation, ACT2CLS[name]))
+    with torch.device("cpu"):
+        fresh = make_activation(name)
+    for name, tensor in fresh.state_dict().items():
+        init.copy_(getattr(activation, name), tensor)
 
 
 class FeedForward(NormGuard, nn.Module):

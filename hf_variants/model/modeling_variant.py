@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import CommitInfo
 from torch import nn
 from transformers import initialization as init
+from transformers.activations import ACT2CLS
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.generation import GenerationMixin
 from transformers.masking_utils import (
@@ -37,7 +38,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .adapters import AdapterGuard
 from .attention import Attention, self_attention_half
 from .axis import quote
-from .block import Block, LearnedScaleResidual
+from .block import Block
 from .builder import (
     build_block,
     build_cache_limit,
@@ -69,12 +70,9 @@ from .builder import (
 from .configuration_variant import VariantConfig
 from .custom_code import auto_map_of, write_code
 from .distribution import Distribution
+from .feed_forward import LEARNED_ACTIVATIONS, reset_activation
 from .losses import guard_fused_head, warn_of_lost_terms
 from .normalization import (
-    Float32LayerNorm,
-    PerHeadLayerNorm,
-    ZeroCenteredLayerNorm,
-    ZeroCenteredRMSNorm,
     unchanged,
 )
 from .positions import restarts, too_long
@@ -262,14 +260,10 @@ class VariantPreTrainedModel(AdapterGuard, Distribution, PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if hasattr(module, "reset_buffers"):
             module.reset_buffers()
-        if isinstance(module, (ZeroCenteredRMSNorm, ZeroCenteredLayerNorm)) or getattr(module, "unit_offset", False):
-            init.zeros_(module.weight)
-            if getattr(module, "bias", None) is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, (Float32LayerNorm, PerHeadLayerNorm)):
-            init.ones_(module.weight)
-        elif isinstance(module, LearnedScaleResidual):
-            init.constant_(module.scale, module.init)
+        if getattr(module, "unread_bias", None) is not None:
+            init.zeros_(module.unread_bias)
+        if hasattr(module, "reset_weights"):
+            module.reset_weights()
         elif isinstance(module, nn.Linear) and hasattr(module, "xavier_gain"):
             init.xavier_normal_(module.weight, gain=module.xavier_gain)
             if module.bias is not None:
@@ -277,6 +271,8 @@ class VariantPreTrainedModel(AdapterGuard, Distribution, PreTrainedModel):
         elif isinstance(module, Attention):
             if module.has_sinks:
                 init.normal_(module.sinks, mean=0.0, std=self.config.initializer_range)
+        elif isinstance(module, tuple(ACT2CLS[name] for name in LEARNED_ACTIVATIONS)):
+            reset_activation(module)
         elif "RotaryEmbedding" not in type(module).__name__:
             super()._init_weights(module)
 

@@ -1,16 +1,38 @@
 """How activations are normalised: RMSNorm and LayerNorm, plain or zero-centred, in every order of casts in use."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import initialization as init
 
 from .axis import ROUNDING, Axis, Check, Idle, axis, setting
 
 
 NormType = Literal["layernorm", "rmsnorm"]
+
+
+class NormKind(NamedTuple):
+    """
+    What one kind of norm is called and has.
+
+    Attributes:
+        name: as people write it.
+        has_bias: a learned bias beside the weight, unless it is told not to.
+        casting_modes: those that it is defined for, the default first.
+    """
+
+    name: str
+    has_bias: bool
+    casting_modes: tuple[str, ...]
+
+
+NORM_KINDS = {
+    "layernorm": NormKind("LayerNorm", has_bias=True, casting_modes=("none", "gemma")),
+    "rmsnorm": NormKind("RMSNorm", has_bias=False, casting_modes=("llama", "gemma", "none")),
+}
 
 
 @axis
@@ -38,16 +60,17 @@ class NormalizationAxis(Axis):
 
     def derive(self) -> None:
         if self.norm_bias is None:
-            self.norm_bias = self.norm_type == "layernorm" and self.norm_affine
+            self.norm_bias = NORM_KINDS[self.norm_type].has_bias and self.norm_affine
         if self.norm_casting_mode is None:
-            self.norm_casting_mode = "llama" if self.norm_type == "rmsnorm" else "none"
+            self.norm_casting_mode = NORM_KINDS[self.norm_type].casting_modes[0]
 
     def checks(self) -> list[Check]:
+        kind = NORM_KINDS[self.norm_type]
         return [
             Check(self.norm_eps <= 0, f"`norm_eps` is {self.norm_eps}.", "Set `norm_eps` above 0, such as 1e-6."),
             Check(
-                self.norm_bias and self.norm_type == "rmsnorm",
-                "`norm_bias` is set, but `norm_type` rmsnorm has no bias.",
+                self.norm_bias and not kind.has_bias,
+                f"`norm_bias` is set, but `norm_type` {self.norm_type} has no bias.",
                 "Set `norm_bias=False` or `norm_type='layernorm'`.",
             ),
             Check(
@@ -61,9 +84,9 @@ class NormalizationAxis(Axis):
                 "Set `norm_unit_offset=False` or `norm_affine=True`.",
             ),
             Check(
-                self.norm_type == "layernorm" and self.norm_casting_mode == "llama",
-                "`norm_casting_mode` llama is defined for rmsnorm only.",
-                "Set `norm_casting_mode` to 'none' (torch's kernel) or 'gemma' (float32 throughout).",
+                self.norm_casting_mode not in kind.casting_modes,
+                f"`norm_casting_mode` {self.norm_casting_mode} is not defined for `norm_type` {self.norm_type}.",
+                f"Set `norm_casting_mode` to {' or '.join(map(repr, kind.casting_modes))}.",
             ),
             Check(
                 self.norm_casting_mode == "gemma" and self.norm_type == "layernorm" and self.norm_bias,
@@ -71,6 +94,32 @@ class NormalizationAxis(Axis):
                 "Set `norm_bias=False` or `norm_casting_mode='none'`.",
             ),
         ]
+
+    def norm_arguments(self) -> dict[str, Any]:
+        """What `make_norm` takes beside a shape."""
+        return {
+            "norm_type": self.norm_type,
+            "eps": self.norm_eps,
+            "affine": self.norm_affine,
+            "bias": self.norm_bias,
+            "unit_offset": self.norm_unit_offset,
+            # What follows a norm has the weights' dtype, the residual stream may have another.
+            "casting_mode": "weight" if self.ffn_output_in_float32 else self.norm_casting_mode,
+        }
+
+    def qk_norm_arguments(self) -> dict[str, Any]:
+        """The same for the norm on queries and keys, whose kind may be another."""
+        same_kind = self.qk_norm_type == self.norm_type
+        default_cast = NORM_KINDS[self.qk_norm_type].casting_modes[0]
+        return {
+            **self.norm_arguments(),
+            "norm_type": self.qk_norm_type,
+            "eps": self.qk_norm_eps,
+            "affine": self.qk_norm_affine,
+            "bias": self.qk_norm_bias,
+            "unit_offset": self.norm_unit_offset and self.qk_norm_affine and same_kind,
+            "casting_mode": self.norm_casting_mode if same_kind else default_cast,
+        }
 
     def idle(self) -> list[Idle]:
         return [Idle(not self.norm_affine, ["norm_unit_offset"], "`norm_affine` is off")]
@@ -171,6 +220,9 @@ class ZeroCenteredRMSNorm(RMSNorm):
     def _initial_weight(shape: int | tuple[int, int]) -> torch.Tensor:
         return torch.zeros(shape)
 
+    def reset_weights(self) -> None:
+        init.zeros_(self.weight)
+
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         dtype = hidden_states.dtype
         hidden_states = hidden_states.to(self.statistics_dtype or dtype)
@@ -188,6 +240,11 @@ class ZeroCenteredLayerNorm(nn.LayerNorm):
         nn.init.zeros_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+    def reset_weights(self) -> None:
+        init.zeros_(self.weight)
+        if self.bias is not None:
+            init.zeros_(self.bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return F.layer_norm(hidden_states, self.normalized_shape, self.weight + 1.0, self.bias, self.eps)
@@ -210,6 +267,9 @@ class Float32LayerNorm(nn.Module):
         self.eps = eps
         self.unit_offset = unit_offset
         self.weight = nn.Parameter(torch.zeros(shape) if unit_offset else torch.ones(shape))
+
+    def reset_weights(self) -> None:
+        init.constant_(self.weight, 0.0 if self.unit_offset else 1.0)
 
     def _applied_weight(self) -> torch.Tensor:
         return 1.0 + self.weight.float() if self.unit_offset else self.weight.float()
@@ -255,6 +315,9 @@ class PerHeadLayerNorm(nn.Module):
         self.unit_offset = unit_offset
         self.weight = nn.Parameter(torch.zeros(shape) if unit_offset else torch.ones(shape))
 
+    def reset_weights(self) -> None:
+        init.constant_(self.weight, 0.0 if self.unit_offset else 1.0)
+
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         weight = self.weight + 1.0 if self.unit_offset else self.weight
         heads = [
@@ -268,9 +331,9 @@ class PerHeadLayerNorm(nn.Module):
 
 
 def make_norm(
-    norm_type: str,
     shape: int | tuple[int, int],
     *,
+    norm_type: str,
     eps: float,
     affine: bool,
     bias: bool,
@@ -281,9 +344,8 @@ def make_norm(
     The norm of this kind over the last dimension.
 
     Args:
-        norm_type (`str`): `"layernorm"` or `"rmsnorm"`.
         shape (`int` or `tuple[int, int]`): size of the last dimension, or (heads, head_dim) for own weights per head.
-        eps, affine, bias, unit_offset, casting_mode: see `VariantConfig`'s `norm_*` fields.
+        norm_type, eps, affine, bias, unit_offset, casting_mode: see `VariantConfig`'s `norm_*` fields.
     """
     if norm_type == "rmsnorm":
         if not affine:
