@@ -114,6 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
     verify = command("verify", _verify, "Compare two checkpoints, native or variant; exit with 1 when they differ.")
     verify.add_argument("a", metavar="A", help="reference checkpoint")
     verify.add_argument("b", metavar="B", help="checkpoint to compare with it")
+    verify.add_argument("--dtype", choices=DTYPES, default="auto", help="cast both first (default: each as stored)")
     verify.add_argument("--json", metavar="REPORT", type=Path, dest="report", help="also write the report as JSON")
     _add_ignore_key(verify)
 
@@ -280,7 +281,7 @@ def _bundle(arguments: argparse.Namespace) -> int:
 def _verify(arguments: argparse.Namespace) -> int:
     from hf_variants.conversion import verify
 
-    report = verify(arguments.a, arguments.b, ignore_keys=arguments.ignore_keys)
+    report = verify(arguments.a, arguments.b, dtype=_dtype(arguments.dtype), ignore_keys=arguments.ignore_keys)
     print(report.to_markdown())
     if arguments.report is not None:
         arguments.report.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")

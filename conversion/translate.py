@@ -1,6 +1,7 @@
 """Conversion itself: in memory (`from_native`, `to_native`) and on disk (`convert`, `export`), by the same rules."""
 
 import copy
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -208,6 +209,8 @@ def _build(
 ) -> PreTrainedModel:
     own = next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), torch.float32)
     arguments = {} if device_map is None else {"device_map": device_map}
+    if config._attn_implementation is not None:
+        arguments["attn_implementation"] = config._attn_implementation
     if dtype in (None, "auto"):
         dtype = own
     nested = {name: inner.dtype for name in config.sub_configs if (inner := getattr(config, name, None)) is not None}
@@ -279,6 +282,12 @@ def _part_of(
     return native, names, lambda name: state[stored[name]]
 
 
+def _follow_default_attention(native: PreTrainedModel, config: PreTrainedConfig) -> None:
+    """Attention runs as in the stock class: eager where that has nothing else, unless another one is asked for."""
+    if not type(native)._supports_sdpa:
+        config._attn_implementation = "eager"
+
+
 def _generation_config(model: PreTrainedModel, source: PreTrainedModel) -> None:
     if model.can_generate() and source.can_generate():
         model.generation_config = copy.deepcopy(source.generation_config)
@@ -336,6 +345,7 @@ def from_native(
         variant_config = family.config_map.to_variant(source.config, ignore_keys, head)
         native, names, load = _part_of(source, family.native_class(head))
     _follow_loose_tie(family, native, variant_config, names, load)
+    _follow_default_attention(native, variant_config)
     target_class = family.variant_class(head)
     tensors = _translated(
         family, head, native, empty_model(target_class, variant_config), names, load, variant_config, to_native=False
@@ -523,6 +533,11 @@ def _write(
         write_code(folder)
     checkpoint.write_safetensors(tensors, folder, total=len(stored_tensors(target)), max_shard_bytes=max_shard_bytes)
     config.save_pretrained(folder)
+    if is_variant(config) and config._attn_implementation is not None:
+        # transformers reads this key, and does not write it.
+        path = folder / CONFIG_NAME
+        settings = json.loads(path.read_text(encoding="utf-8")) | {"attn_implementation": config._attn_implementation}
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def convert(
@@ -557,6 +572,7 @@ def convert(
     opened = _open_native(source, ignore_keys)
     family, head, config, names, load = opened.family, opened.head, opened.config, opened.names, opened.load
     _follow_loose_tie(family, opened.native, config, names, load)
+    _follow_default_attention(opened.native, config)
     target = empty_model(family.variant_class(head), config)
     tensors = _translated(family, head, opened.native, target, names, load, config, to_native=False)
     stored = opened.reader.dtype()

@@ -11,19 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, set_seed
+from transformers import PreTrainedConfig, PreTrainedModel, set_seed
 
 from hf_variants.model.configuration_variant import VariantConfig
 
 from . import checkpoint, folds, rules
+from .companions import has_tokenizer
 from .config_map import differing_fields
 from .errors import NotRepresentable
 from .family import Family, family_and_head, head_of_variant, is_variant, read_config, stacks, variant_class
 from .folds import Folding
 from .memory import lay_alike
-from .skeleton import stored_tensors
-from .translate import _load_gguf, is_gguf, native_family_and_head
+from .skeleton import empty_model, stored_tensors
+from .tokenization import differences, load_tokenizer, probe_texts
+from .translate import _as_dtype, _load_gguf, is_gguf, native_family_and_head
 
 
 # Longest input that is tried, to leave a laptop usable. Longer windows are narrowed and farther positions given.
@@ -87,11 +90,12 @@ class _Loaded:
     faults: list[str] = field(default_factory=list)
 
 
-def _load(source: str | Path | PreTrainedModel) -> _Loaded:
+def _load(source: str | Path | PreTrainedModel, dtype: torch.dtype | None) -> _Loaded:
     if isinstance(source, PreTrainedModel):
-        return _Loaded(source)
+        return _Loaded(source if dtype in (None, source.dtype) else copy.deepcopy(source).to(dtype))
     if is_gguf(source):
-        return _Loaded(_load_gguf(Path(source)), Path(source))
+        model = _load_gguf(Path(source))
+        return _Loaded(model if dtype is None else model.to(dtype), Path(source))
     folder = checkpoint.resolve_folder(source)
     config = read_config(folder)
     # Refuses indexes that leave the folder, before transformers follows them.
@@ -105,7 +109,7 @@ def _load(source: str | Path | PreTrainedModel) -> _Loaded:
         ignored = [rule for rule in family.rules_for(head) if isinstance(rule, rules.Drop)]
     # transformers fills missing tensors with random values, and leaves out what it has no place for.
     model, info = model_class.from_pretrained(
-        folder, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
+        folder, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True
     )
     faults = [
         f"{kind} {name if isinstance(name, str) else name[0]}"
@@ -147,6 +151,17 @@ def _outputs(model: PreTrainedModel, **inputs: torch.Tensor) -> torch.Tensor:
     return (outputs.logits if "logits" in outputs else outputs.last_hidden_state).cpu()
 
 
+def _kind(model: PreTrainedModel) -> str:
+    """The task of a model's head, as conversions name it, and of how many stacks it is."""
+    name = type(model).__name__
+    if is_variant(model.config):
+        head, is_pair = head_of_variant(name), model.config.is_encoder_decoder
+    else:
+        family, head = family_and_head(model.config, name)
+        is_pair = family.config_map.config_class is not VariantConfig
+    return f"{head}, {'encoder-decoder' if is_pair else 'one stack'}"
+
+
 def _vocab_size(model: PreTrainedModel) -> int:
     """The number of tokens that every stack knows."""
     config = model.config
@@ -179,7 +194,9 @@ def _interesting_length(config: PreTrainedConfig, limit: int | None) -> int:
     marks = [64]
     for stack in stacks(config):
         marks += [mark + 16 for mark in (*_contexts(stack), stack.sliding_window or 0)]
-    return min(max(marks), MAX_LENGTH, limit or MAX_LENGTH)
+    length = min(max(marks), MAX_LENGTH, limit or MAX_LENGTH)
+    # Feed-forward networks in chunks take whole ones.
+    return length - length % max(1, *(stack.ffn_chunk_size for stack in stacks(config)))
 
 
 def _far_positions(config: PreTrainedConfig, limit: int | None, length: int) -> list[torch.Tensor]:
@@ -286,7 +303,8 @@ def _check_tensors(a: PreTrainedModel, b: PreTrainedModel, pair: _Pair) -> Check
     left, right = ({n: t.cpu() for n, t in stored_tensors(model).items()} for model in (a, b))
     if pair.family is None:
         if type(a) is not type(b):
-            return Check("weights", True, "two types, compared by outputs only")
+            # Rows of the vocabulary that no input draws count as well.
+            left, right = (_as_ours(model, t, pair.config) for model, t in ((a, left), (b, right)))
         different = sorted(
             name
             for name in left.keys() | right.keys()
@@ -304,6 +322,16 @@ def _check_tensors(a: PreTrainedModel, b: PreTrainedModel, pair: _Pair) -> Check
         return Check("weights", False, str(error))
     seen = f"{len(made)} tensors, {'both ways' if pair.folding is None else 'folded'}"
     return Check("weights", not different, seen if not different else f"different: {sorted(different)[:4]}")
+
+
+def _as_ours(model: PreTrainedModel, tensors: dict[str, torch.Tensor], config: PreTrainedConfig) -> dict:
+    """The tensors of a model of either kind in our layout."""
+    if is_variant(model.config):
+        return tensors
+    family, head = family_and_head(model.config, type(model).__name__)
+    shapes = {name: t.shape for name, t in stored_tensors(empty_model(family.variant_class(head), config)).items()}
+    steps = rules.plan(family.rules_for(head), list(tensors), shapes, to_native=False)
+    return dict(rules.run(steps, tensors.__getitem__, config, shapes, to_native=False))
 
 
 def _carried(
@@ -352,33 +380,139 @@ def _greedy(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, token
     return model.generate(**inputs, generation_config=settings).cpu()
 
 
+def _check_own_tokens(left: PreTrainedModel, right: PreTrainedModel, ids: torch.Tensor, tokens: int) -> Check:
+    """What `generate` makes of one prompt with the checkpoint's own settings, sampling from one seed."""
+    made: list[Any] = []
+    for model in (left, right):
+        set_seed(0)
+        settings = copy.deepcopy(model.generation_config)
+        settings.max_new_tokens, settings.max_length = tokens, None
+        try:
+            made.append(model.generate(ids.to(model.device), generation_config=settings).tolist())
+        # Settings that want more than a prompt, or contradict each other, are refused alike.
+        except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+            made.append(f"{type(error).__name__}: {error}")
+    seen = made[0] if isinstance(made[0], str) else "token by token, beams and sampling as they are set"
+    return Check(
+        "tokens with the checkpoint's own settings",
+        made[0] == made[1],
+        seen if made[0] == made[1] else f"{made[0]} and {made[1]}",
+    )
+
+
 def _check_tokenizers(a: Path | None, b: Path | None) -> Check | None:
-    if a is None or b is None or not all(_has_tokenizer(path) for path in (a, b)):
+    """What `AutoTokenizer` reads from both; none if neither has one, or one of the models is in memory."""
+    if a is None or b is None:
         return None
+    present = [path.is_file() or has_tokenizer(path) for path in (a, b)]
+    if not all(present):
+        return Check("tokenizer", False, f"only {(a, b)[present.index(True)].name} has one") if any(present) else None
+    first, second = load_tokenizer(a), load_tokenizer(b)
+    unread = [made for made in (first, second) if isinstance(made, str)]
+    if unread:
+        # What is not installed here, or is code, is missing to both.
+        return Check("tokenizer", len(unread) == 2, f"not compared: {unread[0]}") if len(unread) == 1 else None
+    found = differences(first, second)
+    seen = f"{len(first)} tokens, {len(probe_texts(first))} texts, settings, chat template"
+    return Check("tokenizer", not found, "; ".join(found) or seen)
+
+
+def _check_generation_configs(a: PreTrainedModel, b: PreTrainedModel) -> Check | None:
+    """Every setting, since any of them may decide the text."""
+    if not (a.can_generate() and b.can_generate()):
+        return None
+    metadata = ("transformers_version", "_from_model_config", "_commit_hash", "_original_object_hash")
     first, second = (
-        AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        if path.is_file()
-        else AutoTokenizer.from_pretrained(path)
-        for path in (a, b)
+        {name: value for name, value in model.generation_config.to_dict().items() if name not in metadata}
+        for model in (a, b)
     )
-    samples = ["The quick brown fox.", "naïve café, 北京, \n\ttabs  and   spaces", "def f(x): return x**2  # ½"]
-    same = (
-        len(first) == len(second)
-        and first.all_special_ids == second.all_special_ids
-        and first.chat_template == second.chat_template
-        and all(first(text).input_ids == second(text).input_ids for text in samples)
-    )
-    return Check("tokenizer", same, f"{len(first)} and {len(second)} tokens, chat template and special ids compared")
+    names = sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
+    seen = "; ".join(f"{name}: {first.get(name)!r} and {second.get(name)!r}" for name in names)
+    return Check("generation config", not names, seen or "every setting")
 
 
-def _has_tokenizer(path: Path) -> bool:
-    return path.is_file() or (path / "tokenizer_config.json").is_file() or (path / "tokenizer.json").is_file()
+class _CountedDropout(TorchFunctionMode):
+    """
+    Dropout whose n-th mask depends on n alone, since classes draw other random numbers between; no layer is skipped by
+    LayerDrop, which draws one number per layer and which variants do not have.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.rand and args in (([],), ((),), ()):
+            return torch.ones(())
+        if func is not torch.nn.functional.dropout:
+            return func(*args, **kwargs)
+        given = signature(func).bind(*args, **kwargs)
+        given.apply_defaults()
+        states, rate = given.arguments["input"], given.arguments["p"]
+        if not given.arguments["training"] or rate == 0:
+            return states
+        self.calls += 1
+        generator = torch.Generator().manual_seed(self.calls)
+        mask = torch.rand(states.numel(), generator=generator).view(states.shape).to(states.device) >= rate
+        return states * mask / (1 - rate)
+
+
+def _labelled(model: PreTrainedModel, ids: torch.Tensor) -> dict[str, torch.Tensor] | None:
+    """Inputs with labels for the model's head; none if it has no loss."""
+    names, config = signature(model.forward).parameters, model.config
+    inputs = {"input_ids": ids.to(model.device)}
+    generator = torch.Generator().manual_seed(1)
+    if "start_positions" in names:
+        return {**inputs, "start_positions": ids[:, 0] % ids.shape[1], "end_positions": ids[:, 1] % ids.shape[1]}
+    if "labels" not in names:
+        return None
+    if "SequenceClassification" in type(model).__name__:
+        if config.problem_type == "multi_label_classification":
+            labels = torch.randint(0, 2, (len(ids), config.num_labels), generator=generator).to(model.dtype)
+        elif config.num_labels == 1 or config.problem_type == "regression":
+            labels = torch.randn(len(ids), config.num_labels, generator=generator).squeeze(-1).to(model.dtype)
+        else:
+            labels = ids[:, 0] % config.num_labels
+    else:
+        labels = ids % config.num_labels if "TokenClassification" in type(model).__name__ else ids.clone()
+        # What takes no part in a loss.
+        labels[:, 1] = -100
+    return {**inputs, "labels": labels.to(model.device)}
+
+
+def _check_losses(left: PreTrainedModel, right: PreTrainedModel, ids: torch.Tensor, bound: float) -> Check | None:
+    """The loss in training mode, with dropout as each class has it."""
+    made = []
+    for model in (left, right):
+        inputs = _labelled(model, ids)
+        if inputs is None:
+            return None
+        if model.can_generate() and not model.config.is_encoder_decoder:
+            inputs["use_cache"] = False
+        model.train()
+        dropout = _CountedDropout()
+        try:
+            with torch.no_grad(), dropout:
+                made.append((model(**inputs).loss.item(), dropout.calls))
+        # An encoder-decoder whose config does not say what the decoder's inputs begin with has no loss of labels alone.
+        except ValueError as error:
+            made.append((str(error), None))
+        finally:
+            model.eval()
+    (x, masks), (y, others) = made
+    if masks is None or others is None:
+        return None if masks is others is None else Check("training loss", False, f"{x} and {y}")
+    same = x == y or abs(x - y) <= bound * max(abs(x), 1.0)
+    seen = f"{x:.6g}, {masks} dropout masks" if same else f"{x!r} and {y!r}, {masks} and {others} dropout masks"
+    return Check("training loss", same and masks == others, seen)
 
 
 def verify(
     a: str | Path | PreTrainedModel,
     b: str | Path | PreTrainedModel,
     *,
+    dtype: torch.dtype | str | None = None,
     new_tokens: int = 32,
     progress: bool = True,
     ignore_keys: Iterable[str] = (),
@@ -388,13 +522,15 @@ def verify(
 
     Compared, in the weights' own dtype and with eager attention: every field of the configs that matters; every tensor
     through the conversion rules in both directions; logits on a long input, with right and with left padding, at far
-    positions and with a narrow window; greedy and beam-search tokens with the cache; the tokenizers, where both are
-    folders. Equality is exact unless the family lists an operation that must round differently; its bound is relative
-    to the logits' standard deviation. A native model may also be what folds made of the variant (see `folds`): then
-    the folded weights must be equal.
+    positions and with a narrow window; greedy and beam-search tokens with the cache, and those of the checkpoint's own
+    settings; all of these settings; the loss in training, with dropout; and where both are on disk, logits with the
+    attention that each has by default, and what `AutoTokenizer` reads. Equality is exact unless the family lists an
+    operation that must round differently; its bound is relative to the logits' standard deviation. A native model may
+    also be what folds made of the variant (see `folds`): then the folded weights must be equal.
 
     Args:
         a, b: folders, Hub ids, GGUF files or loaded models.
+        dtype: to which both are cast first; by default each stays as it is stored.
         new_tokens: number of tokens to generate.
         ignore_keys: as in `from_native`.
 
@@ -403,13 +539,14 @@ def verify(
     """
     names = [str(x) if not isinstance(x, PreTrainedModel) else type(x).__name__ for x in (a, b)]
     report = VerificationReport(*names)
-    loaded = [_load(a), _load(b)]
+    loaded = [_load(source, _as_dtype(dtype)) for source in (a, b)]
     left, right = (side.model for side in loaded)
     for name, side in zip(names, loaded, strict=True):
         if side.path is not None:
             seen = "every tensor of the architecture, and no other" if not side.faults else ", ".join(side.faults[:6])
             report.checks.append(Check(f"tensors of {name}", not side.faults, seen))
     for what, (x, y) in {
+        "kind of model": (_kind(left), _kind(right)),
         "vocabulary": (_vocab_size(left), _vocab_size(right)),
         "dtype": (left.dtype, right.dtype),
     }.items():
@@ -422,14 +559,17 @@ def verify(
     bound = _bound(left, right, pair, report)
 
     states = [(model, model.training, model.config._attn_implementation) for model in (left, right)]
+    put_back = lay_alike(left, right)
+    if all(side.path is not None for side in loaded) and _runs(left, right, pair):
+        report.checks.append(_check_default_attention(left.eval(), right.eval(), pair, bound))
     for model in (left, right):
         set_attention(model.eval(), "eager")
     # A class that cannot switch keeps its own (Falcon), and the other one follows.
     set_attention(left, right.config._attn_implementation)
     set_attention(right, left.config._attn_implementation)
-    put_back = lay_alike(left, right)
     try:
         steps = _steps(left, right, pair, bound, new_tokens)
+        steps.append(lambda: _check_generation_configs(left, right))
         steps.append(lambda: _check_tokenizers(*(side.path for side in loaded)))
         for step in tqdm(steps, desc="Verifying", unit="check", delay=1.0, disable=not progress):
             if (check := step()) is not None:
@@ -457,12 +597,27 @@ def _bound(left: PreTrainedModel, right: PreTrainedModel, pair: _Pair, report: V
     return coarse * max((deviation.bound for deviation in deviations), default=0.0)
 
 
+def _runs(left: PreTrainedModel, right: PreTrainedModel, pair: _Pair) -> bool:
+    """A class that only holds the weights of a type with its own code does not run."""
+    return pair.family is None or not {type(left), type(right)} & set(pair.family.own_models.values())
+
+
+def _check_default_attention(left: PreTrainedModel, right: PreTrainedModel, pair: _Pair, bound: float) -> Check:
+    """Outputs with the attention that each has when it is loaded without a word about it."""
+    ids = _inputs(left, min(_interesting_length(pair.config, pair.limit), 128), batch=1)
+    backends = sorted({str(model.config._attn_implementation) for model in (left, right)})
+    name = f"outputs with {' and '.join(backends)} attention, as loaded"
+    try:
+        return _compare(name, *(_outputs(model, input_ids=ids) for model in (left, right)), bound)
+    except (IndexError, RuntimeError, ValueError) as error:
+        return Check(name, False, f"a model stopped with {type(error).__name__}: {error}")
+
+
 def _steps(
     left: PreTrainedModel, right: PreTrainedModel, pair: _Pair, bound: float, new_tokens: int
 ) -> list[Callable[[], Check | None]]:
     """The comparisons that run the models, cheapest evidence first."""
-    # A class that only holds the weights of a type with its own code does not run.
-    if pair.family is not None and {type(left), type(right)} & set(pair.family.own_models.values()):
+    if not _runs(left, right, pair):
         return [lambda: _check_tensors(left, right, pair)]
     is_language_model = left.can_generate() and right.can_generate()
     # A classifier of sequences reads the last real token, which it finds by the padding id.
@@ -530,6 +685,8 @@ def _steps(
                 return Check(f"{new_tokens} {kind} tokens", torch.equal(*made), "token by token, with the cache")
 
             steps.append(tokens)
+        steps.append(lambda: _check_own_tokens(left, right, prompt[:1], new_tokens))
+    steps.append(lambda: _check_losses(left, right, ids[:, : min(16, length)], bound))
     return steps
 
 

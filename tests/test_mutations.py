@@ -1,13 +1,21 @@
 """Every mistake that conversions are known to make, made on purpose: `verify` must see it, in the outputs too."""
 
 import copy
+import json
 import random
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BartConfig, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    MODEL_MAPPING,
+)
 
 import hf_variants
 from hf_variants.conversion import convert, verify
@@ -381,6 +389,147 @@ def test_damaged_folders_are_seen(folders, change, seen):
     report = verify(native, variant, new_tokens=4, progress=False)
     assert not report.ok
     assert seen in report.to_markdown()
+
+
+# What a fresh process sees beside the model: each a change to the variant's folder, and the checks that must see it
+
+
+def edit_json(name, function):
+    def change(folder):
+        content = json.loads((folder / name).read_text())
+        function(content)
+        (folder / name).write_text(json.dumps(content))
+
+    return change
+
+
+def swap_two_tokens(content):
+    vocabulary = content["model"]["vocab"]
+    vocabulary["quick"], vocabulary["fox"] = vocabulary["fox"], vocabulary["quick"]
+
+
+def without_tokenizer(folder):
+    for path in folder.glob("*token*"):
+        path.unlink()
+
+
+TOKENIZER, SETTINGS = "tokenizer_config.json", "generation_config.json"
+FOLDER_MUTATIONS = {
+    "two token ids swapped": (edit_json("tokenizer.json", swap_two_tokens), {"tokenizer"}),
+    "tokenizer forgotten": (without_tokenizer, {"tokenizer"}),
+    "padding side": (edit_json(TOKENIZER, lambda c: c.update(padding_side="left")), {"tokenizer"}),
+    "longest text": (edit_json(TOKENIZER, lambda c: c.update(model_max_length=7)), {"tokenizer"}),
+    "special token lost": (edit_json(TOKENIZER, lambda c: c.pop("eos_token")), {"tokenizer"}),
+    "text normalised": (edit_json("tokenizer.json", lambda c: c.update(normalizer={"type": "Lowercase"})), {"tokenizer"}),
+    "chat template": (lambda f: (f / "chat_template.jinja").write_text("{{ messages[0] }}"), {"tokenizer"}),
+    "beams lost": (
+        edit_json(SETTINGS, lambda c: c.pop("num_beams")),
+        {"generation config", "tokens with the checkpoint's own settings"},
+    ),
+    "temperature": (edit_json(SETTINGS, lambda c: c.update(temperature=9.0, do_sample=True)), {"generation config"}),
+    "end of text": (edit_json(SETTINGS, lambda c: c.update(eos_token_id=[2, 5])), {"generation config"}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory):
+    """A native folder with a tokenizer and settings of its own, converted."""
+    folder = tmp_path_factory.mktemp("complete")
+    native = copy.deepcopy(native_model("llama"))
+    native.generation_config.update(num_beams=3, do_sample=True, temperature=2.0, no_repeat_ngram_size=2)
+    native.save_pretrained(folder / "native")
+    words = ["<pad>", "<s>", "</s>", "<unk>", "the", "quick", "brown", "fox", "Hello", "."]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    fast.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    fast.save_pretrained(folder / "native")
+    convert(folder / "native", folder / "variant")
+    return folder / "native", folder / "variant"
+
+
+def test_complete_folders_pass(complete):
+    report = verify(*complete, new_tokens=4, progress=False)
+    assert report.ok, report.to_markdown()
+    names = {check.name for check in report.checks}
+    assert {"tokenizer", "generation config", "tokens with the checkpoint's own settings", "training loss"} <= names
+
+
+@pytest.mark.parametrize("mutation", FOLDER_MUTATIONS)
+def test_a_mistake_beside_the_model_is_seen(mutation, complete, tmp_path):
+    change, seen = FOLDER_MUTATIONS[mutation]
+    native, variant = complete
+    shutil.copytree(variant, tmp_path / "variant")
+    change(tmp_path / "variant")
+    for sides in ((native, tmp_path / "variant"), (tmp_path / "variant", native)):
+        report = verify(*sides, new_tokens=4, progress=False)
+        assert {check.name for check in report.checks if not check.ok} >= seen, report.to_markdown()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_other_dtypes_on_request(dtype, complete, pairs):
+    report = verify(*complete, dtype=dtype, new_tokens=4, progress=False)
+    assert report.ok, report.to_markdown()
+    native, ours = pairs("llama")
+    assert verify(native, ours, dtype=dtype, new_tokens=4, progress=False).ok
+    assert native.dtype is ours.dtype is torch.float32
+    assert not verify(native, edit(swap_layers)(ours), dtype=dtype, new_tokens=0, progress=False).ok
+
+
+def test_the_attention_that_runs_by_default(tmp_path, pairs):
+    """The stock class has eager attention alone; sdpa rounds in another way."""
+    native, _ = pairs("bloom")
+    native.save_pretrained(tmp_path / "native")
+    convert(tmp_path / "native", tmp_path / "variant")
+    assert verify(tmp_path / "native", tmp_path / "variant", new_tokens=0, progress=False).ok
+    edit_json("config.json", lambda content: content.pop("attn_implementation"))(tmp_path / "variant")
+    report = verify(tmp_path / "native", tmp_path / "variant", new_tokens=0, progress=False)
+    assert [check.name for check in report.checks if not check.ok] == [
+        "outputs with eager and sdpa attention, as loaded"
+    ]
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_dropout_that_the_other_lacks(rate):
+    config = CONFIG_MAPPING["gpt2"](**GPT2, resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1)
+    native = hostile_(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)).eval()
+    ours = hf_variants.from_native(native)
+    assert verify(native, ours, new_tokens=0, progress=False).ok
+    for module in ours.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = rate
+    report = verify(native, ours, new_tokens=0, progress=False)
+    assert [check.name for check in report.checks if not check.ok] == ["training loss"]
+
+
+def test_rows_of_the_vocabulary_that_no_input_draws(pairs):
+    """Two native types, of which neither has the other's layout."""
+    fields = {**SIZES, "vocab_size": 5000}
+    config = hf_variants.VariantConfig(**fields)
+    model = hostile_(hf_variants.VariantForCausalLM(config)).eval()
+    llama, mistral = (hf_variants.to_native(model, model_type) for model_type in ("llama", "mistral"))
+    assert verify(llama, mistral, new_tokens=0, progress=False).ok
+    with torch.no_grad():
+        mistral.model.embed_tokens.weight[4999] += 1
+    report = verify(llama, mistral, new_tokens=0, progress=False)
+    assert [check.name for check in report.checks if not check.ok] == ["weights"]
+
+
+def test_two_kinds_of_model_differ(pairs):
+    decoder, _ = pairs("llama")
+    others = [
+        MODEL_MAPPING[type(decoder.config)](decoder.config),
+        hf_variants.VariantForMaskedLM(hf_variants.VariantConfig(**SIZES, is_causal=False)),
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING[BartConfig](
+            BartConfig(vocab_size=61, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4)
+        ),
+    ]
+    for other in others:
+        for sides in ((decoder, other), (other, decoder)):
+            report = verify(*sides, new_tokens=0, progress=False)
+            assert "kind of model" in [check.name for check in report.checks if not check.ok]
 
 
 def test_random_weights_are_not_mistaken_for_each_other():
