@@ -118,11 +118,9 @@ def test_export_passes_what_was_asked(api, options, model_type):
 @pytest.mark.parametrize(("ok", "status"), [(True, 0), (False, 1)])
 def test_verify_says_no_through_its_exit_status(api, tmp_path, ok, status):
     verify = api("verify", Report(ok))
-    assert (
-        hf_variants_cli.main(["verify", "a", "b", "--ignore-key", "k", "--json", str(tmp_path / "report.json")])
-        == status
-    )
-    assert verify.calls == [(("a", "b"), {"ignore_keys": ["k"]})]
+    command = ["verify", "a", "b", "--ignore-key", "k", "--dtype", "bfloat16"]
+    assert hf_variants_cli.main([*command, "--json", str(tmp_path / "report.json")]) == status
+    assert verify.calls == [(("a", "b"), {"dtype": torch.bfloat16, "ignore_keys": ["k"]})]
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == {"ok": ok}
 
 
