@@ -333,19 +333,6 @@ class NestedStack(Entry):
         return {self.keys[0]: self.inner.backward(fields)}
 
 
-class PerHead(Entry):
-    """Fields that depend on the head of the checkpoint (a pooler that only the bare model has)."""
-
-    def __init__(self, **fields_by_head: Fields):
-        self.fields_by_head = fields_by_head
-
-    def forward(self, native):
-        return dict(self.fields_by_head.get(native[HEAD_KEY], {}))
-
-    def backward(self, fields):
-        return {}
-
-
 class LayerTypes(Entry):
     """
     `layer_types` and `sliding_window`, the same on both sides; the window is kept also where no layer slides.
@@ -402,8 +389,28 @@ def _token_classifier_dropout(native: Mapping[str, Any]) -> Fields:
     return {"token_classifier_dropout": next((value for value in given if value is not None), 0.1)}
 
 
-def active_fields(config: VariantConfig) -> Fields:
-    """The fields that change what this config's model computes, with derived values filled in and aliases unified."""
+def _of_head(config: VariantConfig, fields: Fields, head: str) -> Fields:
+    """What the model with this head reads of the fields that describe poolers and classifiers."""
+    role = {"base": "base", "sequence_classification": "classifier"}.get(head, "other")
+    on_tokens = head in ("token_classification", "question_answering")
+    transform = role == "classifier" or (on_tokens and config.classifier_transform_on_tokens)
+    unread = {"pooler_scope", "classifier_transform_on_tokens"}
+    if role != "classifier":
+        unread |= {"classifier_pooling", "classifier_bias"}
+    elif config.has_pooler(role):
+        unread.add("classifier_pooling")
+    if not transform:
+        unread |= {name for name in fields if name.startswith("classifier_transform")}
+    return {name: value for name, value in fields.items() if name not in unread} | {"pooler": config.has_pooler(role)}
+
+
+def active_fields(config: VariantConfig, head: str = "") -> Fields:
+    """
+    The fields that change what this config's model computes, with derived values filled in and aliases unified.
+
+    Args:
+        head: of the model, where those of other heads do not count; by default all do.
+    """
     values = config.to_dict()
     idle = config.idle_fields()
     # What a layer's own parameters show by now.
@@ -421,7 +428,7 @@ def active_fields(config: VariantConfig) -> Fields:
         fields["per_layer_config"] = values["per_layer_config"]
     elif fields["attention_scaling"] is None:
         fields["attention_scaling"] = config.head_dim**-0.5
-    return fields
+    return _of_head(config, fields, head) if head else fields
 
 
 def _canonical_rope(parameters: dict | None) -> dict | None:
@@ -442,10 +449,10 @@ SEQ2SEQ_FIELDS = (
 FIELDS_OF_THE_WHOLE = ("tie_word_embeddings", "bos_token_id", "eos_token_id")
 
 
-def _active_fields_of_all(config: AnyVariantConfig) -> Fields:
+def _active_fields_of_all(config: AnyVariantConfig, head: str) -> Fields:
     """`active_fields`; of an encoder-decoder with the stack's name in front."""
     if isinstance(config, VariantConfig):
-        return active_fields(config)
+        return active_fields(config, head)
     fields = {name: getattr(config, name) for name in SEQ2SEQ_FIELDS}
     for stack in STACKS:
         own = active_fields(getattr(config, stack))
@@ -459,9 +466,14 @@ def _active_fields_of_all(config: AnyVariantConfig) -> Fields:
     return fields
 
 
-def differing_fields(ours: AnyVariantConfig, other: AnyVariantConfig) -> dict[str, tuple]:
-    """Active fields that differ, with both values. Numbers that are equal up to one rounding count as equal."""
-    left, right = _active_fields_of_all(ours), _active_fields_of_all(other)
+def differing_fields(ours: AnyVariantConfig, other: AnyVariantConfig, head: str = "") -> dict[str, tuple]:
+    """
+    Active fields that differ, with both values. Numbers that are equal up to one rounding count as equal.
+
+    Args:
+        head: see `active_fields`.
+    """
+    left, right = _active_fields_of_all(ours, head), _active_fields_of_all(other, head)
     different = {}
     for name in left.keys() | right.keys():
         a, b = left.get(name), right.get(name)
@@ -692,5 +704,5 @@ class ConfigMap:
         """A native config, and the fields of ours that do not come out of it again."""
         # Copies, because config classes complete dictionaries and lists in place.
         native = self.native_class(**copy.deepcopy(values), dtype=config.dtype)
-        differences = differing_fields(config, self.to_variant(native, ignore_keys, head))
+        differences = differing_fields(config, self.to_variant(native, ignore_keys, head), head)
         return native, {name: values for name, values in differences.items() if name not in self.told_by_weights}

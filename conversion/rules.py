@@ -311,6 +311,18 @@ def _steps_without_sources(rules: Iterable[Rule | Drop], targets_left: Iterable[
     ]
 
 
+def renamed(rules: Iterable[Rule | Drop], names: Iterable[str], to_native: bool = False) -> dict[str, str]:
+    """Of these source tensors those that one rule moves alone, unchanged, with the target's names."""
+    moves = [rule for rule in rules if isinstance(rule, Rule) and isinstance(rule.op, Identity)]
+    pairs = [(_as_tuple(rule.native), _as_tuple(rule.ours)) for rule in moves]
+    found = {}
+    for native, ours in pairs:
+        source, target = (ours, native) if to_native else (native, ours)
+        pattern = _pattern(source[0])
+        found |= {n: _fill(target[0], match.groupdict()) for n in names if (match := pattern.match(n))}
+    return found
+
+
 def _collected(rule: Rule) -> set[str]:
     """Placeholders that gather all their values, marked with a star."""
     templates = _as_tuple(rule.native) + _as_tuple(rule.ours)

@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -193,6 +194,23 @@ def _translated(
     names = _check_ties(source_model, list(names), load)
     steps = rules.plan(family.rules_for(head), names, shapes, to_native=to_native)
     return rules.run(steps, load, variant_config, shapes, to_native=to_native)
+
+
+def _for_other_heads(
+    family: Family, head: str, names: Iterable[str], variant: PreTrainedModel, to_native: bool = False
+) -> dict[str, str]:
+    """
+    Of the stored tensors those that the class of this head leaves out and models with another head have, with the names
+    they go under: the trained pooler of a masked LM, which a classifier begins with.
+
+    Args:
+        variant: our model, with or without weights.
+    """
+    if not isinstance(variant.config, VariantConfig) or not variant.config.pooler:
+        return {}
+    moves = rules.renamed((*family.base_weights, *family.rules_for(head)), list(names), to_native)
+    ours = {source if to_native else target for source, target in moves.items()} - set(variant.state_dict())
+    return {source: target for source, target in moves.items() if (source if to_native else target) in ours}
 
 
 def native_family_and_head(config: PreTrainedConfig) -> tuple[Family, str]:
@@ -574,7 +592,12 @@ def convert(
     _follow_loose_tie(family, opened.native, config, names, load)
     _follow_default_attention(opened.native, config)
     target = empty_model(family.variant_class(head), config)
-    tensors = _translated(family, head, opened.native, target, names, load, config, to_native=False)
+    apart = _for_other_heads(family, head, names, target)
+    names = [name for name in names if name not in apart]
+    tensors = chain(
+        _translated(family, head, opened.native, target, names, load, config, to_native=False),
+        ((ours, load(name)) for name, ours in apart.items()),
+    )
     stored = opened.reader.dtype()
     _refuse_to_verify_a_cast(verify, stored, target_dtype)
     if target_dtype is not None:
@@ -697,9 +720,11 @@ def export(
     head = head_of_variant((config.architectures or ["VariantForCausalLM"])[0])
     family, native_config, folding = _target_of(config, model_type, head)
     reader = checkpoint.SafetensorsReader(folder)
-    target, tensors = _exported(
-        family, head, empty_model(family.variant_class(head), config), reader.names(), reader, native_config, folding
-    )
+    variant = empty_model(family.variant_class(head), config)
+    apart = _for_other_heads(family, head, reader.names(), variant, to_native=True)
+    names = [name for name in reader.names() if name not in apart]
+    target, tensors = _exported(family, head, variant, names, reader, native_config, folding)
+    tensors = chain(tensors, ((native, reader(name)) for name, native in apart.items()))
     stored = reader.dtype()
     if target_dtype is not None:
         native_config.dtype = target_dtype

@@ -273,7 +273,9 @@ def _pair(a: PreTrainedModel, b: PreTrainedModel, ignore_keys: Iterable[str]) ->
     """Compare the configs, each as ours; a native model may also be what folds make of the variant."""
     left, right = _as_variant(a, b, ignore_keys), _as_variant(b, a, ignore_keys)
     family = folding = None
-    differences = differing_fields(left, right)
+    ours = a if is_variant(a.config) else b
+    head = head_of_variant(type(ours).__name__) if is_variant(ours.config) else ""
+    differences = differing_fields(left, right, head)
     if is_variant(a.config) != is_variant(b.config):
         variant, native, as_variant = (a, b, right) if is_variant(a.config) else (b, a, left)
         family, _ = family_and_head(native.config, type(native).__name__)
@@ -291,11 +293,12 @@ def _pair(a: PreTrainedModel, b: PreTrainedModel, ignore_keys: Iterable[str]) ->
 
 def _folding_to(variant: PreTrainedModel, model_type: str, as_variant: PreTrainedConfig) -> Folding | None:
     """The folds that make this native model of a variant, if any do."""
+    head = head_of_variant(type(variant).__name__)
     try:
-        _, _, folding = folds.plan(variant.config, model_type, head_of_variant(type(variant).__name__))
+        _, _, folding = folds.plan(variant.config, model_type, head)
     except NotRepresentable:
         return None
-    return None if differing_fields(folding.config, as_variant) else folding
+    return None if differing_fields(folding.config, as_variant, head) else folding
 
 
 def _check_tensors(a: PreTrainedModel, b: PreTrainedModel, pair: _Pair) -> Check:

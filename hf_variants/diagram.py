@@ -330,7 +330,7 @@ def _head(stack: Any, class_name: str, config: Any) -> tuple[tuple[Box, ...], st
         return tuple(_language_model(stack, config)), "logits"
     if class_name in heads:
         return heads[class_name](stack), "logits"
-    pooler = (Box("head", "pooler", ("Pooler", "first token, tanh")),) if stack.pooler else ()
+    pooler = (Box("head", "pooler", ("Pooler", "first token, tanh")),) if stack.has_pooler("base") else ()
     return pooler, "hidden states"
 
 
@@ -361,8 +361,9 @@ def _language_model(stack: Any, config: Any) -> list[Box]:
 
 def _sequence_classifier(stack: Any) -> tuple[Box, ...]:
     pooled = stack.classifier_pooling.replace("_", " ")
-    lines = ("Pooler", "first token, tanh") if stack.pooler else (f"Pooling: {pooled}",)
-    boxes = [Box("head", "pooler" if stack.pooler else "pool", lines)]
+    has_pooler = stack.has_pooler("classifier")
+    lines = ("Pooler", "first token, tanh") if has_pooler else (f"Pooling: {pooled}",)
+    boxes = [Box("head", "pooler" if has_pooler else "pool", lines)]
     return (*boxes, *_classifier_transform(stack, stack.classifier_transform), _classifier(stack, "score"))
 
 

@@ -5,9 +5,15 @@ import random
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModel,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 import hf_variants
-from hf_variants.conversion import ConversionError, convert, verify
+from hf_variants.conversion import ConversionError, convert, export, verify
 from hf_variants.conversion.family import family_of
 from tests.native_rows import all_rows, encoders, modern_encoders
 from tests.parity import hostile_, random_native
@@ -122,3 +128,68 @@ def test_a_window_without_neighbours_is_refused():
     config = family_of("modernbert").config_map.native_class(local_attention=1)
     with pytest.raises(ConversionError, match="`local_attention` is 1"):
         family_of("modernbert").config_map.to_variant(config)
+
+
+ENCODERS = [name for name, row in all_rows().items() if family_of(name).primary == "masked_lm"]
+TASKS = {
+    "sequence_classification": AutoModelForSequenceClassification,
+    "token_classification": AutoModelForTokenClassification,
+    "question_answering": AutoModelForQuestionAnswering,
+}
+
+
+def with_trained_pooler(stock, folder) -> dict[str, torch.Tensor]:
+    """Save a masked LM as pretraining leaves it: with the pooler that its bare class has, if it has one."""
+    stock.save_pretrained(folder)
+    prefix = stock.base_model_prefix
+    bare = family_of(stock.config.model_type).native_class("base")(stock.config)
+    trained = {
+        f"{prefix}.{name}": torch.randn(tensor.shape)
+        for name, tensor in bare.state_dict().items()
+        if name.startswith("pooler.")
+    }
+    rewritten(folder, lambda tensors: tensors | trained)
+    return trained
+
+
+@pytest.mark.parametrize("model_type", ENCODERS)
+def test_a_converted_masked_lm_becomes_the_classifier_that_the_stock_class_would_become(model_type, tmp_path):
+    family = family_of(model_type)
+    trained = with_trained_pooler(native(model_type), tmp_path / "native")
+    convert(tmp_path / "native", tmp_path / "variant")
+    batch = {"input_ids": torch.arange(6, 24).view(2, 9)}
+    for head, auto_class in TASKS.items():
+        if family.native_class(head) is None:
+            continue
+        stock = auto_class.from_pretrained(tmp_path / "native")
+        ours = auto_class.from_pretrained(tmp_path / "variant")
+        assert type(ours) is family.variant_class(head)
+        exported = hf_variants.to_native(ours)
+        assert {n: t.shape for n, t in exported.state_dict().items()} == {
+            n: t.shape for n, t in stock.state_dict().items()
+        }
+        kept = {n: t for n, t in trained.items() if n in stock.state_dict()}
+        assert all(torch.equal(exported.state_dict()[name], tensor) for name, tensor in kept.items())
+        # Megatron's class has no other attention.
+        ours.set_attn_implementation(stock.config._attn_implementation)
+        # The head is new in either; after a step it is the same model.
+        stock.load_state_dict(exported.state_dict())
+        with torch.no_grad():
+            for expected, made in zip(stock(**batch).to_tuple(), ours(**batch).to_tuple(), strict=True):
+                assert torch.equal(expected, made), head
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "ernie"])
+def test_the_pooler_of_a_masked_lm_comes_back_with_the_export(model_type, tmp_path):
+    with_trained_pooler(native(model_type), tmp_path / "native")
+    convert(tmp_path / "native", tmp_path / "variant", verify=True)
+    export(tmp_path / "variant", tmp_path / "back")
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("native", "back"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    bare = family_of(model_type).native_class("base").from_pretrained(tmp_path / "native")
+    ours = AutoModel.from_pretrained(tmp_path / "variant")
+    ids = torch.arange(6, 24).view(2, 9)
+    with torch.no_grad():
+        for expected, made in zip(bare(ids).to_tuple(), ours(ids).to_tuple(), strict=True):
+            assert torch.equal(expected, made)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..config_map import Computed, Entry, Fields, Fixed, Irrelevant, PerHead, Renamed, Required, Same
+from ..config_map import Computed, Entry, Fields, Fixed, Irrelevant, Renamed, Required, Same
 from ..errors import ConversionError
 from ..family import Family
 from ..rules import Drop, Rule
@@ -79,7 +79,7 @@ ENCODER: tuple[Entry, ...] = (
 # What BERT, RoBERTa, ELECTRA and ERNIE have in common.
 COMMON = (*ENCODER, CLASSIFIER_DROPOUT)
 POST_NORM = Fixed(norm_placement="post", embedding_norm=True)
-POOLED = PerHead(base={"pooler": True}, sequence_classification={"pooler": True})
+POOLED = Fixed(pooler=True, pooler_scope="base_and_classifier")
 # Of Google's first configs; the pooler has the width of the model.
 ORIGINAL_NOTES = tuple(
     Irrelevant(key, "a note of the original code, which no class reads")

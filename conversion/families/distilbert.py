@@ -1,6 +1,6 @@
 """DistilBERT: BERT without token types and pooler, under names of its own."""
 
-from ..config_map import Computed, Fixed, Irrelevant, PerHead, Renamed, Same
+from ..config_map import Computed, Fixed, Irrelevant, Renamed, Same
 from ..family import Deviation, Family
 from ..rules import Drop, Rule
 from ._common import ALL_BIASES
@@ -40,7 +40,7 @@ FAMILIES = (
             Same("qa_dropout"),
             LEARNED_POSITIONS, CHUNKED_FFN, ENCODER_BLOCK, POST_NORM, ALL_BIASES,
             Fixed(norm_eps=1e-12, attention_residual_dropout=False, classifier_transform_dropout=False),
-            PerHead(sequence_classification={"classifier_transform": True, "classifier_transform_act": "relu"}),
+            Fixed(classifier_transform=True, classifier_transform_act="relu"),
             Irrelevant("sinusoidal_pos_embds", "how the learned table of positions starts"),
             Irrelevant("tie_weights_", "an obsolete copy of tie_word_embeddings"),
         ),

@@ -1,6 +1,6 @@
 """EuroBERT: Llama with a bidirectional mask and three ways to classify a sequence."""
 
-from ..config_map import Computed, Fixed, Irrelevant, Mapped, PerHead, Same
+from ..config_map import Computed, Fixed, Irrelevant, Mapped, Same
 from ..family import Family
 from ..rules import Rule
 from ._common import (
@@ -33,7 +33,7 @@ FAMILIES = (
                 "classifier_pooling",
                 {"bos": "first", "mean": "mean_in_float32", "late": "mean_of_logits"},
             ),
-            PerHead(sequence_classification={"classifier_transform": True, "classifier_transform_act": "gelu"}),
+            Fixed(classifier_transform=True, classifier_transform_act="gelu"),
             Irrelevant("pretraining_tp", "how the original weights were sharded; the class does not read it"),
             *unread(
                 "a key of the original code, which the class does not read",

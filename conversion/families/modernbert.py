@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..config_map import HEAD_KEY, Computed, Fields, Fixed, Irrelevant, Mapped
+from ..config_map import Computed, Fields, Fixed, Irrelevant, Mapped
 from ..errors import ConversionError
 from ..family import Family
 from ..rules import Rule
@@ -11,19 +11,13 @@ from ._common import FUSED_GRADIENT, FUSED_PRODUCT, QKV_IN_BLOCKS, fused_qkv, un
 from .modernbert_decoder import COMMON, COMMON_WEIGHTS, LAYER, prediction_head
 
 
-CLASSIFIERS = ("sequence_classification", "token_classification", "question_answering")
-
-
 def _prediction_head(native: Mapping[str, Any]) -> Fields:
     bias, act = native["classifier_bias"], native["classifier_activation"]
-    fields = {"lm_head_transform_bias": bias, "lm_head_transform_act": act}
-    if native[HEAD_KEY] in CLASSIFIERS:
-        fields |= {
-            "classifier_transform": True, "classifier_transform_bias": bias, "classifier_transform_act": act,
-            "classifier_transform_norm": True, "classifier_transform_on_tokens": True,
-            "classifier_transform_dropout": False,
-        }  # fmt: skip
-    return fields
+    return {
+        "lm_head_transform_bias": bias, "lm_head_transform_act": act,
+        "classifier_transform": True, "classifier_transform_bias": bias, "classifier_transform_act": act,
+        "classifier_transform_norm": True, "classifier_transform_on_tokens": True, "classifier_transform_dropout": False,
+    }  # fmt: skip
 
 
 def _window(native: Mapping[str, Any]) -> Fields:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..config_map import (
-    HEAD_KEY,
     Computed,
     Entry,
     Fields,
@@ -30,13 +29,11 @@ ENCODER_KEYS = (
 def _prediction_head(native):
     """The same dense head stands before the LM head and before a classifier."""
     bias, act = native["classifier_bias"], native["classifier_activation"]
-    fields = {"lm_head_transform_bias": bias, "lm_head_transform_act": act}
-    if native[HEAD_KEY] == "sequence_classification":
-        fields |= {
-            "classifier_transform": True, "classifier_transform_bias": bias, "classifier_transform_act": act,
-            "classifier_transform_norm": True, "classifier_transform_dropout": False, "classifier_bias": bias,
-        }  # fmt: skip
-    return fields
+    return {
+        "lm_head_transform_bias": bias, "lm_head_transform_act": act,
+        "classifier_transform": True, "classifier_transform_bias": bias, "classifier_transform_act": act,
+        "classifier_transform_norm": True, "classifier_transform_dropout": False, "classifier_bias": bias,
+    }  # fmt: skip
 
 
 # What the decoder and the encoder have in common.

@@ -1,6 +1,6 @@
 """BERT with rotary positions and a gated FFN: Nomic BERT and GTE."""
 
-from ..config_map import Computed, Entry, Fixed, PerHead, Renamed, Same
+from ..config_map import Computed, Entry, Fixed, Renamed, Same
 from ..family import Family
 from ..rules import Rule, Split
 from ._common import NULLABLE_HEAD_DIM, QKV_IN_BLOCKS, SIZES, UNDECLARED_HEAD_DIM, WHOLE_ROPE
@@ -10,8 +10,9 @@ from .bert import CLASSIFIER, CLASSIFIER_DROPOUT, HIDDEN_DROPOUT, POST_NORM, lm_
 ROTARY_ENCODER: tuple[Entry, ...] = (
     SIZES, Same("type_vocab_size", "hidden_act"), Renamed("layer_norm_eps", "norm_eps"), HIDDEN_DROPOUT,
     Renamed("attention_probs_dropout_prob", "attention_dropout"), CLASSIFIER_DROPOUT, WHOLE_ROPE, POST_NORM,
-    PerHead(sequence_classification={"pooler": True}),
     Fixed(
+        pooler=True,
+        pooler_scope="classifier",
         is_causal=False,
         norm_type="layernorm",
         norm_casting_mode="none",

@@ -1,6 +1,6 @@
 """RoBERTa, CamemBERT and XLM-RoBERTa: BERT whose positions are counted over the tokens that are not padding."""
 
-from ..config_map import Entry, Fixed, PerHead
+from ..config_map import Entry, Fixed
 from ..family import Family
 from .bert import (
     CLASSIFIER,
@@ -20,10 +20,7 @@ from .bert import (
 # What sets them apart from BERT, wherever their norms are.
 ROBERTA: tuple[Entry, ...] = (
     *COMMON, TIED_BIAS, Fixed(position_ids_source="input_ids", lm_head_transform_act="gelu"),
-    PerHead(
-        base={"pooler": True},
-        sequence_classification={"classifier_transform": True, "classifier_transform_act": "tanh"},
-    ),
+    Fixed(pooler=True, pooler_scope="base", classifier_transform=True, classifier_transform_act="tanh"),
 )  # fmt: skip
 ROBERTA_LM_HEAD = lm_head("lm_head", "lm_head.dense", "lm_head.layer_norm")
 ROBERTA_HEADS = {"sequence_classification": DENSE_CLASSIFIER, "token_classification": CLASSIFIER}

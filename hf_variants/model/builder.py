@@ -484,8 +484,8 @@ def build_logit_scaling(config: VariantConfig) -> LogitScaling:
     return LogitScaling(config.logit_scale, config.final_logit_softcapping, config.logit_scale_by_division)
 
 
-def build_pooler(config: VariantConfig) -> Pooler | None:
-    return Pooler(config.hidden_size) if config.pooler else None
+def build_pooler(config: VariantConfig) -> Pooler:
+    return Pooler(config.hidden_size)
 
 
 def build_classifier_pooling(config: VariantConfig):

@@ -98,6 +98,8 @@ class HeadAxis(Axis):
 class ClassifierAxis(Axis):
     """
     pooler (`bool`): dense + tanh on the first token, as an encoder's `pooler_output` (BERT).
+    pooler_scope (`str`): which models have it: `"every_head"`; `"base"`, the one without a head alone (RoBERTa);
+        `"classifier"`, the sequence classifier, which reads it (Nomic BERT); or `"base_and_classifier"` (BERT).
     classifier_pooling (`str`): the vector a sequence classifier reads where there is no pooler: `"first"` (default
         of encoders), `"last"` real token (default of decoders), `"mean"` of the tokens that the mask shows,
         `"mean_in_float32"` (the same, rounded once where there is no mask; EuroBERT), or `"mean_of_logits"` (every
@@ -113,6 +115,7 @@ class ClassifierAxis(Axis):
     title = "classifier"
 
     pooler: bool = False
+    pooler_scope: Literal["every_head", "base", "classifier", "base_and_classifier"] = "every_head"
     classifier_pooling: Literal["first", "last", "mean", "mean_in_float32", "mean_of_logits"] | None = None
     classifier_bias: bool | None = None
     classifier_transform: bool = False
@@ -141,7 +144,14 @@ class ClassifierAxis(Axis):
 
     def idle(self) -> list[Idle]:
         of_transform = self.named("classifier_transform_")
-        return [Idle(not self.classifier_transform, of_transform, "`classifier_transform` is off")]
+        return [
+            Idle(not self.pooler, ["pooler_scope"], "`pooler` is off"),
+            Idle(not self.classifier_transform, of_transform, "`classifier_transform` is off"),
+        ]
+
+    def has_pooler(self, role: str) -> bool:
+        """Whether the model without a head (`"base"`), a sequence `"classifier"` or any `"other"` one has the pooler."""
+        return self.pooler and (self.pooler_scope == "every_head" or role in self.pooler_scope.split("_and_"))
 
 
 class DenseTransform(nn.Module):

@@ -136,6 +136,8 @@ class VariantPreTrainedModel(AdapterGuard, Distribution, PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = ["past_key_values"]
+    # Of a checkpoint with a pooler for the models that have one.
+    _keys_to_ignore_on_load_unexpected = [r"^(model\.)?pooler\."]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -278,9 +280,9 @@ class VariantPreTrainedModel(AdapterGuard, Distribution, PreTrainedModel):
 
 
 class VariantModel(VariantPreTrainedModel):
-    """The stack without a head: token ids to hidden states."""
+    """The stack without a head: token ids to hidden states; `role` says what it stands in (`VariantConfig.has_pooler`)."""
 
-    def __init__(self, config: VariantConfig):
+    def __init__(self, config: VariantConfig, role: str = "base"):
         super().__init__(config)
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
@@ -307,7 +309,7 @@ class VariantModel(VariantPreTrainedModel):
         self.norm = build_final_norm(config) if config.final_norm else unchanged
         self.final_dropout = nn.Dropout(config.final_dropout) if config.final_dropout else unchanged
         self.output_projection = build_output_projection(config)
-        self.pooler = build_pooler(config)
+        self.pooler = build_pooler(config) if config.has_pooler(role) else None
         self.layer_types = list(config.layer_types)
         self.layerdrop = config.layerdrop
         self.mask_functions = CAUSAL_MASKS if config.is_causal else BIDIRECTIONAL_MASKS
@@ -529,7 +531,7 @@ class VariantForCausalLM(VariantPreTrainedModel, GenerationMixin):
                 "`is_causal` is False, so every token sees those it would have to predict. "
                 "Use `VariantForMaskedLM` for an encoder, or set `is_causal=True`."
             )
-        self.model = VariantModel(config)
+        self.model = VariantModel(config, "other")
         self.vocab_size = config.vocab_size
         self.lm_head_transform = build_lm_head_transform(config)
         self.lm_head = build_lm_head(config)
@@ -647,7 +649,7 @@ class VariantForMaskedLM(VariantPreTrainedModel):
                 "`is_causal` is True, and a masked token is predicted from both sides. "
                 "Use `VariantForCausalLM` for a decoder, or set `is_causal=False`."
             )
-        self.model = VariantModel(config)
+        self.model = VariantModel(config, "other")
         self.lm_head_transform = build_lm_head_transform(config)
         self.lm_head = build_lm_head(config)
         self.logit_scaling = build_logit_scaling(config)
@@ -702,7 +704,7 @@ class VariantForSequenceClassification(VariantPreTrainedModel):
     def __init__(self, config: VariantConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.model = VariantModel(config)
+        self.model = VariantModel(config, "classifier")
         self.pool = build_classifier_pooling(config)
         self.pre_classifier = build_classifier_transform(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
@@ -771,7 +773,7 @@ class VariantForSequenceClassification(VariantPreTrainedModel):
             use_cache=use_cache,
             **kwargs,
         )
-        if self.config.pooler:
+        if self.model.pooler is not None:
             logits = self.classify(outputs.pooler_output)
         else:
             tokens = self.real_tokens(input_ids, inputs_embeds, attention_mask)
@@ -798,7 +800,7 @@ class VariantForTokenClassification(VariantPreTrainedModel):
     def __init__(self, config: VariantConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.model = VariantModel(config)
+        self.model = VariantModel(config, "other")
         self.pre_classifier = build_token_classifier_transform(config)
         self.dropout = nn.Dropout(config.token_classifier_dropout)
         self.score = build_classifier(config, bias=True)
@@ -849,7 +851,7 @@ class VariantForQuestionAnswering(VariantPreTrainedModel):
 
     def __init__(self, config: VariantConfig):
         super().__init__(config)
-        self.model = VariantModel(config)
+        self.model = VariantModel(config, "other")
         self.pre_classifier = build_token_classifier_transform(config)
         self.dropout = nn.Dropout(config.qa_dropout) if config.qa_dropout else unchanged
         self.qa_outputs = nn.Linear(output_size(config), 2)
