@@ -120,6 +120,10 @@ class Fixed(Entry):
         return {}
 
 
+class Offered(Fixed):
+    """What calls of the native class can ask for beyond its config: a variant with a field's default does without."""
+
+
 class Computed(Entry):
     """
     Fields computed from native keys, with the inverse beside it; the forward check catches an inexact inverse.
@@ -705,4 +709,13 @@ class ConfigMap:
         # Copies, because config classes complete dictionaries and lists in place.
         native = self.native_class(**copy.deepcopy(values), dtype=config.dtype)
         differences = differing_fields(config, self.to_variant(native, ignore_keys, head), head)
-        return native, {name: values for name, values in differences.items() if name not in self.told_by_weights}
+        defaults = VariantConfig.__dataclass_fields__
+        unused = {
+            name
+            for entry in self.entries
+            if isinstance(entry, Offered)
+            for name in entry.fields
+            if name in differences and differences[name][0] == defaults[name].default
+        }
+        beside = {*self.told_by_weights, *unused}
+        return native, {name: values for name, values in differences.items() if name not in beside}

@@ -425,8 +425,22 @@ class LayerScale(Fold):
         return _rounded(dtype)
 
 
+class TypesAmongTokens(Fold):
+    """Token types that a native class has no name for."""
+
+    name = "token types among the tokens are left out, for calls without `token_type_ids`"
+    fields = ("token_type_table",)
+
+    def applies(self, model, wanted):
+        return {"token_type_table": "own"} if "token_type_table" in wanted else None
+
+    def tensor(self, rewrite, name, load):
+        return load(name)
+
+
 FOLDS: tuple[Fold, ...] = (
     RoundingOrder(),
+    TypesAmongTokens(),
     NeutralParameters(),
     UnitOffset(),
     InterleavedRope("rope_interleaved", "rotary channels are reordered between pairs and halves"),

@@ -122,6 +122,14 @@ REFUSED = [
         "`learned_scale_type` and `residual_multiplier` both scale the branch.",
     ),
     ({"attn_logit_softcapping": 0}, "`attn_logit_softcapping` is 0. Set it above 0"),
+    (
+        {"token_type_table": "tokens", "type_vocab_size": 2},
+        "`token_type_table` tokens and `type_vocab_size` are both set.",
+    ),
+    (
+        {"token_type_table": "tokens", "embedding_size": 8, "tie_word_embeddings": False},
+        "`token_type_table` tokens adds rows of `embedding_size`",
+    ),
     ({"final_logit_softcapping": -1.0}, "`final_logit_softcapping` is -1.0."),
     (
         {"attn_logit_softcapping": 5.0, "attention_sinks": True},
@@ -367,13 +375,14 @@ def test_defaults_are_derived_and_written_out():
     assert written["head_dim"] == 8
     assert written["num_key_value_heads"] == 4
     assert written["intermediate_size"] == 128
-    assert written["embedding_size"] == written["cross_attention_hidden_size"] == 32
+    assert written["embedding_size"] == 32
     assert written["layer_types"] == ["full_attention"] * 4
     assert written["rope_parameters"] == {"rope_type": "default", "rope_theta": 10000.0}
     # Where these are `None`, there is nothing.
     unset = {key for key, value in written.items() if value is None}
     optional = {
-        "attention_scaling", "attn_logit_softcapping", "clip_qkv", "deepnorm_alpha", "deepnorm_beta", "dtype",
+        "attention_scaling", "attn_logit_softcapping", "clip_qkv", "cross_attention_hidden_size", "deepnorm_alpha",
+        "deepnorm_beta", "dtype",
         "final_logit_softcapping", "layer_rope_theta", "native_leftovers", "pad_token_id", "sliding_window",
     }  # fmt: skip
     assert unset <= optional

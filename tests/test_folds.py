@@ -124,6 +124,7 @@ CASES = {
         "casts|layer scales",
     ),
     "no biases": ("qwen2", {}, "zeros"),
+    "token types": ("llama", {"token_type_table": "tokens"}, "left out"),
     "no biases, no norm weights": (
         "gpt_neox",
         {"norm_type": "layernorm", "norm_affine": False, "ffn_type": "mlp", "hidden_act": "gelu"},

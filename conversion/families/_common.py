@@ -2,7 +2,7 @@
 
 import torch
 
-from ..config_map import Computed, Entry, Fixed, Irrelevant, LayerTypes, Renamed, RopeParameters, Same
+from ..config_map import Computed, Entry, Fixed, Irrelevant, LayerTypes, Offered, Renamed, RopeParameters, Same
 from ..family import Deviation
 from ..rules import Chain, Op, Permute, Rule, Split, Transpose
 
@@ -142,6 +142,8 @@ ALL_BIASES = Fixed(attention_bias=True, attention_output_bias=True, mlp_bias=Tru
 NO_PADDING_ROW = Fixed(padding_embedding_frozen=False)
 
 # The names of GPT-2 and its contemporaries.
+# `token_type_ids` are looked up in the token embedding.
+TYPES_AMONG_TOKENS = Offered(token_type_table="tokens")
 GPT2_NAMES: tuple[Entry, ...] = (
     Same("vocab_size"),
     Renamed("n_positions", "max_position_embeddings"),
@@ -152,6 +154,7 @@ GPT2_NAMES: tuple[Entry, ...] = (
     Renamed("resid_pdrop", "residual_dropout"),
     Renamed("embd_pdrop", "embedding_dropout"),
     Renamed("attn_pdrop", "attention_dropout"),
+    TYPES_AMONG_TOKENS,
 )
 # Four times as wide as the model where `n_inner` does not say.
 GPT2_FFN: tuple[Entry, ...] = (

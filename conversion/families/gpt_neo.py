@@ -3,7 +3,7 @@
 from ..config_map import Computed, Fixed, Renamed, Same
 from ..family import Family
 from ..rules import Drop, Identity, Rule
-from ._common import LAYERNORM_BLOCK, NO_PADDING_ROW, gpt2_weights
+from ._common import LAYERNORM_BLOCK, NO_PADDING_ROW, TYPES_AMONG_TOKENS, gpt2_weights
 
 
 PROJECTIONS = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "out_proj": "o_proj"}
@@ -48,7 +48,7 @@ FAMILIES = (
                 _attention_types,
                 kept=("attention_types", "window_size"),
             ),
-            LAYERNORM_BLOCK, NO_PADDING_ROW,
+            LAYERNORM_BLOCK, NO_PADDING_ROW, TYPES_AMONG_TOKENS,
             Fixed(
                 attention_bias=False, attention_output_bias=True, mlp_bias=True, mlp_output_bias=True,
                 attention_scaling=1.0, attention_scores_in_float32=True, position_embedding_type="learned",

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 from torch import nn
-from transformers.cache_utils import Cache, EncoderDecoderCache
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -32,7 +32,8 @@ class AttentionAxis(Axis):
     attention_sub_norm (`bool`): norm before the output projection (sub-LN, BitNet).
     clip_qkv (`float`): clamp q, k and v to [-c, c] (MPT, OLMo).
     is_causal (`bool`): decoder or bidirectional encoder.
-    add_cross_attention (`bool`): attend to encoder states of width `cross_attention_hidden_size`.
+    add_cross_attention (`bool`): attend to encoder states of width `cross_attention_hidden_size` (default:
+        `hidden_size`).
 
     Rounding:
     heads_first_from (`str`): the step from which on heads stand before positions in memory: `"norm"` on heads
@@ -96,8 +97,9 @@ class AttentionAxis(Axis):
                 and self.norm_bias
                 and self.qk_norm != "per_head"
             )
-        if self.cross_attention_hidden_size is None:
-            self.cross_attention_hidden_size = self.hidden_size
+        if not self.add_cross_attention and self.cross_attention_hidden_size == self.hidden_size:
+            # As older files have it, where nothing reads it.
+            self.cross_attention_hidden_size = None
 
     def checks(self) -> list[Check]:
         kv_heads = self.num_key_value_heads
@@ -347,6 +349,15 @@ def eager_attention_forward(
 def self_attention_half(cache: Cache | None) -> Cache | None:
     """The cache that self-attention uses: the whole of it, or a decoder's half beside its cross-attention cache."""
     return cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+
+
+def with_source_half(cache: Cache) -> EncoderDecoderCache:
+    """The cache with a half for cross-attention. That sees the source whole, also in sliding layers."""
+    if not isinstance(cache, EncoderDecoderCache):
+        return EncoderDecoderCache(cache, DynamicCache())
+    if any(cache.cross_attention_cache.is_sliding) and not any(cache.is_updated.values()):
+        cache.cross_attention_cache = DynamicCache()
+    return cache
 
 
 def _clamp(states: torch.Tensor, limit: float) -> torch.Tensor:

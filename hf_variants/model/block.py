@@ -281,7 +281,7 @@ class SequentialBlock(Block):
 
 
 class SequentialCrossBlock(Block):
-    """Self-attention, cross-attention, then the feed-forward network."""
+    """Self-attention, cross-attention where there are encoder states, then the feed-forward network."""
 
     def forward(
         self,
@@ -292,12 +292,13 @@ class SequentialCrossBlock(Block):
         **kwargs,
     ) -> torch.Tensor:
         hidden_states = self.attend_to_self(hidden_states, position_bias=position_bias, **kwargs)
-        hidden_states = self.attend_to_encoder(
-            hidden_states,
-            encoder_hidden_states=encoder_hidden_states,
-            encoder_attention_mask=encoder_attention_mask,
-            **kwargs,
-        )
+        if encoder_hidden_states is not None:
+            hidden_states = self.attend_to_encoder(
+                hidden_states,
+                encoder_hidden_states=encoder_hidden_states,
+                encoder_attention_mask=encoder_attention_mask,
+                **kwargs,
+            )
         return self.feed_forward(hidden_states)
 
 
@@ -386,6 +387,8 @@ class ParallelCrossBlock(ParallelBlock):
         encoder_attention_mask: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
+        if encoder_hidden_states is None:
+            return super().forward(hidden_states, position_bias, **kwargs)
         normed = (self.self_attn_pre_norm if self.shared_norm else self.cross_attn_pre_norm)(hidden_states)
         cross, _ = self.cross_attn(
             normed,

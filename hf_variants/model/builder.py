@@ -33,7 +33,15 @@ from .block import (
     clamp_float16,
 )
 from .configuration_variant import VariantConfig
-from .embedding import NoTokenTypes, RoundedScaleEmbedding, ScaledEmbedding, TokenTypes, multiply_rounded
+from .embedding import (
+    NoTokenTypes,
+    RoundedScaleEmbedding,
+    ScaledEmbedding,
+    TokenTypes,
+    add_types_among_tokens,
+    multiply_rounded,
+    no_types_among_tokens,
+)
 from .feed_forward import FeedForward, FusedGatedFeedForward, GatedFeedForward
 from .heads import POOLINGS, DenseTransform, InputScaling, LogitScaling, NormalizedLinear, Pooler
 from .linear import OwnDtypeLinear, UnfusedBiasLinear
@@ -227,7 +235,7 @@ def build_cross_attention(config: VariantConfig, layer_idx: int) -> Attention:
         is_causal=False,
         rotation=NoRotation(),
         sliding_window=None,
-        key_value_size=config.cross_attention_hidden_size,
+        key_value_size=config.cross_attention_hidden_size or config.hidden_size,
         **_attention_arguments(layer, layer_idx),
     )
 
@@ -356,6 +364,11 @@ def build_embedding_projection(config: VariantConfig, position: str) -> Callable
 
 def build_token_types(config: VariantConfig) -> nn.Module:
     return TokenTypes(config.type_vocab_size, _width_of_sum(config)) if config.type_vocab_size else NoTokenTypes()
+
+
+def build_types_among_tokens(config: VariantConfig) -> Callable:
+    """Token types that are looked up among the tokens, if they are."""
+    return add_types_among_tokens if config.token_type_table == "tokens" else no_types_among_tokens
 
 
 def build_task_types(config: VariantConfig) -> nn.Module:

@@ -33,6 +33,7 @@ from .axis import (
     somebody_chose,
 )
 from .block import PlacementAxis
+from .config_overrides import ConstructorRules
 from .distribution import pipeline_plan, tensor_parallel_plan
 from .embedding import EmbeddingAxis
 from .feed_forward import FeedForwardAxis
@@ -79,7 +80,7 @@ FRAMEWORK_KEYS = frozenset(
 
 
 @strict
-class VariantConfig(*AXES, PreTrainedConfig):
+class VariantConfig(ConstructorRules, *AXES, PreTrainedConfig):
     r"""
     Configuration of one dense Transformer stack: a decoder (`is_causal=True`) or an encoder (`is_causal=False`).
 
@@ -98,6 +99,8 @@ class VariantConfig(*AXES, PreTrainedConfig):
     model_type = "hf_variant"
     keys_to_ignore_at_inference = ["past_key_values"]
     ignore_keys_at_rope_validation = {"llama_4_scaling_beta", "alpha"}
+    # Of the constructor, beside the fields.
+    other_arguments = tuple(RENAMED_FIELDS)
     # (name, overrides) -> fields: set by `hf_variants.presets`, which the code beside a checkpoint is without.
     resolve_preset = None
 
@@ -109,12 +112,14 @@ class VariantConfig(*AXES, PreTrainedConfig):
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs):
-        for fields in (kwargs, *(kwargs.get("per_layer_config") or {}).values()):
-            for old in RENAMED_FIELDS.keys() & fields.keys():
-                fields[RENAMED_FIELDS[old]] = fields.pop(old)
-        for new in RENAMED_FIELDS.values() & kwargs.keys():
-            setattr(self, new, kwargs.pop(new))
-        self._refuse_near_misses(kwargs)
+        for old in RENAMED_FIELDS.keys() & kwargs.keys():
+            setattr(self, RENAMED_FIELDS[old], kwargs.pop(old))
+        if kwargs.get("per_layer_config"):
+            kwargs["per_layer_config"] = {
+                layer: {RENAMED_FIELDS.get(name, name): value for name, value in fields.items()}
+                for layer, fields in kwargs["per_layer_config"].items()
+            }
+        self.refuse_near_misses(kwargs)
         self._refuse_shared_fields(kwargs.get("per_layer_config"))
         self.derive()
         self._refuse_missing_rope_entries()
@@ -148,12 +153,6 @@ class VariantConfig(*AXES, PreTrainedConfig):
             config = cls(**cls.resolve_preset(name, overrides))
         config.warn_of_idle_fields(overrides)
         return config
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """As in transformers; a saved config has every field, with or without effect."""
-        with nobody_chose():
-            return super().from_dict(config_dict, **kwargs)
 
     def derive(self) -> None:
         for room in AXES:
@@ -189,9 +188,10 @@ class VariantConfig(*AXES, PreTrainedConfig):
         if sentences:
             logger.warning_once(" ".join(sentences))
 
-    def _refuse_near_misses(self, unknown: dict[str, Any]) -> None:
+    @classmethod
+    def refuse_near_misses(cls, unknown: dict[str, Any], beside: Iterable[str] = ()) -> None:
         """Refuse an unknown key that looks like a field: it would otherwise be stored and never read."""
-        field_names = [name for name in type(self).__dataclass_fields__ if not name.startswith("_")]
+        field_names = [name for name in (*cls.__dataclass_fields__, *beside) if not name.startswith("_")]
         sentences = []
         for key in unknown:
             if key in FRAMEWORK_KEYS or key.startswith("_"):

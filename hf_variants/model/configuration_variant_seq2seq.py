@@ -5,13 +5,15 @@ from .versions import MINIMUM  # noqa: F401
 
 
 # isort: split
+import copy
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-from .axis import Check, VariantConfigError, nobody_chose, refuse
-from .configuration_variant import VariantConfig
+from .axis import Check, VariantConfigError, quote, refuse
+from .config_overrides import ConstructorRules
+from .configuration_variant import FRAMEWORK_KEYS, VariantConfig
 
 
 # Read from the decoder, so that tools which look at the top of a config find what they expect.
@@ -27,7 +29,7 @@ DECODER_FIELDS = (
 
 
 @strict
-class VariantSeq2SeqConfig(PreTrainedConfig):
+class VariantSeq2SeqConfig(ConstructorRules, PreTrainedConfig):
     r"""
     Configuration of an encoder-decoder Transformer.
 
@@ -55,6 +57,8 @@ class VariantSeq2SeqConfig(PreTrainedConfig):
 
     model_type = "hf_variant_seq2seq"
     keys_to_ignore_at_inference = ["past_key_values"]
+    # Refused, where they differ from the decoder's.
+    other_arguments = DECODER_FIELDS
     sub_configs = {"encoder": VariantConfig, "decoder": VariantConfig}
 
     encoder: VariantConfig | dict | None = None
@@ -86,14 +90,41 @@ class VariantSeq2SeqConfig(PreTrainedConfig):
             **{**decoder, "add_cross_attention": True, "cross_attention_hidden_size": self.encoder.hidden_size}
         )
         self._refuse_other_values(kwargs)
+        self.refuse_near_misses(kwargs)
         super().__post_init__(**kwargs)
         self.validate_architecture()
 
     @classmethod
-    def from_dict(cls, config_dict: dict, **kwargs):
-        """As in transformers; a saved config has every field, with or without effect."""
-        with nobody_chose():
-            return super().from_dict(config_dict, **kwargs)
+    def refuse_near_misses(cls, unknown: dict) -> None:
+        """Refuse a field of a stack beside the stacks, or what looks like one: it would be stored and never read."""
+        unknown = {name: value for name, value in unknown.items() if not hasattr(cls, name)}
+        if of_stacks := (unknown.keys() & VariantConfig.__dataclass_fields__.keys()) - FRAMEWORK_KEYS:
+            raise VariantConfigError(
+                f"{quote(sorted(of_stacks))}: no field of an encoder-decoder, but of its stacks. "
+                "Set it in `encoder` or `decoder`."
+            )
+        VariantConfig.refuse_near_misses(unknown, beside=cls.__dataclass_fields__)
+
+    @classmethod
+    def without_derived(cls, saved: dict) -> dict:
+        """Without what the whole derives: sizes read from the decoder, and DeepNorm's constants."""
+        stacks = {name: dict(saved[name]) for name in cls.sub_configs if name in saved}
+        bare = {name: {**fields, "deepnorm_alpha": None, "deepnorm_beta": None} for name, fields in stacks.items()}
+        if len(bare) == len(cls.sub_configs):
+            derived = copy.deepcopy(bare)
+            cls._derive_deepnorm(**derived)
+            stacks = {name: bare[name] if derived[name] == stacks[name] else stacks[name] for name in stacks}
+        return {name: value for name, value in saved.items() if name not in DECODER_FIELDS} | stacks
+
+    @classmethod
+    def complete_overrides(cls, saved: dict, overrides: dict) -> dict:
+        """A dictionary for a stack overrides fields of it."""
+        return {
+            name: VariantConfig.overridden(saved[name], value)
+            if name in cls.sub_configs and isinstance(value, dict) and saved.get(name)
+            else value
+            for name, value in overrides.items()
+        }
 
     def _refuse_other_values(self, kwargs: dict) -> None:
         """A saved config repeats what it reads from the decoder; a repeated value that differs would never be read."""

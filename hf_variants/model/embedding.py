@@ -22,6 +22,8 @@ class EmbeddingAxis(Axis):
         multiplies `inputs_embeds` as well (`"stack"`, T5Gemma).
     padding_embedding_frozen (`bool`): the embedding of `pad_token_id` starts at zero and gets no gradient.
     type_vocab_size (`int`): token types, whose learned vectors are added; 0: none.
+    token_type_table (`str`): where token types are looked up: in a table of `type_vocab_size` rows, `"own"` (BERT), or
+        among the tokens, `"tokens"`, where ids are given (GPT-2).
     task_type_vocab_size (`int`): task types, whose learned vectors are added last (ERNIE; 0: none).
 
     Rounding:
@@ -38,6 +40,7 @@ class EmbeddingAxis(Axis):
     embedding_multiplier_position: Literal["embedding", "stack"] = "embedding"
     padding_embedding_frozen: bool = setting(True, TRAINING)
     type_vocab_size: int = 0
+    token_type_table: Literal["own", "tokens"] = "own"
     task_type_vocab_size: int = 0
 
     embedding_multiplier_in_weight_dtype: bool = setting(False, ROUNDING)
@@ -62,6 +65,18 @@ class EmbeddingAxis(Axis):
                 and not self.lm_head_transform,
                 "`tie_word_embeddings` is set, but `embedding_size` differs from `hidden_size`.",
                 "Set `output_projection=True` or `lm_head_transform=True`, untie, or make the two equal.",
+            ),
+            Check(
+                self.token_type_table == "tokens" and self.type_vocab_size > 0,
+                "`token_type_table` tokens and `type_vocab_size` are both set.",
+                "Use one of the two.",
+            ),
+            Check(
+                self.token_type_table == "tokens"
+                and self.embedding_size != self.hidden_size
+                and self.embedding_projection_position == "before_positions",
+                "`token_type_table` tokens adds rows of `embedding_size` to vectors of `hidden_size`.",
+                "Make the two equal, or use `type_vocab_size`.",
             ),
         ]
 
@@ -132,3 +147,17 @@ class TokenTypes(nn.Embedding):
         if token_type_ids is None:
             token_type_ids = torch.zeros(embeddings.shape[:-1], dtype=torch.long, device=embeddings.device)
         return embeddings + super().forward(token_type_ids)
+
+
+def no_types_among_tokens(
+    embeddings: torch.Tensor, token_type_ids: torch.Tensor | None, embed_tokens: nn.Embedding
+) -> torch.Tensor:
+    """Token types have a table of their own, or none."""
+    return embeddings
+
+
+def add_types_among_tokens(
+    embeddings: torch.Tensor, token_type_ids: torch.Tensor | None, embed_tokens: nn.Embedding
+) -> torch.Tensor:
+    """Adds the vector that a token with the type's id has (GPT-2): embeddings (batch, length, dim) -> the same."""
+    return embeddings if token_type_ids is None else embeddings + embed_tokens(token_type_ids)

@@ -11,7 +11,7 @@ from huggingface_hub import CommitInfo
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2CLS
-from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
 from transformers.masking_utils import (
     create_bidirectional_mask,
@@ -36,7 +36,7 @@ from transformers.utils.generic import is_flash_attention_requested, merge_with_
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .adapters import AdapterGuard
-from .attention import Attention, self_attention_half
+from .attention import Attention, self_attention_half, with_source_half
 from .axis import quote
 from .block import Block
 from .builder import (
@@ -64,6 +64,7 @@ from .builder import (
     build_token_classifier_transform,
     build_token_embedding,
     build_token_types,
+    build_types_among_tokens,
     output_size,
     position_limit,
 )
@@ -293,6 +294,7 @@ class VariantModel(VariantPreTrainedModel):
         self.token_types = build_token_types(config)
         self.embed_positions = build_positions(config)
         self.task_types = build_task_types(config)
+        self.types_among_tokens = build_types_among_tokens(config)
         self.embedding_norm = build_embedding_norm(config, "after_positions")
         self.embedding_dropout = nn.Dropout(config.embedding_dropout) if config.embedding_dropout else unchanged
         self.embedding_projection = build_embedding_projection(config, "after_norm")
@@ -353,6 +355,7 @@ class VariantModel(VariantPreTrainedModel):
         hidden_states = self.token_norm(self.token_projection(self.multiply_embeddings(inputs_embeds)))
         hidden_states = self.token_types(hidden_states, token_type_ids)
         hidden_states = self.task_types(self.embed_positions(hidden_states, position_ids), task_type_ids)
+        hidden_states = self.types_among_tokens(hidden_states, token_type_ids, self.embed_tokens)
         return self.embedding_projection(self.embedding_dropout(self.embedding_norm(hidden_states)))
 
     @merge_with_config_defaults
@@ -378,10 +381,11 @@ class VariantModel(VariantPreTrainedModel):
             position_ids: (batch or 1, length). Ids that restart stand for documents packed into one row, which do not
                 see each other. The first label of each is the next token of another document: set it to -100, as
                 transformers' `DataCollatorWithFlattening` does.
-            past_key_values: a cache, updated in place.
+            past_key_values: a cache, updated in place. With cross-attention, the returned one also holds the projected
+                source; a plain cache becomes one half of it.
             inputs_embeds: (batch, length, embedding_size), instead of `input_ids`.
             token_type_ids, task_type_ids: (batch, length).
-            encoder_hidden_states: (batch, source length, width), for cross-attention.
+            encoder_hidden_states: (batch, source length, width), for cross-attention; without them it is left out.
             encoder_attention_mask: (batch, source length) with 1 at real tokens, or a 4D mask.
 
         Returns:
@@ -395,6 +399,11 @@ class VariantModel(VariantPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("`input_ids` and `inputs_embeds` are both set or both missing. Pass exactly one of them.")
+        if encoder_hidden_states is not None and not self.config.add_cross_attention:
+            raise ValueError(
+                "`encoder_hidden_states` are given to a stack without cross-attention, which would ignore them. Set "
+                "`add_cross_attention=True` in the config of a decoder, or leave them out."
+            )
         if "cache" in kwargs:
             self.refuse_continuous_batching()
         if inputs_embeds is None:
@@ -425,9 +434,8 @@ class VariantModel(VariantPreTrainedModel):
         padding_mask = attention_mask if torch.is_tensor(attention_mask) and attention_mask.ndim == 2 else None
         if use_cache and past_key_values is None and self.config.is_causal:
             past_key_values = DynamicCache(config=self.config)
-            if encoder_hidden_states is not None:
-                # The source is seen whole, also by sliding layers.
-                past_key_values = EncoderDecoderCache(past_key_values, DynamicCache())
+        if past_key_values is not None and encoder_hidden_states is not None:
+            past_key_values = with_source_half(past_key_values)
         if position_ids is None:
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = self.position_ids_of(input_ids, inputs_embeds, padding_mask, past)
@@ -598,24 +606,33 @@ class VariantForCausalLM(VariantPreTrainedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        token_type_ids: torch.LongTensor | None = None,
+        task_type_ids: torch.LongTensor | None = None,
+        encoder_hidden_states: torch.FloatTensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
         **kwargs,
     ) -> CausalLMOutputWithCrossAttentions:
         """
         Args:
-            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds: see `VariantModel`.
             labels: (batch, length), -100 where nothing is scored; shifted here.
             logits_to_keep: compute logits for the last n positions only (0: all), or at these indices.
+            The others: see `VariantModel`.
 
         Returns:
             `logits` (batch, kept length, vocab_size), the cache, and `loss` if there are labels.
         """
         outputs = self.model(
             input_ids=input_ids,
+            return_dict=True,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            token_type_ids=token_type_ids,
+            task_type_ids=task_type_ids,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
             **kwargs,
         )
         hidden_states = slice_positions(outputs.last_hidden_state, logits_to_keep)
@@ -631,7 +648,8 @@ class VariantForCausalLM(VariantPreTrainedModel, GenerationMixin):
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            cross_attentions=outputs.cross_attentions,
+            # Empty where no layer has them.
+            cross_attentions=outputs.cross_attentions or None,
         )
 
 
@@ -662,15 +680,19 @@ class VariantForMaskedLM(VariantPreTrainedModel):
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
-        token_type_ids: torch.LongTensor | None = None,
+        encoder_hidden_states: torch.FloatTensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
+        task_type_ids: torch.LongTensor | None = None,
         **kwargs,
     ) -> MaskedLMOutput:
         """
         Args:
-            input_ids, attention_mask, position_ids, inputs_embeds, token_type_ids: see `VariantModel`.
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, task_type_ids: see `VariantModel`.
+            encoder_hidden_states, encoder_attention_mask: named as by the stock classes; an encoder has no use for them.
             labels: (batch, length), -100 where nothing is scored.
 
         Returns:
@@ -678,10 +700,14 @@ class VariantForMaskedLM(VariantPreTrainedModel):
         """
         outputs = self.model(
             input_ids=input_ids,
+            return_dict=True,
             attention_mask=attention_mask,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             token_type_ids=token_type_ids,
+            task_type_ids=task_type_ids,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
             **kwargs,
         )
         logits = self.logit_scaling(self.lm_head(self.lm_head_transform(outputs.last_hidden_state)))
@@ -749,9 +775,10 @@ class VariantForSequenceClassification(VariantPreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
-        token_type_ids: torch.LongTensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        task_type_ids: torch.LongTensor | None = None,
         **kwargs,
     ) -> SequenceClassifierOutputWithPast:
         """
@@ -765,12 +792,14 @@ class VariantForSequenceClassification(VariantPreTrainedModel):
         refuse_packing(position_ids, attention_mask, "a row gets one class")
         outputs = self.model(
             input_ids=input_ids,
+            return_dict=True,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            token_type_ids=token_type_ids,
             use_cache=use_cache,
+            token_type_ids=token_type_ids,
+            task_type_ids=task_type_ids,
             **kwargs,
         )
         if self.model.pooler is not None:
@@ -814,9 +843,10 @@ class VariantForTokenClassification(VariantPreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
-        token_type_ids: torch.LongTensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        task_type_ids: torch.LongTensor | None = None,
         **kwargs,
     ) -> TokenClassifierOutput:
         """
@@ -829,12 +859,14 @@ class VariantForTokenClassification(VariantPreTrainedModel):
         """
         outputs = self.model(
             input_ids=input_ids,
+            return_dict=True,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            token_type_ids=token_type_ids,
             use_cache=use_cache,
+            token_type_ids=token_type_ids,
+            task_type_ids=task_type_ids,
             **kwargs,
         )
         logits = self.score(self.dropout(self.pre_classifier(outputs.last_hidden_state)))
@@ -865,9 +897,11 @@ class VariantForQuestionAnswering(VariantPreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
-        token_type_ids: torch.LongTensor | None = None,
         start_positions: torch.LongTensor | None = None,
         end_positions: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        task_type_ids: torch.LongTensor | None = None,
         **kwargs,
     ) -> QuestionAnsweringModelOutput:
         """
@@ -881,11 +915,14 @@ class VariantForQuestionAnswering(VariantPreTrainedModel):
         refuse_packing(position_ids, attention_mask, "a row gets one span")
         outputs = self.model(
             input_ids=input_ids,
+            return_dict=True,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
             token_type_ids=token_type_ids,
+            task_type_ids=task_type_ids,
             **kwargs,
         )
         hidden_states = self.dropout(self.pre_classifier(outputs.last_hidden_state))

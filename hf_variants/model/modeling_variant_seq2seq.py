@@ -52,6 +52,66 @@ class VariantSeq2SeqPreTrainedModel(VariantPreTrainedModel):
             first = torch.full_like(tokens[:, :1], self.config.decoder_start_token_id)
         return torch.cat([first, tokens[:, :-1]], dim=1)
 
+    @property
+    def _stacks(self) -> "VariantSeq2SeqModel":
+        return getattr(self, self.base_model_prefix, self)
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """
+        As in transformers. Where the stacks have vocabularies of their own (neither `share_embeddings` nor
+        `unread_shared_embedding`), the encoder's; see `resize_decoder_token_embeddings`.
+        """
+        sizes = (new_num_tokens, pad_to_multiple_of, mean_resizing)
+        if not self.config.share_embeddings:
+            embeddings = self._stacks.encoder.resize_token_embeddings(*sizes)
+            self.config.encoder.vocab_size = embeddings.weight.shape[0]
+            if self.config.unread_shared_embedding:
+                self._get_resized_embeddings(self._stacks.unread_embedding, *sizes)
+                self._resize_decoder(*sizes)
+            return embeddings
+        embeddings = super().resize_token_embeddings(*sizes)
+        self._follow_decoder(embeddings.weight.shape[0])
+        self.config.encoder.vocab_size = embeddings.weight.shape[0]
+        return embeddings
+
+    def resize_decoder_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """
+        As in Marian: the decoder's own vocabulary, with the head and its bias.
+
+        Raises:
+            ValueError: if there is one vocabulary for both stacks.
+        """
+        if self.config.share_embeddings or self.config.unread_shared_embedding:
+            raise ValueError(
+                "`resize_decoder_token_embeddings` resizes a vocabulary of the decoder's own, and the stacks share one "
+                "(`share_embeddings` or `unread_shared_embedding`). Call `resize_token_embeddings`."
+            )
+        return self._resize_decoder(new_num_tokens, pad_to_multiple_of, mean_resizing)
+
+    def _resize_decoder(
+        self, new_num_tokens: int | None, pad_to_multiple_of: int | None, mean_resizing: bool
+    ) -> nn.Embedding:
+        embeddings = self._stacks.decoder.resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        size = embeddings.weight.shape[0]
+        if (head := self.get_output_embeddings()) is not None:
+            self._get_resized_lm_head(head, size, mean_resizing=mean_resizing)
+        self._follow_decoder(size)
+        self.tie_weights()
+        return embeddings
+
+    def _follow_decoder(self, size: int) -> None:
+        """What else has one entry per token of the decoder."""
+        self.vocab_size = self.config.vocab_size = self.config.decoder.vocab_size = size
+        if (bias := getattr(self, "final_logits_bias", None)) is not None:
+            grown = bias.new_zeros(1, size)
+            kept = min(size, bias.shape[1])
+            grown[:, :kept] = bias[:, :kept]
+            self.final_logits_bias = grown
+
 
 class VariantSeq2SeqModel(VariantSeq2SeqPreTrainedModel):
     """Encoder and decoder without a head."""
@@ -85,23 +145,25 @@ class VariantSeq2SeqModel(VariantSeq2SeqPreTrainedModel):
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
         decoder_input_ids: torch.LongTensor | None = None,
         decoder_attention_mask: torch.Tensor | dict | None = None,
-        decoder_position_ids: torch.LongTensor | None = None,
         encoder_outputs: BaseModelOutput | tuple | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         decoder_inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
+        position_ids: torch.LongTensor | None = None,
+        decoder_position_ids: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        decoder_token_type_ids: torch.LongTensor | None = None,
         **kwargs,
     ) -> Seq2SeqModelOutput:
         """
         Args:
-            input_ids, attention_mask, position_ids, inputs_embeds: of the encoder, (batch, source length).
-            decoder_input_ids, decoder_attention_mask, decoder_position_ids, decoder_inputs_embeds: of the decoder,
-                (batch, target length); see `VariantModel`. Position ids of packed documents are refused. Absent decoder
-                inputs are made of `input_ids` with `decoder_inputs_from_source`.
+            input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds: of the encoder, (batch, source length).
+            decoder_input_ids, decoder_attention_mask, decoder_position_ids, decoder_token_type_ids,
+                decoder_inputs_embeds: of the decoder, (batch, target length); see `VariantModel`. Position ids of packed
+                documents are refused. Absent decoder inputs are made of `input_ids` with `decoder_inputs_from_source`.
             encoder_outputs: what the encoder returned earlier, to be used again.
             past_key_values: an `EncoderDecoderCache`, updated in place.
 
@@ -121,7 +183,9 @@ class VariantSeq2SeqModel(VariantSeq2SeqPreTrainedModel):
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
+                token_type_ids=token_type_ids,
                 inputs_embeds=inputs_embeds,
+                return_dict=True,
                 **kwargs,
             )
         elif not isinstance(encoder_outputs, ModelOutput):
@@ -130,11 +194,13 @@ class VariantSeq2SeqModel(VariantSeq2SeqPreTrainedModel):
             input_ids=decoder_input_ids,
             attention_mask=decoder_attention_mask,
             position_ids=decoder_position_ids,
+            token_type_ids=decoder_token_type_ids,
             inputs_embeds=decoder_inputs_embeds,
             encoder_hidden_states=encoder_outputs[0],
             encoder_attention_mask=attention_mask,
             past_key_values=past_key_values,
             use_cache=use_cache,
+            return_dict=True,
             **kwargs,
         )
         return Seq2SeqModelOutput(
@@ -179,24 +245,6 @@ class VariantForConditionalGeneration(VariantSeq2SeqPreTrainedModel, GenerationM
             return super().get_expanded_tied_weights_keys(all_submodels=True)
         return dict(self._tied_weights_keys) if self.config.tie_word_embeddings else {}
 
-    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Embedding:
-        """As in transformers; the decoder's own table and the logits' bias follow."""
-        if not self.config.share_embeddings:
-            raise ValueError(
-                "`resize_token_embeddings` does not know which of two vocabularies is meant (`share_embeddings` is "
-                "False). Call it on `model.get_encoder()`, or convert to a model with one vocabulary."
-            )
-        embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
-        size = embeddings.weight.shape[0]
-        self.config.encoder.vocab_size = self.config.decoder.vocab_size = size
-        if self.config.final_logits_bias:
-            bias = self.final_logits_bias
-            grown = bias.new_zeros(1, size)
-            kept = min(size, bias.shape[1])
-            grown[:, :kept] = bias[:, :kept]
-            self.final_logits_bias = grown
-        return embeddings
-
     def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
         """
         Decoder inputs for labels: shifted right by one, with padding where nothing is scored.
@@ -211,10 +259,8 @@ class VariantForConditionalGeneration(VariantSeq2SeqPreTrainedModel, GenerationM
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
         decoder_input_ids: torch.LongTensor | None = None,
         decoder_attention_mask: torch.Tensor | dict | None = None,
-        decoder_position_ids: torch.LongTensor | None = None,
         encoder_outputs: BaseModelOutput | tuple | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
@@ -222,6 +268,10 @@ class VariantForConditionalGeneration(VariantSeq2SeqPreTrainedModel, GenerationM
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        position_ids: torch.LongTensor | None = None,
+        decoder_position_ids: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        decoder_token_type_ids: torch.LongTensor | None = None,
         **kwargs,
     ) -> Seq2SeqLMOutput:
         """
@@ -243,15 +293,18 @@ class VariantForConditionalGeneration(VariantSeq2SeqPreTrainedModel, GenerationM
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            position_ids=position_ids,
             decoder_input_ids=decoder_input_ids,
             decoder_attention_mask=decoder_attention_mask,
-            decoder_position_ids=decoder_position_ids,
             encoder_outputs=encoder_outputs,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             decoder_inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
+            position_ids=position_ids,
+            decoder_position_ids=decoder_position_ids,
+            token_type_ids=token_type_ids,
+            decoder_token_type_ids=decoder_token_type_ids,
+            return_dict=True,
             **kwargs,
         )
         hidden_states = slice_positions(outputs.last_hidden_state, logits_to_keep)
