@@ -153,9 +153,12 @@ def test_token_types_among_the_tokens_equal_the_stock_class(model_type):
     assert hf_variants.to_native(model).config.model_type == model_type
 
 
-def test_a_second_table_of_token_types_is_refused():
-    with pytest.raises(ValueError, match="`token_type_table` tokens and `type_vocab_size` are both set"):
-        VariantConfig(**SIZES, token_type_table="tokens", type_vocab_size=2)
+def test_a_table_of_token_types_is_read_instead_of_the_tokens():
+    with_table = decoder(token_type_table="tokens", type_vocab_size=2)
+    alone = decoder(type_vocab_size=2)
+    alone.load_state_dict(with_table.state_dict())
+    types = torch.ones_like(IDS)
+    assert torch.equal(with_table(IDS, token_type_ids=types).logits, alone(IDS, token_type_ids=types).logits)
 
 
 @pytest.mark.parametrize("parallel", ["none", "shared_norm"])

@@ -123,10 +123,6 @@ REFUSED = [
     ),
     ({"attn_logit_softcapping": 0}, "`attn_logit_softcapping` is 0. Set it above 0"),
     (
-        {"token_type_table": "tokens", "type_vocab_size": 2},
-        "`token_type_table` tokens and `type_vocab_size` are both set.",
-    ),
-    (
         {"token_type_table": "tokens", "embedding_size": 8, "tie_word_embeddings": False},
         "`token_type_table` tokens adds rows of `embedding_size`",
     ),
@@ -544,6 +540,7 @@ IDLE = [
     ({"embedding_multiplier_position": "stack"}, "`embedding_multiplier` is 1"),
     ({"embedding_multiplier_in_weight_dtype": True}, "`embedding_multiplier` is 1"),
     ({"padding_embedding_frozen": False}, "`pad_token_id` is not set"),
+    ({"token_type_table": "tokens", "type_vocab_size": 2}, "`type_vocab_size` gives token types a table"),
     ({"lm_head_transform_act": "relu"}, "`lm_head_transform` is off"),
     ({"lm_head_transform_bias": False}, "`lm_head_transform` is off"),
     ({"logit_scale_by_division": True, "logit_scale": 0.25}, "`logit_scale` is 0.25, a power of two"),

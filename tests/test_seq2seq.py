@@ -242,14 +242,14 @@ def test_resizing_grows_tables_and_bias_together():
     assert_close(after[..., :VOCABULARY], before)
 
 
-def test_two_vocabularies_are_not_resized_blindly():
+def test_two_vocabularies_are_resized_apart():
     config = VariantSeq2SeqConfig(
         encoder=stack("vanilla", 1), decoder=stack("vanilla", 1, vocab_size=31), share_embeddings=False
     )
     model = VariantForConditionalGeneration(config)
     assert model.lm_head.out_features == 31
-    with pytest.raises(ValueError, match="share_embeddings"):
-        model.resize_token_embeddings(60)
+    model.resize_token_embeddings(60)
+    assert (model.config.encoder.vocab_size, model.lm_head.out_features) == (60, 31)
 
 
 def test_forced_first_token():

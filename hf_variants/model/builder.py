@@ -368,7 +368,8 @@ def build_token_types(config: VariantConfig) -> nn.Module:
 
 def build_types_among_tokens(config: VariantConfig) -> Callable:
     """Token types that are looked up among the tokens, if they are."""
-    return add_types_among_tokens if config.token_type_table == "tokens" else no_types_among_tokens
+    among_tokens = config.token_type_table == "tokens" and not config.type_vocab_size
+    return add_types_among_tokens if among_tokens else no_types_among_tokens
 
 
 def build_task_types(config: VariantConfig) -> nn.Module:

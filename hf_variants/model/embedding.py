@@ -22,8 +22,8 @@ class EmbeddingAxis(Axis):
         multiplies `inputs_embeds` as well (`"stack"`, T5Gemma).
     padding_embedding_frozen (`bool`): the embedding of `pad_token_id` starts at zero and gets no gradient.
     type_vocab_size (`int`): token types, whose learned vectors are added; 0: none.
-    token_type_table (`str`): where token types are looked up: in a table of `type_vocab_size` rows, `"own"` (BERT), or
-        among the tokens, `"tokens"`, where ids are given (GPT-2).
+    token_type_table (`str`): where token types are looked up: in a table of `type_vocab_size` rows, `"own"` (BERT), or,
+        without one, among the tokens, `"tokens"`, where ids are given (GPT-2).
     task_type_vocab_size (`int`): task types, whose learned vectors are added last (ERNIE; 0: none).
 
     Rounding:
@@ -67,12 +67,8 @@ class EmbeddingAxis(Axis):
                 "Set `output_projection=True` or `lm_head_transform=True`, untie, or make the two equal.",
             ),
             Check(
-                self.token_type_table == "tokens" and self.type_vocab_size > 0,
-                "`token_type_table` tokens and `type_vocab_size` are both set.",
-                "Use one of the two.",
-            ),
-            Check(
                 self.token_type_table == "tokens"
+                and not self.type_vocab_size
                 and self.embedding_size != self.hidden_size
                 and self.embedding_projection_position == "before_positions",
                 "`token_type_table` tokens adds rows of `embedding_size` to vectors of `hidden_size`.",
@@ -85,6 +81,7 @@ class EmbeddingAxis(Axis):
         return [
             Idle(plain, self.named("embedding_projection_"), "`embedding_size` equals `hidden_size`"),
             Idle(self.embedding_multiplier == 1.0, self.named("embedding_multiplier_"), "`embedding_multiplier` is 1"),
+            Idle(self.type_vocab_size > 0, ["token_type_table"], "`type_vocab_size` gives token types a table"),
             Idle(self.pad_token_id is None, ["padding_embedding_frozen"], "`pad_token_id` is not set"),
         ]
 
