@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -20,7 +21,7 @@ from hf_variants.model.configuration_variant import FIELDS, VariantConfig
 from hf_variants.model.configuration_variant_seq2seq import VariantSeq2SeqConfig
 
 from . import config_keys
-from .errors import ConversionError, NotRepresentable
+from .errors import ConversionError, NotRepresentable, Refusal
 
 
 Fields = dict[str, Any]
@@ -293,13 +294,28 @@ class OnStack(Entry):
         return {f"{self.stack}.{name}": value for name, value in fields.items()}
 
     def backward(self, fields):
-        own = {
-            name.removeprefix(f"{self.stack}."): value for name, value in fields.items() if name.startswith(self.stack)
-        }
         values: Fields = {}
         for entry in self.entries:
-            values |= entry.backward(own)
+            values |= entry.backward(_OfStack(fields, self.stack))
         return values
+
+
+class _OfStack(Mapping):
+    """The fields of one stack, by names without the stack's."""
+
+    def __init__(self, fields: Mapping[str, Any], stack: str):
+        self._fields = fields
+        self._prefix = f"{stack}."
+
+    def __getitem__(self, name):
+        own = self._prefix + name
+        return self._fields[own if own in self._fields else name]
+
+    def __iter__(self):
+        return (name.removeprefix(self._prefix) for name in self._fields if name.startswith(self._prefix))
+
+    def __len__(self):
+        return sum(1 for _ in self)
 
 
 class OnBothStacks(Entry):
@@ -391,6 +407,10 @@ TOKEN_CLASSIFIER_DROPOUT = ("classifier_dropout", "hidden_dropout")
 def _token_classifier_dropout(native: Mapping[str, Any]) -> Fields:
     given = (native.get(key) for key in TOKEN_CLASSIFIER_DROPOUT)
     return {"token_classifier_dropout": next((value for value in given if value is not None), 0.1)}
+
+
+# Of the fields without effect on outputs, those that say nothing of how a model is trained either.
+KEPT_FOR_THE_WAY_BACK = frozenset({"use_cache", "native_leftovers"})
 
 
 def _of_head(config: VariantConfig, fields: Fields, head: str) -> Fields:
@@ -541,6 +561,58 @@ def _fields_of(config: AnyVariantConfig) -> Fields:
     return fields | {name: None for name in FIELDS if config.is_heterogeneous_in(name)}
 
 
+class _Recorded(Mapping):
+    """Fields that remember which of them were read."""
+
+    def __init__(self, fields: Mapping[str, Any]):
+        self._fields = fields
+        self.names: dict[str, None] = {}
+
+    def __getitem__(self, name):
+        value = self._fields[name]
+        self.names[name] = None
+        return value
+
+    def __iter__(self):
+        return iter(self._fields)
+
+    def __len__(self):
+        return len(self._fields)
+
+    __hash__ = object.__hash__
+
+    def __eq__(self, other):
+        return self is other
+
+
+# What a translation raises for values that the other side does not have.
+UNBUILDABLE = (ValueError, TypeError, KeyError, ZeroDivisionError, StrictDataclassError)
+
+
+def _layers_that_differ(config: AnyVariantConfig) -> dict[str, tuple]:
+    """`per_layer_config` of every stack that has one, which no native type does."""
+    named = [("", config)] if isinstance(config, VariantConfig) else [(f"{s}.", getattr(config, s)) for s in STACKS]
+    return {
+        f"{prefix}per_layer_config": (stack.to_dict()["per_layer_config"], None)
+        for prefix, stack in named
+        if stack.is_heterogeneous
+    }
+
+
+def _with_layers_alike(config: AnyVariantConfig) -> AnyVariantConfig:
+    """The config of the same model without what single layers have of their own."""
+    values = config.to_dict()
+    for stack in [values] if isinstance(config, VariantConfig) else [values[name] for name in STACKS]:
+        stack.pop("per_layer_config", None)
+    return type(config).from_dict(values)
+
+
+def training_fields(config: AnyVariantConfig) -> Fields:
+    """The fields that matter in training alone, of an encoder-decoder with the stack's name in front."""
+    names = {name for name, entry in FIELDS.items() if TRAINING in entry.metadata} - KEPT_FOR_THE_WAY_BACK
+    return {name: value for name, value in _fields_of(config).items() if name.rpartition(".")[2] in names}
+
+
 @dataclass(frozen=True)
 class ConfigMap:
     """
@@ -627,6 +699,13 @@ class ConfigMap:
                 "(`--ignore-key` on the command line)."
             )
 
+    def _fields(self, values: Mapping[str, Any]) -> Fields:
+        """What every entry makes of native values; a stack's fields with its name in front."""
+        fields: Fields = {}
+        for entry in self._all_entries(values):
+            fields.update(entry.forward(values))
+        return fields
+
     def to_variant(
         self, native: PreTrainedConfig, ignore_keys: Iterable[str] = (), head: str = ""
     ) -> AnyVariantConfig:
@@ -650,9 +729,7 @@ class ConfigMap:
         values = _own_values(native)
         entries = self._all_entries(values)
         values[HEAD_KEY] = head
-        fields: Fields = {}
-        for entry in entries:
-            fields.update(entry.forward(values))
+        fields = self._fields(values)
         if self.config_class is VariantSeq2SeqConfig:
             fields = _nested(fields)
         with nobody_chose():
@@ -680,34 +757,109 @@ class ConfigMap:
         Raises:
             NotRepresentable: naming every field that the native type cannot express.
         """
-        native_keys = self.native_class().to_dict()
-        values: Fields = {}
         if not isinstance(config, self.config_class):
             kinds = (config.model_type, self.config_class.model_type)
             raise NotRepresentable(self.model_type, {"model_type": kinds})
-        fields = _fields_of(config)
+        if overrides := _layers_that_differ(config):
+            raise NotRepresentable(self.model_type, overrides | self._in_the_way(_with_layers_alike(config), head))
         leftovers = dict(config.native_leftovers or {})
         if leftovers.pop("model_type", None) != self.model_type:
             leftovers = {}
         try:
-            for entry in self._all_entries(native_keys):
-                values.update(entry.backward(fields))
+            values = self._native_values(_fields_of(config))
             native, differences = self._native_and_differences(config, {**values, **leftovers}, head, leftovers)
             if differences and leftovers:
                 # The variant has changed since it was converted, in what a leftover says about it.
                 native, differences = self._native_and_differences(config, values, head)
-        except (ValueError, TypeError, KeyError, ZeroDivisionError, StrictDataclassError) as error:
-            raise NotRepresentable(self.model_type, {"config": ("this variant", str(error))}) from error
+        except UNBUILDABLE as error:
+            raise NotRepresentable(self.model_type, self._refused_fields(config, head, error)) from error
         if differences:
             raise NotRepresentable(self.model_type, differences)
         return native
+
+    def _in_the_way(self, config: AnyVariantConfig, head: str) -> dict[str, tuple]:
+        """The fields that keep a variant from being one of this type."""
+        try:
+            self.to_native(config, head)
+        except NotRepresentable as error:
+            return error.fields
+        return {}
+
+    def _native_values(self, fields: Mapping[str, Any]) -> Fields:
+        """What every entry gives."""
+        values: Fields = {}
+        for entry in self._all_entries(self.native_class().to_dict()):
+            values.update(entry.backward(fields))
+        return values
+
+    def _refused_fields(self, config: AnyVariantConfig, head: str, error: Exception) -> dict[str, tuple]:
+        """
+        The fields for which no native config can be made, or none that comes back as one of ours: what the entries read
+        whose native values are at fault; or, where both can be made and ours cannot be built of them, what differs.
+        """
+        fields, active = _fields_of(config), _active_fields_of_all(config, head)
+        listed = self._all_entries(self.native_class().to_dict())
+        entries = [one for entry in listed for one in (map(Same, entry.keys) if type(entry) is Same else [entry])]
+        values: Fields = {}
+        reads: dict[str, _Recorded] = {}
+        refused: dict[str, tuple] = {}
+
+        def refuse(keys: Iterable[str], fault: Exception) -> None:
+            names = [name for key in keys if key in reads for name in reads[key].names]
+            # Of what is read, some may be derived, or without effect.
+            names = [name for name in names if name in active] or names
+            refused.update({name: (fields[name], Refusal(fault)) for name in names})
+
+        for entry in entries:
+            reads |= dict.fromkeys(entry.keys, _Recorded(fields))
+            try:
+                values |= entry.backward(next((reads[key] for key in entry.keys), fields))
+            except UNBUILDABLE as fault:
+                refuse(entry.keys, fault)
+        kept = self._buildable(values, config.dtype)
+        refuse([key for key in values if key not in kept], error)
+        native = self._native(kept, config.dtype).to_dict() | {HEAD_KEY: head}
+        made = {name: getattr(VariantConfig, name.rpartition(".")[2], None) for name in active}
+        for entry in entries:
+            seen = _Recorded(native)
+            try:
+                made |= entry.forward(seen)
+            except UNBUILDABLE as fault:
+                refuse(seen.names, fault)
+        for name, ours in active.items():
+            ours = ours if fields.get(name) is None else fields[name]
+            if name not in refused and made[name] is not None and made[name] != ours:
+                refused[name] = (ours, made[name])
+        return dict(sorted(refused.items())) or {"config": (config.model_type, Refusal(error))}
+
+    def _buildable(self, values: Fields, dtype: torch.dtype | None) -> Fields:
+        """Those native values of which a config can be made: all, all but one, or as many as can be together."""
+
+        def builds(chosen: Fields) -> bool:
+            try:
+                self._native(chosen, dtype)
+            except UNBUILDABLE:
+                return False
+            return True
+
+        all_but_one = ({name: value for name, value in values.items() if name != key} for key in values)
+        if whole := next(filter(builds, (values, *all_but_one)), None):
+            return whole
+        kept: Fields = {}
+        for entry in self._all_entries(self.native_class().to_dict()):
+            tried = kept | {key: values[key] for key in entry.keys if key in values}
+            kept = tried if builds(tried) else kept
+        return kept
+
+    def _native(self, values: Fields, dtype: torch.dtype | None) -> PreTrainedConfig:
+        # Copies, because config classes complete dictionaries and lists in place.
+        return self.native_class(**copy.deepcopy(values), dtype=dtype)
 
     def _native_and_differences(
         self, config: AnyVariantConfig, values: Fields, head: str, ignore_keys: Iterable[str] = ()
     ) -> tuple[PreTrainedConfig, dict[str, tuple]]:
         """A native config, and the fields of ours that do not come out of it again."""
-        # Copies, because config classes complete dictionaries and lists in place.
-        native = self.native_class(**copy.deepcopy(values), dtype=config.dtype)
+        native = self._native(values, config.dtype)
         differences = differing_fields(config, self.to_variant(native, ignore_keys, head), head)
         defaults = VariantConfig.__dataclass_fields__
         unused = {

@@ -1,6 +1,6 @@
 """What can go wrong in a conversion, each as an exception that says what to do."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
@@ -32,20 +32,33 @@ class VerificationFailed(ConversionError):
         )
 
 
+def _short(value: Any, limit: int = 160) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= limit else f"{shown[: limit - 3]}..."
+
+
+class Refusal(str):
+    """In place of a native value: why a native config cannot be made of ours."""
+
+
 class NotRepresentable(ConversionError):
     """
     A variant has no exact counterpart in a native architecture.
 
     Attributes:
         model_type (`str`): the native architecture that was asked for, or the nearest one.
-        fields (`dict[str, tuple]`): for every field in the way its value here and the only one the native type has.
+        fields (`dict[str, tuple]`): for every field in the way its value here, and the only one the native type has or a
+            `Refusal`.
     """
 
     def __init__(self, model_type: str, fields: dict[str, tuple], advice: str = ""):
         self.model_type = model_type
         self.fields = fields
         ways = "; ".join(
-            f"`{name}` is {ours!r} but {model_type} has {native!r}" for name, (ours, native) in fields.items()
+            f"`{name}` is {_short(ours)}, which {model_type} does not take ({' '.join(native.split()).rstrip('.')})"
+            if isinstance(native, Refusal)
+            else f"`{name}` is {_short(ours)} but {model_type} has {_short(native)}"
+            for name, (ours, native) in fields.items()
         )
         super().__init__(
             f"This variant is not a {model_type} model: {ways}. "

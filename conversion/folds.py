@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -357,7 +358,10 @@ class HeadScale(Fold):
     def applies(self, model, wanted):
         (field_name,) = self.fields
         ours, native = wanted.get(field_name, (None, None))
-        return {field_name: native, **_untied(model)} if ours and native else None
+        # Normalised rows forget what they are multiplied by.
+        if not ours or not native or model.config.lm_head_normalized:
+            return None
+        return {field_name: native, **_untied(model)}
 
     def tensor(self, rewrite, name, load):
         tensor = _load_head(rewrite, name, load)
@@ -524,6 +528,10 @@ def plan(config: VariantConfig, model_type: str, head: str) -> tuple[Family, Pre
         NotRepresentable: naming every field that no fold brings to the native type's value.
     """
     family = family_for(model_type, config)
+    if head not in family.heads:
+        raise NotRepresentable(
+            model_type, {"model_type": (config.model_type, family.config_map.config_class.model_type)}
+        )
     folding = Folding(config)
     unused = list(FOLDS)
     model: PreTrainedModel | None = None
@@ -550,7 +558,7 @@ def _next_rewrite(model: PreTrainedModel, wanted: Differences, folds: list[Fold]
             continue
         try:
             config = VariantConfig.from_dict({**model.config.to_dict(), **changes})
-        except ValueError:
+        except (ValueError, StrictDataclassError):
             # A value that the native type has only together with others, which differ here as well.
             continue
         return Rewrite(fold, model, empty_model(type(model), config))

@@ -18,6 +18,7 @@ from hf_variants.model.custom_code import auto_map_of, write_code
 
 from . import checkpoint, folds, rules
 from .companions import copy_companions
+from .config_map import training_fields
 from .errors import ConversionError, NotRepresentable, VerificationFailed
 from .family import (
     Family,
@@ -759,12 +760,6 @@ def _note_cast(report: Report, stored: torch.dtype, dtype: torch.dtype | None) -
 
 def _report(source, destination, direction, family, head, config, target) -> Report:
     tensors = stored_tensors(target)
-    dropped = {}
-    if direction == "export":
-        decoder = config.decoder if config.is_encoder_decoder else config
-        dropped = {
-            name: value for name in ("z_loss_coefficient", "label_smoothing") if (value := getattr(decoder, name))
-        }
     return Report(
         source=str(source),
         destination=str(destination),
@@ -774,5 +769,13 @@ def _report(source, destination, direction, family, head, config, target) -> Rep
         tensors=len(tensors),
         parameters=_parameters(tensors),
         deviations=[deviation.reason for deviation in family.deviations_of(config)],
-        dropped=dropped,
+        dropped=_dropped(family, head, config, target.config) if direction == "export" else {},
     )
+
+
+def _dropped(family: Family, head: str, config: PreTrainedConfig, native: PreTrainedConfig) -> dict[str, Any]:
+    """The training settings of a variant that do not come out of its native config again."""
+    kept = training_fields(family.config_map.to_variant(native, config.native_leftovers or (), head))
+    dropped = {name: value for name, value in training_fields(config).items() if value != kept[name]}
+    is_classifier = head not in ("base", "causal_lm", "masked_lm", "seq2seq_lm")
+    return {name: value for name, value in dropped.items() if is_classifier or "classifier" not in name}

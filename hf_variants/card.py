@@ -276,11 +276,21 @@ def summary(config: Any) -> str:
         return f"an encoder-decoder; encoder: {summary(config.encoder)}; decoder: {summary(config.decoder)}"
     kind = "a decoder" if config.is_causal else "an encoder"
     norm = NORM_KINDS[config.norm_type].name
-    block = config.norm_placement if config.parallel_block == "none" else f"parallel, {config.norm_placement}"
+    layers = list(config.per_layer_config)
+    placements = [
+        layer.norm_placement if layer.parallel_block == "none" else f"parallel, {layer.norm_placement}"
+        for layer in layers
+    ]
+    ffns = [f"{layer.hidden_act} {layer.ffn_type}" for layer in layers if "mlp" not in getattr(layer, "skip", ())]
     return (
-        f"{kind} of {config.num_hidden_layers} layers, width {config.hidden_size}, {norm} ({block}), "
-        f"{config.hidden_act} {config.ffn_type}, positions: {config.position_embedding_type}"
+        f"{kind} of {config.num_hidden_layers} layers, width {config.hidden_size}, {norm} ({_kinds(placements)}), "
+        f"{_kinds(ffns) or 'no feed-forward'}, positions: {config.position_embedding_type}"
     )
+
+
+def _kinds(values: list[str]) -> str:
+    """What layers have, each once."""
+    return " and ".join(dict.fromkeys(values))
 
 
 @dataclass
@@ -359,9 +369,10 @@ def _with_license(metadata: dict[str, Any], given: dict[str, Any]) -> dict[str, 
 
 def _axis_tags(config: Any) -> list[str]:
     """How blocks are normalised and positions told, of all stacks; and whether there are two."""
+    placements = [layer.norm_placement for stack in stacks(config) for layer in stack.per_layer_config]
     return [
         *[SEQ2SEQ_TAG] * config.is_encoder_decoder,
-        *(NORM_TAGS[stack.norm_placement] for stack in stacks(config)),
+        *(NORM_TAGS[placement] for placement in dict.fromkeys(placements)),
         *(POSITION_TAGS[stack.position_embedding_type] for stack in stacks(config)),
     ]
 
