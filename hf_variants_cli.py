@@ -119,7 +119,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_ignore_key(verify)
 
     describe = command("describe", _describe, "Show the architecture that a config stands for.")
-    describe.add_argument("config", metavar="CONFIG", help="config.json, a folder with one, or the name of a preset")
+    describe.add_argument(
+        "config", metavar="CONFIG", help="config.json, a folder with one, a .gguf file, or the name of a preset"
+    )
 
     families = command("families", _families, "List the native model types that can be converted.")
     families.add_argument("--markdown", action="store_true", help="as a page, with exactness and what is missing")

@@ -7,6 +7,9 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer
 
+from .errors import ConversionError
+from .gguf_files import read_tokenizer
+
 
 TEXTS = (
     "", " ", "The quick brown fox jumps over the lazy dog.", "naïve café, 北京, Привет, 👩‍👧, ﬁ ½ Å",
@@ -27,21 +30,23 @@ RANDOM_TEXTS = 24
 
 def load_tokenizer(source: Path, repository: str | None = None) -> Any:
     """
-    What `AutoTokenizer` reads from a folder or GGUF file, without running code of its own; or, as a text, why it reads
-    nothing.
+    What `AutoTokenizer` reads from a folder, without running code of its own, or what a GGUF file describes; or, as a
+    text, why there is nothing.
 
     Args:
         repository: the Hub id under which transformers may know the tokenizer.
     """
     options: dict[str, Any] = {"trust_remote_code": False}
-    folder = source
     if source.is_file():
-        folder, options["gguf_file"] = source.parent, source.name
+        try:
+            return read_tokenizer(source)
+        except ConversionError as error:
+            return str(error)
     try:
         if repository is not None:
-            options["config"] = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            options["config"] = AutoConfig.from_pretrained(source, trust_remote_code=False)
             options["config"]._name_or_path = repository
-        return AutoTokenizer.from_pretrained(folder, **options)
+        return AutoTokenizer.from_pretrained(source, **options)
     # Tokenizers, their converters and the libraries behind them raise errors of every class.
     except Exception as error:
         return (

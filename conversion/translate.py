@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, logging
 
 from hf_variants import card
 from hf_variants.model.configuration_variant import VariantConfig
 from hf_variants.model.custom_code import auto_map_of, write_code
 
-from . import checkpoint, folds, rules
+from . import checkpoint, folds, gguf_files, rules
 from .companions import copy_companions
 from .config_map import training_fields
 from .errors import ConversionError, NotRepresentable, VerificationFailed
@@ -25,7 +25,6 @@ from .family import (
     all_families_and_encoders,
     family_and_head,
     family_for,
-    family_of,
     head_of_variant,
     is_variant,
     read_config,
@@ -33,6 +32,7 @@ from .family import (
 from .folds import Folding
 from .record import is_hub_id, last_part, public_name, write_record
 from .skeleton import empty_model, stored_tensors
+from .tokenization import load_tokenizer
 
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ class Report:
         part: what was taken of a checkpoint whose class is not here as a whole; empty for all of it.
         unread: keys of the native config that change nothing, because its class does not read them or does not act on
             their values; kept for the way back.
+        notes: what a GGUF file does not say and had to be taken from elsewhere.
         verification: the comparison of source and destination, where it was asked for.
     """
 
@@ -96,6 +97,7 @@ class Report:
     tokenizer: list[str] = field(default_factory=list)
     part: str = ""
     unread: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     verification: "VerificationReport | None" = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,6 +114,7 @@ class Report:
             *(f"- NaN or infinite values in {name}" for name in self.non_finite),
             *(f"- Not kept, for training only: `{name}` = {value!r}" for name, value in self.dropped.items()),
             *(f"- Tokenizer: {note}" for note in self.tokenizer),
+            *(f"- {note[0].upper()}{note[1:]}." for note in self.notes),
         ]
         if self.unread:
             names = ", ".join(f"`{name}`" for name in sorted(self.unread))
@@ -355,7 +358,7 @@ def from_native(
     """
     if isinstance(source, (str, Path)):
         if is_gguf(source):
-            return from_native(_load_gguf(Path(source)), dtype, device_map, ignore_keys)
+            return _from_gguf(Path(source), dtype, device_map, ignore_keys)
         opened = _open_native(source, ignore_keys)
         folder, family, head, variant_config = opened.path, opened.family, opened.head, opened.config
         native, names, load = opened.native, opened.names, opened.load
@@ -505,17 +508,66 @@ def is_gguf(source: str | Path) -> bool:
     return str(source).endswith(".gguf")
 
 
-def _load_gguf(path: Path) -> PreTrainedModel:
-    """Dequantise a GGUF file with transformers' own loader."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file. Give the path of a GGUF file.")
-    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-    family = family_of(config.model_type)
-    model = family.native_class("causal_lm").from_pretrained(path.parent, gguf_file=path.name)
-    # The weights are plain floats by now, but the config still speaks of the file's quantisation.
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+@dataclass
+class _GGUF:
+    """A GGUF file, understood, with our config, and a model and a generator of its tensors as we have them."""
+
+    opened: gguf_files.GGUFCheckpoint
+    config: VariantConfig
+    target: PreTrainedModel
+    tensors: Iterator[tuple[str, torch.Tensor]]
+
+
+def config_of_gguf(path: Path) -> VariantConfig:
+    """The config of the variant that a GGUF file converts to."""
+    return _variant_of_gguf(gguf_files.open_checkpoint(path))
+
+
+def _variant_of_gguf(opened: gguf_files.GGUFCheckpoint) -> VariantConfig:
+    config = opened.family.config_map.to_variant(opened.config, (), opened.head)
+    if not opened.has_pooler:
+        config.pooler = False
+    config.dtype = opened.dtype
+    return config
+
+
+def _open_gguf(path: Path, ignore_keys: Iterable[str]) -> _GGUF:
+    opened = gguf_files.open_checkpoint(path, ignore_keys)
+    family, head, native = opened.family, opened.head, opened.native
+    config = _variant_of_gguf(opened)
+    for note in opened.notes:
+        logger.warning(f"{opened.file.path}: {note}.")
+    _follow_loose_tie(family, native, config, opened.names(), opened.load)
+    target = empty_model(family.variant_class(head), config)
+    return _GGUF(
+        opened,
+        config,
+        target,
+        _translated(family, head, native, target, opened.names(), opened.load, config, to_native=False),
+    )
+
+
+def _from_gguf(
+    path: Path, dtype: torch.dtype | str | None, device_map: Any, ignore_keys: Iterable[str]
+) -> PreTrainedModel:
+    made = _open_gguf(path, ignore_keys)
+    model = _build(type(made.target), made.config, dict(made.tensors), dtype, device_map)
+    if model.can_generate():
+        model.generation_config = made.opened.generation_config()
     return model
+
+
+def _load_gguf(path: Path, ignore_keys: Iterable[str] = ()) -> PreTrainedModel:
+    """The stock model in a GGUF file."""
+    opened = gguf_files.open_checkpoint(path, ignore_keys)
+    arguments = {} if opened.has_pooler else {"add_pooling_layer": False}
+    model = opened.family.native_class(opened.head).from_pretrained(
+        None, config=opened.config, state_dict={name: opened.load(name) for name in opened.names()},
+        dtype=opened.dtype, **arguments,
+    )  # fmt: skip
+    if model.can_generate():
+        model.generation_config = opened.generation_config()
+    return model.eval()
 
 
 def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
@@ -625,23 +677,25 @@ def _convert_gguf(
     max_shard_bytes: int,
     verify: bool,
 ) -> Report:
-    native = _load_gguf(path)
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    family = family_of(native.config.model_type)
-    config = family.config_map.to_variant(native.config, ignore_keys, "causal_lm")
-    target = empty_model(family.variant_class("causal_lm"), config)
-    state = native.state_dict()
-    tensors = _translated(family, "causal_lm", native, target, list(state), state.__getitem__, config, to_native=False)
-    _refuse_to_verify_a_cast(verify, native.dtype, dtype)
-    config.dtype = dtype or native.dtype
-    report = _report(path, destination, "convert", family, "causal_lm", config, target)
-    report.unread = family.config_map.unread(native.config, "causal_lm")
-    _note_cast(report, native.dtype, dtype)
+    made = _open_gguf(path, ignore_keys)
+    opened, config, stored = made.opened, made.config, made.opened.dtype
+    _refuse_to_verify_a_cast(verify, stored, dtype)
+    config.dtype = dtype or stored
+    report = _report(path, destination, "convert", opened.family, opened.head, config, made.target)
+    report.notes = opened.notes
+    report.unread = opened.family.config_map.unread(opened.config, opened.head)
+    _note_cast(report, stored, dtype)
     non_finite: list[str] = []
     with checkpoint.new_folder(destination) as temporary:
-        _write(temporary, config, target, _cast(tensors, dtype, non_finite), max_shard_bytes)
-        tokenizer.save_pretrained(temporary)
-        native.generation_config.save_pretrained(temporary)
+        _write(temporary, config, made.target, _cast(made.tensors, dtype, non_finite), max_shard_bytes)
+        tokenizer = load_tokenizer(path)
+        if isinstance(tokenizer, str):
+            report.tokenizer = [tokenizer]
+            logger.warning(f"No tokenizer is written: {tokenizer}")
+        else:
+            tokenizer.save_pretrained(temporary)
+        if made.target.can_generate():
+            opened.generation_config().save_pretrained(temporary)
         _note_non_finite(report, non_finite)
         _complete(temporary, report, path.parent, verify, ignore_keys)
     return report

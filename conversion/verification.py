@@ -23,6 +23,7 @@ from .config_map import differing_fields
 from .errors import NotRepresentable
 from .family import Family, family_and_head, head_of_variant, is_variant, read_config, stacks, variant_class
 from .folds import Folding
+from .gguf_files.proof import Reading, readings
 from .memory import lay_alike
 from .skeleton import empty_model, stored_tensors
 from .tokenization import differences, load_tokenizer, probe_texts
@@ -83,19 +84,21 @@ class VerificationReport:
 
 @dataclass
 class _Loaded:
-    """A model with the weights' own dtype, its folder or file, and what was wrong with its tensors."""
+    """A model with the weights' own dtype, its folder or file, what was wrong with it, and what other readers see."""
 
     model: PreTrainedModel
     path: Path | None = None
     faults: list[str] = field(default_factory=list)
+    readings: list[Reading] = field(default_factory=list)
 
 
-def _load(source: str | Path | PreTrainedModel, dtype: torch.dtype | None) -> _Loaded:
+def _load(source: str | Path | PreTrainedModel, dtype: torch.dtype | None, ignore_keys: Iterable[str]) -> _Loaded:
     if isinstance(source, PreTrainedModel):
         return _Loaded(source if dtype in (None, source.dtype) else copy.deepcopy(source).to(dtype))
     if is_gguf(source):
-        model = _load_gguf(Path(source))
-        return _Loaded(model if dtype is None else model.to(dtype), Path(source))
+        model = _load_gguf(Path(source), ignore_keys)
+        seen = readings(Path(source), model, ignore_keys)
+        return _Loaded(model if dtype is None else model.to(dtype), Path(source), readings=seen)
     folder = checkpoint.resolve_folder(source)
     config = read_config(folder)
     # Refuses indexes that leave the folder, before transformers follows them.
@@ -266,6 +269,9 @@ def _as_variant(model: PreTrainedModel, other: PreTrainedModel, ignore_keys: Ite
     if family.loosely_tied in stored_tensors(model):
         # The config says otherwise; transformers went by the weights.
         config.tie_word_embeddings = False
+    if getattr(config, "pooler", False) and not any("pooler." in name for name in stored_tensors(model)):
+        # A bare encoder that was loaded without it, as those of GGUF files are.
+        config.pooler = False
     return config
 
 
@@ -407,7 +413,7 @@ def _check_tokenizers(a: Path | None, b: Path | None) -> Check | None:
     """What `AutoTokenizer` reads from both; none if neither has one, or one of the models is in memory."""
     if a is None or b is None:
         return None
-    present = [path.is_file() or has_tokenizer(path) for path in (a, b)]
+    present = [has_tokenizer(path) if path.is_dir() else not isinstance(load_tokenizer(path), str) for path in (a, b)]
     if not all(present):
         return Check("tokenizer", False, f"only {(a, b)[present.index(True)].name} has one") if any(present) else None
     first, second = load_tokenizer(a), load_tokenizer(b)
@@ -542,12 +548,15 @@ def verify(
     """
     names = [str(x) if not isinstance(x, PreTrainedModel) else type(x).__name__ for x in (a, b)]
     report = VerificationReport(*names)
-    loaded = [_load(source, _as_dtype(dtype)) for source in (a, b)]
+    loaded = [_load(source, _as_dtype(dtype), ignore_keys) for source in (a, b)]
     left, right = (side.model for side in loaded)
     for name, side in zip(names, loaded, strict=True):
         if side.path is not None:
             seen = "every tensor of the architecture, and no other" if not side.faults else ", ".join(side.faults[:6])
             report.checks.append(Check(f"tensors of {name}", not side.faults, seen))
+        if side.readings:
+            seen = "; ".join(f"{reading.name}: {reading.detail}" for reading in side.readings)
+            report.checks.append(Check("GGUF file", all(each.ok is not False for each in side.readings), seen))
     for what, (x, y) in {
         "kind of model": (_kind(left), _kind(right)),
         "vocabulary": (_vocab_size(left), _vocab_size(right)),

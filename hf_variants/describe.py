@@ -8,6 +8,7 @@ from typing import Any
 import hf_variants
 
 from .conversion.skeleton import empty_model
+from .conversion.translate import config_of_gguf, is_gguf
 from .model.axis import ROUNDING, Axis, nobody_chose, own_fields
 from .model.configuration_variant import AXES
 
@@ -28,8 +29,10 @@ NEVER_SHOWN = frozenset({"native_leftovers"})
 
 
 def load_config(name: str) -> "hf_variants.VariantConfig | hf_variants.VariantSeq2SeqConfig":
-    """The config in a `config.json`, in a folder that holds one, or of a preset."""
+    """The config in a `config.json`, in a folder that holds one, in a GGUF file, or of a preset."""
     path = Path(name)
+    if is_gguf(name):
+        return config_of_gguf(path)
     if not path.exists():
         presets = sorted(hf_variants.presets())
         if name in presets:

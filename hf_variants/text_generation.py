@@ -22,6 +22,7 @@ from transformers import (
 import hf_variants
 from hf_variants.conversion import from_native
 from hf_variants.conversion.family import VARIANT_TYPES, variant_class
+from hf_variants.conversion.gguf_files import read_tokenizer
 from hf_variants.conversion.translate import is_gguf
 
 
@@ -171,7 +172,7 @@ def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     path = Path(source)
     try:
         if is_gguf(source):
-            return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+            return read_tokenizer(path)
         if (path / "adapter_config.json").is_file() and not (path / "tokenizer_config.json").is_file():
             base = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
             return _load_tokenizer(base)

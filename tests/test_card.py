@@ -30,6 +30,7 @@ from hf_variants.conversion import ConversionError, VerificationFailed, convert,
 from hf_variants.conversion.record import RECORD, read_record, speaks_of
 from hf_variants.preset_page import write_page
 from hf_variants.sizes import cache_sizes, readable, sizes_in
+from tests import gguf_files
 from tests.test_custom_code import MODELS, SIZES
 from tests.tools import kinds
 
@@ -524,17 +525,11 @@ def test_a_hub_id_is_the_base_model(native, tmp_path, monkeypatch):
     assert "Converted from `someone/small-llama`" in card.text
 
 
-def test_a_gguf_file_is_named_on_the_card(native, tmp_path, monkeypatch):
-    from hf_variants.conversion import translate
-
-    path = tmp_path / "small.gguf"
-    path.touch()
-    monkeypatch.setattr(translate, "_load_gguf", lambda path: LlamaForCausalLM.from_pretrained(native))
-    monkeypatch.setattr(translate.AutoTokenizer, "from_pretrained", lambda *args, **kwargs: kinds.tokenizer())
+def test_a_gguf_file_is_named_on_the_card(native, tmp_path):
+    path = gguf_files.write(LlamaForCausalLM.from_pretrained(native), tmp_path / "small.gguf", "llama")
     convert(path, tmp_path / "variant")
     text = (tmp_path / "variant" / CARD).read_text(encoding="utf-8")
     assert "Converted from `small.gguf`, a `llama` checkpoint: 12 tensors" in text
-    assert "AutoTokenizer" in text
     with pytest.raises(ConversionError, match="`dtype`"):
         convert(path, tmp_path / "other", dtype="float16", verify=True)
 
