@@ -12,7 +12,7 @@ RELEASES ?= 5.17.0 5.20.2
 TYPES := build/types
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check drift releases clean
+.PHONY: help demo test test-all check drift published releases clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ check: $(INSTALLED)  ## formatting, lint, types
 
 drift: $(INSTALLED)  ## compare every native type with the installed transformers, as a table (SEEDS=12)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tests.drift --seeds $(SEEDS) --workers $(WORKERS)
+
+published: $(INSTALLED)  ## published configs, shrunk: which convert, and in what they equal the stock class (FOLDER=folder)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tests.published $(FOLDER)
 
 releases: $(RELEASES:%=release-%)  ## the same with older transformers, shortly (RELEASES="5.17.0 5.20.2")
 

@@ -740,9 +740,15 @@ class ConfigMap:
         for entry in entries:
             restored.update(entry.backward(_fields_of(config)))
         undetermined = [key for entry in entries for key in entry.kept]
-        kept = {key: values[key] for key in [*undetermined, *unread, *ignore_keys] if key in values}
+        # The way back knows those only that the class declares.
+        undeclared = set(entries[0].keys) - self.native_class().to_dict().keys()
+        kept = {key: values[key] for key in [*undetermined, *undeclared, *unread, *ignore_keys] if key in values}
         kept |= {key: value for key, value in native.to_dict().items() if key in KEPT_FRAMEWORK_KEYS}
-        leftovers = {key: value for key, value in kept.items() if key not in restored or restored[key] != value}
+        leftovers = {
+            key: value
+            for key, value in kept.items()
+            if key in undeclared or key not in restored or restored[key] != value
+        }
         config.native_leftovers = {"model_type": self.model_type, **leftovers}
         return config
 
