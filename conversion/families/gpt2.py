@@ -42,7 +42,10 @@ FAMILIES = (
                 lambda fields: {"reorder_and_upcast_attn": fields["attention_scores_in_float32"]},
             ),
             LAYERNORM_BLOCK, ALL_BIASES, NO_PADDING_ROW,
-            Fixed(position_embedding_type="learned", attention_softmax_in_float32=False),
+            Fixed(
+                position_embedding_type="learned", attention_softmax_in_float32=False,
+                initializer_scheme="depth_scaled",
+            ),
             Required("add_cross_attention", False, reason="a decoder inside an encoder-decoder does not stand alone"),
             *SUMMARY, *unread("a note of the training code", "n_special", "predict_special_tokens"),
         ),

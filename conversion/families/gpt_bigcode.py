@@ -50,7 +50,7 @@ FAMILIES = (
                 kept=("multi_query",),
             ),
             LAYERNORM_BLOCK, ALL_BIASES, NO_PADDING_ROW,
-            Fixed(position_embedding_type="learned"),
+            Fixed(position_embedding_type="learned", initializer_scheme="depth_scaled"),
             Required("add_cross_attention", False, reason="a decoder inside an encoder-decoder does not stand alone"),
             Irrelevant("attention_softmax_in_fp32", "the class always computes the softmax in float32"),
             Irrelevant("scale_attention_softmax_in_fp32", "the class always scales before the softmax"),

@@ -25,6 +25,7 @@ FAMILIES = (
             Same("hidden_act", "final_logit_softcapping"),
             Fixed(
                 norm_affine=False, embedding_norm=True, rope_reversed=True, qk_norm="head", qk_norm_after_rope=True,
+                initializer_scheme="depth_scaled_attention",
             ),
         ),
         weights=(

@@ -23,7 +23,7 @@ FAMILIES = (
             Same("hidden_act", "mlp_bias", "norm_eps"),
             Fixed(
                 norm_type="layernorm", norm_bias=True, norm_unit_offset=True, norm_casting_mode="none",
-                norm_placement="pre", ffn_type="mlp",
+                norm_placement="pre", ffn_type="mlp", initializer_norm_ones=True,
             ),
         ),
         weights=(*EMBEDDINGS_AND_HEAD, *ATTENTION, *UNGATED_FFN, *PRE_NORMS),

@@ -29,6 +29,7 @@ def stack(bias_per_layer: bool) -> tuple[Entry, ...]:
         Renamed("d_ff", "intermediate_size"),
         Renamed("num_heads", "num_attention_heads"),
         Renamed("layer_norm_epsilon", "norm_eps"),
+        Renamed("initializer_factor", "initializer_range"),
         Computed(("dropout_rate",), _dropout, lambda fields: {"dropout_rate": fields["residual_dropout"]}),
         Computed(("feed_forward_proj", "is_gated_act", "dense_act_fn"), _activation, _projection),
         Fixed(
@@ -39,13 +40,13 @@ def stack(bias_per_layer: bool) -> tuple[Entry, ...]:
             relative_attention_per_layer=bias_per_layer,
             padding_embedding_frozen=False,
             ffn_output_in_float32=True,
+            initializer_scheme="fan_in",
             clamp_in_float16="sublayers",
         ),
     )
 
 
 UNREAD = (
-    Irrelevant("initializer_factor", "used in the initialisation only"),
     Irrelevant("is_decoder", "set on the stacks by the class"),
     Irrelevant("classifier_dropout", "read by the classification heads"),
 )

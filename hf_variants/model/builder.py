@@ -108,7 +108,10 @@ CROSS_ATTENTION = {
 
 def build_norm(config: VariantConfig, dim: int) -> nn.Module:
     """A norm of the config's kind over `dim` channels."""
-    return make_norm(dim, **config.norm_arguments())
+    norm = make_norm(dim, **config.norm_arguments())
+    if config.initializer_norm_ones:
+        norm.init_weight = 1.0
+    return norm
 
 
 def build_qk_norm(config: VariantConfig, num_heads: int) -> Callable:
@@ -303,6 +306,7 @@ def build_block(config: VariantConfig, layer_idx: int) -> Block:
     }
     if layer.norm_placement == "deepnorm":
         _set_deepnorm_gains(sublayers, layer.deepnorm_beta)
+    _set_initial_stds(sublayers, layer, config)
     if layer.parallel_block != "none":
         return (ParallelCrossBlock if layer.add_cross_attention else ParallelBlock)(
             sublayers,
@@ -323,6 +327,28 @@ def build_block(config: VariantConfig, layer_idx: int) -> Block:
         limit_attention=limit if config.clamp_in_float16 == "sublayers" or "mlp" in skipped else unchanged,
         limit_output=limit,
     )
+
+
+def _set_initial_stds(sublayers: dict[str, nn.Module], layer: VariantConfig, config: VariantConfig) -> None:
+    """The standard deviations of a layer's new matrices, where they are not `initializer_range`."""
+    size, heads = layer.hidden_size, layer.num_attention_heads * layer.head_dim
+    at_the_end = (2 * config.num_hidden_layers) ** -0.5
+    factors = {
+        "normal": {},
+        "depth_scaled": dict.fromkeys(("o_proj", "down_proj"), at_the_end),
+        "depth_scaled_attention": {"o_proj": at_the_end},
+        "fan_in": {
+            **dict.fromkeys(("k_proj", "v_proj", "g_proj", "gate_proj", "up_proj"), size**-0.5),
+            # With the scale that T5's scores lack.
+            "q_proj": (size * layer.head_dim) ** -0.5,
+            "o_proj": heads**-0.5,
+            "down_proj": layer.intermediate_size**-0.5,
+        },
+    }[config.initializer_scheme]
+    for sublayer in sublayers.values():
+        for name, module in sublayer.named_children():
+            if name in factors:
+                module.init_std = config.initializer_range * factors[name]
 
 
 def _set_deepnorm_gains(sublayers: dict[str, nn.Module], beta: float) -> None:
@@ -489,6 +515,8 @@ def build_lm_head(config: VariantConfig) -> nn.Linear:
     width = config.embedding_size if config.lm_head_transform else output_size(config)
     head_class = NormalizedLinear if config.lm_head_normalized else nn.Linear
     head = head_class(width, config.vocab_size, bias=config.lm_head_bias)
+    if config.initializer_scheme == "fan_in":
+        head.init_std = config.initializer_range
     if config.lm_head_unread_bias:
         head.unread_bias = nn.Parameter(torch.zeros(config.vocab_size))
     return head

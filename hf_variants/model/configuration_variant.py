@@ -11,7 +11,7 @@ import inspect
 import textwrap
 from collections.abc import Iterable
 from dataclasses import Field
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
@@ -89,6 +89,10 @@ class VariantConfig(ConstructorRules, *AXES, PreTrainedConfig):
     remedy, as a `ValueError`; a field that is set and has no effect under the rest is named in a warning. Those under
     "Rounding" leave the function as it is and say how a stock class computes it: who designs a variant needs none.
 
+    initializer_scheme (`str`): standard deviation of new matrices: `"normal"`: `initializer_range`; `"depth_scaled"`: the
+        same, divided by the root of twice the depth where a branch ends (GPT-2), or `"depth_scaled_attention"`, in
+        attention only (nanochat); `"fan_in"`: times the inverse root of what is summed, and 1 for embeddings (T5).
+    initializer_norm_ones (`bool`): new norms store 1 also where the applied weight is `1 + w` (Nemotron: a gain of 2).
     initializer_range, use_cache, bos_token_id, eos_token_id, pad_token_id: as everywhere in transformers.
     native_leftovers (`dict`): where the model was converted from: its `model_type`, and keys of that config which do
         not change what the model computes, kept for the way back.
@@ -105,6 +109,10 @@ class VariantConfig(ConstructorRules, *AXES, PreTrainedConfig):
     resolve_preset = None
 
     initializer_range: int | float = setting(0.02, TRAINING)
+    initializer_scheme: Literal["normal", "depth_scaled", "depth_scaled_attention", "fan_in"] = setting(
+        "normal", TRAINING
+    )
+    initializer_norm_ones: bool = setting(False, TRAINING)
     native_leftovers: dict | None = setting(None, TRAINING)
     use_cache: bool = setting(True, TRAINING)
     bos_token_id: int | None = 1

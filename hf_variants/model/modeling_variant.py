@@ -267,6 +267,10 @@ class VariantPreTrainedModel(AdapterGuard, Distribution, PreTrainedModel):
             init.zeros_(module.unread_bias)
         if hasattr(module, "reset_weights"):
             module.reset_weights()
+        elif hasattr(module, "init_std"):
+            init.normal_(module.weight, mean=0.0, std=module.init_std)
+            if getattr(module, "bias", None) is not None:
+                init.zeros_(module.bias)
         elif isinstance(module, nn.Linear) and hasattr(module, "xavier_gain"):
             init.xavier_normal_(module.weight, gain=module.xavier_gain)
             if module.bias is not None:
@@ -278,6 +282,8 @@ class VariantPreTrainedModel(AdapterGuard, Distribution, PreTrainedModel):
             reset_activation(module)
         elif "RotaryEmbedding" not in type(module).__name__:
             super()._init_weights(module)
+        if getattr(module, "init_weight", None) is not None:
+            init.constant_(module.weight, module.init_weight)
 
 
 class VariantModel(VariantPreTrainedModel):
@@ -303,6 +309,10 @@ class VariantModel(VariantPreTrainedModel):
         self.first_position = config.pad_token_id + 1 if config.position_ids_source == "input_ids" else 0
         self.rotary_emb, self.rotary_names = build_rotary_embeddings(config)
         self.position_bias = build_position_bias(config)
+        if config.initializer_scheme == "fan_in":
+            self.embed_tokens.init_std = config.initializer_range
+            for table in getattr(self.position_bias, "tables", {}).values():
+                table.init_std = config.initializer_range * config.hidden_size**-0.5
         self.layers = nn.ModuleList([build_block(config, i) for i in range(config.num_hidden_layers)])
         # Those that are there: accelerate's FSDP looks for every name, and fails on one that it does not find.
         self._no_split_modules = {type(layer).__name__ for layer in self.layers}
