@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hf_variants.model.normalization import (
+    DynamicTanh,
     Float32LayerNorm,
     PerHeadLayerNorm,
     RMSNorm,
@@ -50,7 +51,17 @@ def draw_sizes(draw) -> dict:
 
 
 def draw_norm(draw) -> dict:
-    fields = {"norm_type": one_of(draw, "rmsnorm", "layernorm"), "norm_eps": one_of(draw, 1e-6, 1e-5, 1e-2)}
+    fields = {
+        "norm_type": one_of(draw, "rmsnorm", "layernorm", "dynamic_tanh"),
+        "norm_eps": one_of(draw, 1e-6, 1e-5, 1e-2),
+    }
+    if fields["norm_type"] == "dynamic_tanh":
+        return {
+            **fields,
+            "norm_alpha_init": one_of(draw, 0.5, 0.8),
+            "norm_affine": True,
+            "norm_bias": chance(draw, 60),
+        }
     fields["norm_affine"] = chance(draw, 85)
     if fields["norm_type"] == "rmsnorm":
         fields["norm_casting_mode"] = one_of(draw, None, "llama", "gemma", "none")
@@ -127,11 +138,12 @@ def draw_attention(draw, norm: dict) -> dict:
 def draw_qk_norm(draw, norm: dict) -> dict:
     fields = {"qk_norm": one_of(draw, "head", "full", "per_head"), "qk_norm_eps": one_of(draw, None, 1e-3)}
     fields["qk_norm_type"] = one_of(draw, None, "rmsnorm", "layernorm")
-    fields["qk_norm_affine"] = one_of(draw, None, True, False)
+    kind = fields["qk_norm_type"] or norm["norm_type"]
+    # DynamicTanh has no form without a weight.
+    fields["qk_norm_affine"] = None if kind == "dynamic_tanh" else one_of(draw, None, True, False)
     if fields["qk_norm"] == "head":
         fields["qk_norm_after_rope"] = chance(draw, 30)
     affine = norm["norm_affine"] if fields["qk_norm_affine"] is None else fields["qk_norm_affine"]
-    kind = fields["qk_norm_type"] or norm["norm_type"]
     float32_layernorm = norm["norm_type"] == "layernorm" and norm["norm_casting_mode"] == "gemma"
     if kind == "layernorm" and affine and fields["qk_norm"] != "per_head" and not float32_layernorm:
         fields["qk_norm_bias"] = one_of(draw, None, True, False)
@@ -320,7 +332,7 @@ def variant_fields(draw) -> dict:
     return fields
 
 
-NORMS = (RMSNorm, nn.LayerNorm, Float32LayerNorm, PerHeadLayerNorm)
+NORMS = (RMSNorm, nn.LayerNorm, Float32LayerNorm, PerHeadLayerNorm, DynamicTanh)
 ZERO_CENTERED_NORMS = (ZeroCenteredRMSNorm, ZeroCenteredLayerNorm)
 
 

@@ -494,7 +494,7 @@ def test_a_damaged_record_does_not_stop_a_save(variant):
 
 
 def test_a_conversion_that_differs_is_not_written(native, tmp_path, monkeypatch, capsys):
-    def differs(source, folder):
+    def differs(source, folder, **options):
         failed = verification.Check("outputs", False, "largest difference 2.0")
         return verification.VerificationReport(str(source), str(folder), [failed])
 

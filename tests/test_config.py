@@ -55,6 +55,11 @@ REFUSED = [
         "`norm_casting_mode` llama is not defined for `norm_type` layernorm.",
     ),
     (
+        {"norm_type": "dynamic_tanh", "norm_unit_offset": True},
+        "`norm_unit_offset` is set, but `norm_type` dynamic_tanh has no form with `1 + w`.",
+    ),
+    ({"qk_norm": "head", "qk_norm_type": "dynamic_tanh", "qk_norm_affine": False}, "dynamic_tanh has no form without"),
+    (
         {"norm_type": "layernorm", "norm_casting_mode": "gemma"},
         "gemma for layernorm is defined without a bias (Cohere).",
     ),
@@ -521,6 +526,8 @@ IDLE = [
     ({"parallel_sum_order": "residual_first"}, "`parallel_block` is none"),
     ({"layer_scale_init": 0.3}, "`learned_scale_type` is none"),
     ({"qk_norm_eps": 0.1}, "`qk_norm` is none"),
+    ({"norm_alpha_init": 0.7}, "no norm is dynamic_tanh"),
+    ({"norm_eps": 0.1, "norm_type": "dynamic_tanh"}, "every norm is dynamic_tanh"),
     ({"qk_norm_type": "layernorm"}, "`qk_norm` is none"),
     ({"qk_norm_affine": False}, "`qk_norm` is none"),
     ({"cross_attention_hidden_size": 12}, "`add_cross_attention` is off"),

@@ -32,6 +32,19 @@ DIM = 48
 EPS = 1e-5
 DTYPES = (torch.float32, torch.bfloat16)
 
+
+class PaperDynamicTanh(nn.Module):
+    """Algorithm 1 of https://arxiv.org/abs/2503.10622."""
+
+    def __init__(self):
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(1) * 0.5)
+        self.weight, self.bias = nn.Parameter(torch.ones(DIM)), nn.Parameter(torch.zeros(DIM))
+
+    def forward(self, x):
+        return self.weight * torch.tanh(self.alpha * x) + self.bias
+
+
 # make_norm's arguments and the transformers module that computes the same, bit for bit.
 TWINS = {
     "llama": ({"norm_type": "rmsnorm"}, lambda: LlamaRMSNorm(DIM, EPS)),
@@ -57,6 +70,7 @@ TWINS = {
         {"norm_type": "layernorm", "casting_mode": "none"},
         lambda: nn.LayerNorm(DIM, eps=EPS, bias=False),
     ),
+    "dynamic tanh": ({"norm_type": "dynamic_tanh", "casting_mode": "none", "bias": True}, lambda: PaperDynamicTanh()),
 }
 
 

@@ -184,14 +184,16 @@ class VariantConfig(ConstructorRules, *AXES, PreTrainedConfig):
         """Name those of these fields that are set to other than their default and have no effect."""
         idle = {name: because for name, because in self.idle_fields().items() if name in names}
         layer = self.per_layer_config[0]
-        untouched = copy.copy(layer)
-        for name in idle:
-            object.__setattr__(untouched, name, FIELDS[name].default)
-        untouched.derive()
+        defaults = {name: FIELDS[name].default for name in idle}
+        derived = copy.copy(layer)
+        for name in [name for name, default in defaults.items() if default is None]:
+            object.__setattr__(derived, name, None)
+        derived.derive()
+        defaults |= {name: getattr(derived, name) for name, default in defaults.items() if default is None}
         sentences = [
             f"`{name}` is set, but has no effect, because {because}."
             for name, because in idle.items()
-            if not self.is_heterogeneous_in(name) and getattr(layer, name) != getattr(untouched, name)
+            if not self.is_heterogeneous_in(name) and getattr(layer, name) != defaults[name]
         ]
         if sentences:
             logger.warning_once(" ".join(sentences))

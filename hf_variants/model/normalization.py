@@ -1,4 +1,4 @@
-"""How activations are normalised: RMSNorm and LayerNorm, plain or zero-centred, in every order of casts in use."""
+"""How activations are normalised: RMSNorm and LayerNorm, plain or zero-centred, in every order of casts; and DynamicTanh."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
-from .axis import ROUNDING, Axis, Check, Idle, axis, setting
+from .axis import ROUNDING, TRAINING, Axis, Check, Idle, axis, setting
 
 
-NormType = Literal["layernorm", "rmsnorm"]
+NormType = Literal["layernorm", "rmsnorm", "dynamic_tanh"]
 
 
 class NormKind(NamedTuple):
@@ -32,15 +32,18 @@ class NormKind(NamedTuple):
 NORM_KINDS = {
     "layernorm": NormKind("LayerNorm", has_bias=True, casting_modes=("none", "gemma")),
     "rmsnorm": NormKind("RMSNorm", has_bias=False, casting_modes=("llama", "gemma", "none")),
+    "dynamic_tanh": NormKind("DynamicTanh", has_bias=True, casting_modes=("none",)),
 }
 
 
 @axis
 class NormalizationAxis(Axis):
     """
-    norm_type (`str`): `"layernorm"` or `"rmsnorm"` (https://arxiv.org/abs/1910.07467).
+    norm_type (`str`): `"layernorm"`, `"rmsnorm"` (https://arxiv.org/abs/1910.07467) or `"dynamic_tanh"`
+        (https://arxiv.org/abs/2503.10622).
     norm_eps (`float`): added to the variance or mean square.
-    norm_affine, norm_bias (`bool`): learned weight; learned bias (layernorm only).
+    norm_alpha_init (`float`): where DynamicTanh's learned `alpha` starts.
+    norm_affine, norm_bias (`bool`): learned weight; learned bias (rmsnorm has none).
     norm_unit_offset (`bool`): the stored weight is `w` and the applied one `1 + w` (Gemma, Nemotron).
 
     Rounding:
@@ -52,6 +55,7 @@ class NormalizationAxis(Axis):
 
     norm_type: NormType = "rmsnorm"
     norm_eps: float = 1e-6
+    norm_alpha_init: int | float = setting(0.5, TRAINING)
     norm_affine: bool = True
     norm_bias: bool | None = None
     norm_unit_offset: bool = False
@@ -66,6 +70,8 @@ class NormalizationAxis(Axis):
 
     def checks(self) -> list[Check]:
         kind = NORM_KINDS[self.norm_type]
+        norms = [(self.norm_type, self.norm_affine)]
+        norms += [(self.qk_norm_type, self.qk_norm_affine)] if self.qk_norm != "none" else []
         return [
             Check(self.norm_eps <= 0, f"`norm_eps` is {self.norm_eps}.", "Set `norm_eps` above 0, such as 1e-6."),
             Check(
@@ -84,6 +90,16 @@ class NormalizationAxis(Axis):
                 "Set `norm_unit_offset=False` or `norm_affine=True`.",
             ),
             Check(
+                self.norm_type == "dynamic_tanh" and self.norm_unit_offset,
+                "`norm_unit_offset` is set, but `norm_type` dynamic_tanh has no form with `1 + w`.",
+                "Set `norm_unit_offset=False` or another `norm_type`.",
+            ),
+            Check(
+                ("dynamic_tanh", False) in norms,
+                "`norm_affine` or `qk_norm_affine` is off, but dynamic_tanh has no form without a weight.",
+                "Set it, or another `norm_type` or `qk_norm_type`.",
+            ),
+            Check(
                 self.norm_casting_mode not in kind.casting_modes,
                 f"`norm_casting_mode` {self.norm_casting_mode} is not defined for `norm_type` {self.norm_type}.",
                 f"Set `norm_casting_mode` to {' or '.join(map(repr, kind.casting_modes))}.",
@@ -100,6 +116,7 @@ class NormalizationAxis(Axis):
         return {
             "norm_type": self.norm_type,
             "eps": self.norm_eps,
+            "alpha": self.norm_alpha_init,
             "affine": self.norm_affine,
             "bias": self.norm_bias,
             "unit_offset": self.norm_unit_offset,
@@ -122,7 +139,12 @@ class NormalizationAxis(Axis):
         }
 
     def idle(self) -> list[Idle]:
-        return [Idle(not self.norm_affine, ["norm_unit_offset"], "`norm_affine` is off")]
+        kinds = {self.norm_type} if self.qk_norm == "none" else {self.norm_type, self.qk_norm_type}
+        return [
+            Idle(not self.norm_affine, ["norm_unit_offset"], "`norm_affine` is off"),
+            Idle("dynamic_tanh" not in kinds, ["norm_alpha_init"], "no norm is dynamic_tanh"),
+            Idle(kinds == {"dynamic_tanh"}, ["norm_eps"], "every norm is dynamic_tanh"),
+        ]
 
 
 def unchanged(hidden_states: torch.Tensor) -> torch.Tensor:
@@ -330,6 +352,41 @@ class PerHeadLayerNorm(nn.Module):
         return f"{tuple(self.weight.shape)}, eps={self.eps}"
 
 
+class DynamicTanh(nn.Module):
+    """
+    weight * tanh(alpha * x) + bias with one learned alpha, which squashes as a norm does and takes no statistics
+    (https://arxiv.org/abs/2503.10622).
+
+    Args:
+        shape (`int` or `tuple[int, int]`): size of the last dimension, or (heads, head_dim) for own weights per head.
+        alpha (`float`): where the learned scalar starts.
+        bias (`bool`): learn a bias.
+
+    Shape: (..., *shape) -> (..., *shape), in the input's dtype.
+    """
+
+    def __init__(self, shape: int | tuple[int, int], alpha: float = 0.5, bias: bool = True):
+        super().__init__()
+        self.initial_alpha = float(alpha)
+        # Of one dimension, since FSDP shards no scalars.
+        self.alpha = nn.Parameter(torch.full((1,), self.initial_alpha))
+        self.weight = nn.Parameter(torch.ones(shape))
+        self.bias = nn.Parameter(torch.zeros(shape)) if bias else None
+
+    def reset_weights(self) -> None:
+        init.constant_(self.alpha, self.initial_alpha)
+        init.ones_(self.weight)
+        if self.bias is not None:
+            init.zeros_(self.bias)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        squashed = torch.tanh(self.alpha * hidden_states) * self.weight
+        return squashed if self.bias is None else squashed + self.bias
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.weight.shape)}, alpha={self.initial_alpha}, bias={self.bias is not None}"
+
+
 def make_norm(
     shape: int | tuple[int, int],
     *,
@@ -339,14 +396,17 @@ def make_norm(
     bias: bool,
     unit_offset: bool,
     casting_mode: str,
+    alpha: float = 0.5,
 ) -> nn.Module:
     """
     The norm of this kind over the last dimension.
 
     Args:
         shape (`int` or `tuple[int, int]`): size of the last dimension, or (heads, head_dim) for own weights per head.
-        norm_type, eps, affine, bias, unit_offset, casting_mode: see `VariantConfig`'s `norm_*` fields.
+        norm_type, eps, affine, bias, unit_offset, casting_mode, alpha: see `VariantConfig`'s `norm_*` fields.
     """
+    if norm_type == "dynamic_tanh":
+        return DynamicTanh(shape, alpha, bias)
     if norm_type == "rmsnorm":
         if not affine:
             return WeightlessRMSNorm(shape, eps=eps, casting_mode=casting_mode)
