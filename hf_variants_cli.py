@@ -118,6 +118,9 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_argument("--json", metavar="REPORT", type=Path, dest="report", help="also write the report as JSON")
     _add_ignore_key(verify)
 
+    records = command("records", _records, "Print a page of conversions: what of each was verified, and with what.")
+    records.add_argument("folders", metavar="FOLDER", nargs="+", type=Path, help="what `convert` wrote")
+
     describe = command("describe", _describe, "Show the architecture that a config stands for.")
     describe.add_argument(
         "config", metavar="CONFIG", help="config.json, a folder with one, a .gguf file, or the name of a preset"
@@ -288,6 +291,13 @@ def _verify(arguments: argparse.Namespace) -> int:
     if arguments.report is not None:
         arguments.report.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
     return 0 if report.ok else 1
+
+
+def _records(arguments: argparse.Namespace) -> int:
+    from hf_variants.conversion.record import records_page
+
+    print(records_page(arguments.folders), end="")
+    return 0
 
 
 def _describe(arguments: argparse.Namespace) -> int:

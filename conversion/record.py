@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import re
+import shlex
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +22,19 @@ KEYS = {
     "verification", "sha256",
 }  # fmt: skip
 
+# What a reader wants to know is the same -> the comparisons of `verify` that show it.
+CLAIMS = {
+    "architecture": r"config$|kind of model",
+    "weights": r"weights|tensors of |dtype|vocabulary",
+    "outputs": r"outputs(?!.* as loaded)",
+    "outputs with the default attention": r"outputs.* as loaded",
+    "generated tokens": r"\d+ .*tokens$",
+    "tokens with the checkpoint's own settings": r"tokens with",
+    "generation settings": r"generation config",
+    "training loss": r"training loss",
+    "tokenizer": r"tokenizer",
+}
+
 
 def last_part(path: str | Path) -> str:
     """The name of a folder or file: where it lay on a machine is nobody else's business."""
@@ -35,16 +51,93 @@ def is_hub_id(source: str | Path) -> bool:
     return not Path(source).expanduser().exists()
 
 
-def write_record(folder: Path, report: dict[str, Any]) -> None:
-    """Write the record of a conversion, with the hashes of the weights of which it speaks."""
+def command_line(command: str, source: str | Path, destination: str | Path, **options: Any) -> str:
+    """What does the same in a shell, with names that others may know."""
+    words = ["hf-variants", command, public_name(source), last_part(destination)]
+    for name, value in options.items():
+        for one in value if isinstance(value, (list, tuple)) else (value,):
+            if one not in (None, False):
+                words += [f"--{name}"] if one is True else [f"--{name}", str(one)]
+    return shlex.join(words)
+
+
+def claims(verification: dict[str, Any] | None, notes: Iterable[str] = ()) -> dict[str, str]:
+    """
+    What a conversion claims to be equal, each `"verified"`, `"not verified"`, `"not applicable"` or `"DIFFERENT"`.
+
+    Args:
+        verification: a `VerificationReport` as a dictionary, or `None` where none was made.
+        notes: what could not be said of the tokenizer.
+    """
+    if verification is None:
+        return dict.fromkeys(CLAIMS, "not verified")
+    made = {}
+    for claim, pattern in CLAIMS.items():
+        found = [check["ok"] for check in verification["checks"] if re.match(pattern, check["name"])]
+        made[claim] = "not applicable" if not found else "verified" if all(found) else "DIFFERENT"
+    if list(notes) and made["tokenizer"] != "DIFFERENT":
+        made["tokenizer"] = "not verified"
+    return made
+
+
+def write_record(folder: Path, report: dict[str, Any], source: Path) -> None:
+    """
+    Write the record of a conversion, with the hashes of the weights of which it speaks.
+
+    Args:
+        folder: of the result.
+        report: a `Report` as a dictionary.
+        source: folder or file that was read.
+    """
+    root = source.resolve()
     record = {
         **report,
         "source": public_name(report["source"]),
         "destination": last_part(report["destination"]),
+        # The Hub's cache names a snapshot after its commit.
+        "revision": root.name if root.parent.name == "snapshots" else None,
+        "claims": claims(report["verification"], report["tokenizer"]),
         "versions": {name: version(name) for name in ("hf-variants", "transformers", "torch")},
         "sha256": _hashes(folder),
+        "source_sha256": _hashes(source),
     }
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def records_page(folders: Iterable[Path]) -> str:
+    """
+    A page in Markdown of conversions, from the records in their folders.
+
+    Raises:
+        ValueError: for a folder without a record that can be read.
+    """
+    lines = [
+        "# Verified conversions",
+        "",
+        "Written by `hf-variants records FOLDER ...` from the conversion_report.json of each. A claim is verified if every",
+        "comparison of `verify` that shows it held; hashes are of the source's weights.",
+    ]
+    for folder in folders:
+        record = read_record(folder)
+        if record is None or "claims" not in record:
+            raise ValueError(f"{folder} has no {RECORD} with claims. Convert its source again.")
+        versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+        lines += [
+            "",
+            f"## {record['source']}",
+            "",
+            f"`{record['command']}`",
+            "",
+            f"- {record['model_type']}, {record['tensors']} tensors, {record['parameters']:,} parameters, "
+            f"{record['exactness']}; revision: {record['revision'] or 'none'}",
+            f"- {versions}",
+            *(f"- {name}: `{digest}`" for name, digest in record["source_sha256"].items()),
+            "",
+            "| claim | status |",
+            "|---|---|",
+            *(f"| {claim} | {status} |" for claim, status in record["claims"].items()),
+        ]
+    return "\n".join(lines) + "\n"
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
@@ -70,8 +163,10 @@ def speaks_of(record: dict[str, Any], folder: Path) -> bool:
     return record["sha256"] == _hashes(folder)
 
 
-def _hashes(folder: Path) -> dict[str, str]:
-    return {path.name: _hash(path, path.stat().st_mtime_ns) for path in sorted(folder.glob("*.safetensors"))}
+def _hashes(place: Path) -> dict[str, str]:
+    """File name -> SHA-256, of a file of weights or of those in a folder."""
+    paths = [place] if place.is_file() else sorted(place.glob("*.safetensors")) or sorted(place.glob("*.bin"))
+    return {path.name: _hash(path, path.stat().st_mtime_ns) for path in paths}
 
 
 @lru_cache(maxsize=256)

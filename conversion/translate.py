@@ -30,7 +30,7 @@ from .family import (
     read_config,
 )
 from .folds import Folding
-from .record import is_hub_id, last_part, public_name, write_record
+from .record import command_line, is_hub_id, last_part, public_name, write_record
 from .skeleton import empty_model, stored_tensors
 from .tokenization import load_tokenizer
 
@@ -79,6 +79,7 @@ class Report:
         unread: keys of the native config that change nothing, because its class does not read them or does not act on
             their values; kept for the way back.
         notes: what a GGUF file does not say and had to be taken from elsewhere.
+        command: what does the same in a shell.
         verification: the comparison of source and destination, where it was asked for.
     """
 
@@ -95,6 +96,7 @@ class Report:
     non_finite: list[str] = field(default_factory=list)
     dropped: dict[str, Any] = field(default_factory=dict)
     tokenizer: list[str] = field(default_factory=list)
+    command: str = ""
     part: str = ""
     unread: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -579,6 +581,10 @@ def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return named
 
 
+def _named(dtype: torch.dtype | None) -> str | None:
+    return None if dtype is None else str(dtype).removeprefix("torch.")
+
+
 def _cast(
     tensors: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype | None, non_finite: list[str]
 ) -> Iterator[tuple[str, torch.Tensor]]:
@@ -656,6 +662,8 @@ def convert(
     if target_dtype is not None:
         config.dtype = target_dtype
     report = _report(source, destination, "convert", family, head, config, target)
+    options = {"dtype": _named(target_dtype), "ignore-key": list(ignore_keys), "verify": verify}
+    report.command = command_line("convert", source, destination, **options)
     report.unread = family.config_map.unread(opened.native.config, head)
     report.part = family.taken_part(next(iter(opened.native.config.architectures or [""])), head)
     _note_cast(report, stored, target_dtype)
@@ -682,6 +690,8 @@ def _convert_gguf(
     _refuse_to_verify_a_cast(verify, stored, dtype)
     config.dtype = dtype or stored
     report = _report(path, destination, "convert", opened.family, opened.head, config, made.target)
+    options = {"dtype": _named(dtype), "ignore-key": list(ignore_keys), "verify": verify}
+    report.command = command_line("convert", path, destination, **options)
     report.notes = opened.notes
     report.unread = opened.family.config_map.unread(opened.config, opened.head)
     _note_cast(report, stored, dtype)
@@ -719,7 +729,7 @@ def _complete(folder: Path, report: Report, opened: Path, verify: bool, ignore_k
     """
     if verify:
         report.verification = _verified(report, folder, ignore_keys)
-    write_record(folder, report.to_dict())
+    write_record(folder, report.to_dict(), Path(report.source) if is_gguf(report.source) else opened)
     card.write_card(folder, name=last_part(report.destination), lineage=_lineage(report, opened))
 
 
@@ -784,6 +794,7 @@ def export(
     if target_dtype is not None:
         native_config.dtype = target_dtype
     report = _report(source, destination, "export", family, head, config, target)
+    report.command = command_line("export", source, destination, to=model_type)
     _note_folds(report, folding, target_dtype or stored)
     _note_cast(report, stored, target_dtype)
     non_finite: list[str] = []
@@ -791,7 +802,7 @@ def export(
         _write(temporary, native_config, target, _cast(tensors, target_dtype, non_finite), max_shard_bytes)
         report.tokenizer = copy_companions(folder, temporary, to_native=True)
         _note_non_finite(report, non_finite)
-        write_record(temporary, report.to_dict())
+        write_record(temporary, report.to_dict(), folder)
         card.write_native_card(
             temporary, report, family.variant_class(head).__name__, last_part(destination), _lineage(report, folder)
         )

@@ -1,5 +1,6 @@
 """What decides the text travels: tokenizers of every mix of files, generation settings, sentence encoders, licences."""
 
+import hashlib
 import json
 import random
 
@@ -27,6 +28,7 @@ from transformers.models.auto.tokenization_auto import (
 )
 
 import hf_variants
+import hf_variants_cli
 from hf_variants.conversion import ConversionError, convert, export
 from hf_variants.conversion.companions import copy_companions, copy_files
 from hf_variants.conversion.family import all_families
@@ -328,3 +330,32 @@ def test_sentence_transformers_embeds_as_before(pooling, tmp_path):
         for options in ({}, {"prompt_name": "query"}):
             made, reference = (m.encode(["the quick fox", "hello a"], **options) for m in (model, expected))
             assert (made == reference).all()
+
+
+# The record
+
+
+def test_every_claim_of_a_conversion_is_recorded(tmp_path, capsys):
+    folder = checkpoint_with(tokenizer_alone, tmp_path / "native")
+    convert(folder, tmp_path / "plain")
+    convert(folder, tmp_path / "proved", verify=True)
+    plain, proved = (
+        json.loads((tmp_path / name / "conversion_report.json").read_text()) for name in ("plain", "proved")
+    )
+    assert set(plain["claims"].values()) == {"not verified"}
+    assert set(proved["claims"].values()) == {"verified"}
+    assert proved["command"] == "hf-variants convert native proved --verify"
+    weights = (folder / "model.safetensors").read_bytes()
+    assert proved["source_sha256"] == {"model.safetensors": hashlib.sha256(weights).hexdigest()}
+    assert "| tokenizer | verified |" in (tmp_path / "proved" / "README.md").read_text()
+    assert hf_variants_cli.main(["records", str(tmp_path / "proved"), str(tmp_path / "plain")]) == 0
+    page = capsys.readouterr().out
+    assert page.count("| training loss | verified |") == page.count("| training loss | not verified |") == 1
+
+
+def test_what_a_checkpoint_lacks_is_not_applicable(tmp_path):
+    folder = checkpoint_with(lambda folder: None, tmp_path / "native")
+    convert(folder, tmp_path / "variant", verify=True)
+    claims = json.loads((tmp_path / "variant" / "conversion_report.json").read_text())["claims"]
+    assert claims.pop("tokenizer") == "not applicable"
+    assert set(claims.values()) == {"verified"}
