@@ -61,8 +61,7 @@ def run(output: Path, *, steps: int = 40) -> None:
         reference = BertModel.from_pretrained(source).eval()
 
     with step("Convert it to a variant, and prove it"):
-        print(convert(source, folders["variant"]).to_markdown())
-        print(verify(source, folders["variant"], progress=False).to_markdown())
+        print(convert(source, folders["variant"], verify=True).to_markdown())
         model = AutoModel.from_pretrained(folders["variant"]).eval()
         tokenizer = AutoTokenizer.from_pretrained(folders["variant"])
 
