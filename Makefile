@@ -10,9 +10,10 @@ TOOLS_INSTALLED := $(VENV)/.installed-tools
 # The lower end of pyproject.toml's range, and what users of Python 3.10 get.
 RELEASES ?= 5.17.0 5.20.2
 TYPES := build/types
+SUITE := build/suite
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check drift published releases clean
+.PHONY: help demo test test-all suite check drift published releases clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +27,12 @@ test: $(INSTALLED)  ## run the tests (WORKERS=2, ARGS="-k pattern"); needs no ne
 
 test-all: $(TOOLS_INSTALLED)  ## the same and other people's tools on our models; writes docs/tools.md
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --tools-table=docs/tools.md $(ARGS)
+
+# Those of the installed release, from PyPI. Their markers are not ours.
+suite: $(INSTALLED)  ## transformers' own testers on one config per kind of variant
+	$(BIN)/python -m tests.suite.archive $(SUITE)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=$(SUITE) $(BIN)/python -m pytest -n $(WORKERS) -q -W ignore \
+		-o addopts= -o strict_markers=false tests/suite/run_suite.py $(ARGS)
 
 # mypy cannot follow the folder mapping of an editable install, so it reads the package in its installed shape, as links.
 check: $(INSTALLED)  ## formatting, lint, types

@@ -1,0 +1,56 @@
+"""transformers' common, training, tensor-parallel and FSDP testers, and generation, on one config per kind of variant."""
+
+import unittest
+
+import pytest
+from transformers_tests import test_fsdp_mixin, test_modeling_common, test_tensor_parallel_mixin, test_training_mixin
+
+from hf_variants import VariantConfig, VariantSeq2SeqConfig
+
+from . import kinds
+from .generation import GenerationTesterMixin
+
+
+# The testers list the native types that are worth the time.
+TYPES = {VariantConfig.model_type, VariantSeq2SeqConfig.model_type}
+test_tensor_parallel_mixin.TP_DISTRIBUTED_TEST_MODEL_TYPES = TYPES
+test_fsdp_mixin.FSDP_DISTRIBUTED_TEST_MODEL_TYPES = TYPES
+
+
+def suite(kind: str, *more: type) -> type:
+    """The test case of one kind."""
+    tester = kinds.ModelTester(None, kind)
+
+    def set_up(self):
+        self.model_tester = kinds.ModelTester(self, kind)
+
+    attributes = {
+        "setUp": set_up,
+        "model_tester": tester,
+        "all_model_classes": tester.all_model_classes,
+        "is_encoder_decoder": tester.is_encoder_decoder,
+        "__module__": __name__,
+    }
+    config = tester.get_config()
+    if getattr(config, "decoder", config).position_embedding_type != "rope":
+        # transformers fills in `rope_parameters` wherever the field exists, and its testers take that for a rotation.
+        attributes |= {name: None for name in dir(test_modeling_common.ModelTesterMixin) if "_rope_" in name}
+    return type(
+        f"Test{kind.capitalize()}", (test_modeling_common.ModelTesterMixin, *more, unittest.TestCase), attributes
+    )
+
+
+PARALLEL = (test_tensor_parallel_mixin.TensorParallelTesterMixin, test_fsdp_mixin.FSDPTesterMixin)
+for _kind in kinds.DECODERS:
+    _more = PARALLEL if _kind == "llama" else ()
+    globals()[f"Test{_kind.capitalize()}"] = suite(
+        _kind, GenerationTesterMixin, test_training_mixin.TrainingTesterMixin, *_more
+    )
+for _kind in kinds.ENCODERS:
+    globals()[f"Test{_kind.capitalize()}"] = suite(_kind, test_training_mixin.TrainingTesterMixin)
+for _kind in kinds.SEQ2SEQ:
+    globals()[f"Test{_kind.capitalize()}"] = suite(_kind, GenerationTesterMixin)
+
+
+if __name__ == "__main__":
+    raise SystemExit(pytest.main([__file__]))
