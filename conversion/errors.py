@@ -1,10 +1,6 @@
 """What can go wrong in a conversion, each as an exception that says what to do."""
 
-from typing import TYPE_CHECKING, Any
-
-
-if TYPE_CHECKING:
-    from .verification import VerificationReport
+from typing import Any
 
 
 class ConversionError(ValueError):
@@ -23,7 +19,7 @@ class VerificationFailed(ConversionError):
         report (`VerificationReport`): every check, those that hold as well.
     """
 
-    def __init__(self, report: "VerificationReport"):
+    def __init__(self, report: Any):
         self.report = report
         failed = "; ".join(f"{check.name}: {check.detail}" for check in report.checks if not check.ok)
         super().__init__(

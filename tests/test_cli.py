@@ -152,6 +152,20 @@ def test_a_fault_of_ours_is_not_blamed_on_the_user(api, capsys):
     assert "Traceback" not in message
 
 
+def test_fields_that_only_round_stand_apart():
+    from hf_variants import VariantConfig
+    from hf_variants.describe import axes
+    from hf_variants.model.axis import ROUNDING
+    from hf_variants.model.configuration_variant import FIELDS
+
+    rows = axes(VariantConfig.from_preset("gptj", per_layer_config={1: {"mlp_bias": False}}))
+    groups = [axis for axis, _, _ in rows]
+    assert groups.count("rounding") > 3
+    assert set(groups[groups.index("rounding") :]) == {"rounding"}
+    shown = {name for axis, name, _ in rows if axis != "exceptions" and ROUNDING in FIELDS[name].metadata}
+    assert shown == {name for axis, name, _ in rows if axis == "rounding"}
+
+
 def test_describe_agrees_between_a_preset_and_its_saved_config(tmp_path, capsys):
     import hf_variants
 
