@@ -82,8 +82,9 @@ def build_parser() -> argparse.ArgumentParser:
         return subparser
 
     convert = command("convert", _convert, "Convert a native checkpoint into a variant.")
-    convert.add_argument("source", metavar="SRC", help="checkpoint folder, .gguf file, or Hub id")
+    convert.add_argument("source", metavar="SRC", help="checkpoint folder, file of weights, .gguf file, or Hub id")
     convert.add_argument("destination", metavar="DST", type=Path, help="folder to create")
+    _add_shard_size(convert)
     convert.add_argument("--dtype", choices=DTYPES, default="auto", help="dtype to store (default: the source's)")
     _add_ignore_key(convert)
     convert.add_argument(
@@ -93,6 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     export = command("export", _export, "Export a variant to a native architecture.")
     export.add_argument("source", metavar="SRC", help="folder of a variant")
     export.add_argument("destination", metavar="DST", type=Path, help="folder to create")
+    _add_shard_size(export)
     export.add_argument(
         "--to", metavar="TYPE", dest="model_type", help="native model type (default: the one it came from)"
     )
@@ -100,10 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
     bundle = command("bundle", _bundle, "Make a folder of a variant that also loads where this package is absent.")
     bundle.add_argument("source", metavar="SRC", help="folder or Hub id of a variant")
     bundle.add_argument("destination", metavar="DST", type=Path, help="folder to create")
-    bundle.add_argument(
-        "--max-shard-size", metavar="SIZE", type=_size, dest="max_shard_bytes", default=_size("5GB"),
-        help="of one file of weights, such as 500MB (default: 5GB)",
-    )  # fmt: skip
+    _add_shard_size(bundle)
     bundle.add_argument(
         "--push", metavar="OWNER/NAME", dest="push_to", help="upload it to this Hub repository as well"
     )
@@ -220,6 +219,13 @@ def _assignment(text: str) -> tuple[str, Any]:
         return name, value
 
 
+def _add_shard_size(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--max-shard-size", metavar="SIZE", type=_size, dest="max_shard_bytes", default=_size("5GB"),
+        help="of one file of weights, such as 500MB (default: 5GB)",
+    )  # fmt: skip
+
+
 def _size(text: str) -> int:
     """Bytes, of a number with one of the units that transformers knows, where 1 KB is 1000 bytes and 1 KiB is 1024."""
     number, unit = (text[:-3], text[-3:]) if text.upper().endswith("IB") else (text[:-2], text[-2:])
@@ -247,6 +253,7 @@ def _convert(arguments: argparse.Namespace) -> int:
             arguments.destination,
             dtype=_dtype(arguments.dtype),
             ignore_keys=arguments.ignore_keys,
+            max_shard_bytes=arguments.max_shard_bytes,
             verify=arguments.verify,
         )
     except VerificationFailed as error:
@@ -260,7 +267,12 @@ def _convert(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from hf_variants.conversion import export
 
-    report = export(arguments.source, arguments.destination, model_type=arguments.model_type)
+    report = export(
+        arguments.source,
+        arguments.destination,
+        model_type=arguments.model_type,
+        max_shard_bytes=arguments.max_shard_bytes,
+    )
     print(report.to_markdown())
     return 0
 

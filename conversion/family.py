@@ -22,7 +22,7 @@ from hf_variants.model.configuration_variant_seq2seq import VariantSeq2SeqConfig
 from . import families, refusals
 from .config_map import AnyVariantConfig, ConfigMap, Entry
 from .errors import ConversionError, UnsupportedModelType
-from .rules import Drop, Rule
+from .rules import Rule
 from .skeleton import empty_model
 
 
@@ -106,7 +106,6 @@ class Family:
         head_weights: rules for the tensors of other heads, where their names are not the usual ones.
         loosely_tied: the native name of an LM head that the config ties in any case and transformers unties where the
             checkpoint has other values for it (T5 1.1), or `None`.
-        old_prefix: what the original code calls the bare model inside a head, where transformers renames it on loading.
         encoder: of an encoder-decoder, the encoder alone, for which transformers has a class as well (T5).
         is_encoder: whether it is such an encoder.
         own_config, own_models: for a type that transformers does not have, its config class, and for every head a class
@@ -115,13 +114,12 @@ class Family:
 
     model_type: str
     config: tuple[Entry, ...]
-    weights: tuple[Rule | Drop, ...]
+    weights: tuple[Rule, ...]
     deviations: tuple[Deviation, ...] = ()
     primary: str = "causal_lm"
-    base_weights: tuple[Rule | Drop, ...] = ()
-    head_weights: Mapping[str, tuple[Rule | Drop, ...]] = field(default_factory=dict)
+    base_weights: tuple[Rule, ...] = ()
+    head_weights: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
     loosely_tied: str | None = None
-    old_prefix: str | None = None
     own_config: type[PreTrainedConfig] | None = None
     own_models: Mapping[str, type[PreTrainedModel]] = field(default_factory=dict)
     encoder: "Family | None" = None
@@ -242,7 +240,7 @@ class Family:
                 return self.primary if head == "primary" else head if self.native_class(head) is not None else None
         return None
 
-    def rules_for(self, head: str) -> list[Rule | Drop]:
+    def rules_for(self, head: str) -> list[Rule]:
         """The weight rules with the names that the classes of this head use."""
         if head == self.primary:
             return list(self.weights)

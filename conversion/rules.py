@@ -157,30 +157,6 @@ class Rule:
         return replace(self, native=tuple(new + name.removeprefix(old) for name in _as_tuple(self.native)))
 
 
-@dataclass(frozen=True)
-class Drop:
-    """A native tensor that carries no information (a mask, a table that the model computes)."""
-
-    native: str
-    reason: str
-
-    def native_names(self) -> tuple[str, ...]:
-        return (self.native,)
-
-    def matches(self, name: str) -> bool:
-        """Whether this native tensor is one of those."""
-        return _pattern(self.native).match(name) is not None
-
-    def is_inside(self, ours: str, native: str) -> bool:
-        return self.native.startswith(native)
-
-    def without_prefixes(self, native: str, ours: str) -> "Drop":
-        return replace(self, native=self.native.removeprefix(native))
-
-    def with_native_prefix(self, old: str, new: str) -> "Drop":
-        return replace(self, native=new + self.native.removeprefix(old))
-
-
 _PLACEHOLDERS = {"layer": r"\d+", "head": r"\d+", "leaf": "weight|bias"}
 
 
@@ -213,7 +189,7 @@ class Step:
 
 
 def plan(
-    rules: Iterable[Rule | Drop], source_names: Iterable[str], target_names: Iterable[str], to_native: bool = False
+    rules: Iterable[Rule], source_names: Iterable[str], target_names: Iterable[str], to_native: bool = False
 ) -> list[Step]:
     """
     Assign every source tensor to exactly one rule and every target tensor to exactly one source.
@@ -229,10 +205,6 @@ def plan(
     rules = list(rules)
     patterns = []
     for rule in rules:
-        if isinstance(rule, Drop):
-            if not to_native:
-                patterns.append((rule, 0, _pattern(rule.native)))
-            continue
         for position, template in enumerate(_as_tuple(rule.ours if to_native else rule.native)):
             patterns.append((rule, position, _pattern(template)))
 
@@ -246,7 +218,7 @@ def plan(
             matches = [
                 found for found in matches if _has_place(found[0], found[2].groupdict(), target_names, to_native)
             ]
-            # A rule that drops gives way to one that keeps, and that to one that takes other tensors along.
+            # A rule gives way to one that takes other tensors along.
             most = max((_claim(found[0]) for found in matches), default=0)
             matches = [found for found in matches if _claim(found[0]) == most]
         if len(matches) > 1:
@@ -255,15 +227,13 @@ def plan(
             unknown.append(name)
             continue
         rule, position, match = matches[0]
-        if isinstance(rule, Drop):
-            continue
         collected = _collected(rule)
         bindings = {key: value for key, value in match.groupdict().items() if key not in collected}
         order = int(match.groupdict().get("head") or 0) if collected else 0
         groups.setdefault((id(rule), tuple(sorted(bindings.items()))), {})[position, order] = name
     if unknown:
         raise ConversionError(
-            f"The checkpoint has tensors that the architecture does not know: {_some(unknown)}. "
+            f"The checkpoint has tensors that the architecture does not know: {some(unknown)}. "
             "Check that the config belongs to these weights."
         )
 
@@ -277,7 +247,7 @@ def plan(
         if not _collected(rule) and len(sources) != len(expected):
             missing = [_fill(template, bindings) for template in expected]
             raise ConversionError(
-                f"Tensors are missing: {_some([name for name in missing if name not in sources])}. "
+                f"Tensors are missing: {some([name for name in missing if name not in sources])}. "
                 "The checkpoint is incomplete."
             )
         targets = _target_names(rule, bindings, targets_left, to_native)
@@ -286,7 +256,7 @@ def plan(
         steps.append(Step(rule, bindings, sources, targets))
     if made_twice:
         raise ConversionError(
-            f"The checkpoint has tensors that the config has no place for: {_some(made_twice)}. "
+            f"The checkpoint has tensors that the config has no place for: {some(made_twice)}. "
             "Check that the config belongs to these weights."
         )
     if not to_native:
@@ -294,15 +264,15 @@ def plan(
         targets_left -= {name for step in steps for name in step.targets}
     if targets_left:
         raise ConversionError(
-            f"The checkpoint lacks what these tensors are made of: {_some(sorted(targets_left))}. "
+            f"The checkpoint lacks what these tensors are made of: {some(sorted(targets_left))}. "
             "It is incomplete, or the config does not belong to these weights."
         )
     return steps
 
 
-def _steps_without_sources(rules: Iterable[Rule | Drop], targets_left: Iterable[str]) -> list[Step]:
+def _steps_without_sources(rules: Iterable[Rule], targets_left: Iterable[str]) -> list[Step]:
     """Steps for tensors that the native class computes where a checkpoint lacks them."""
-    computed = [(rule, _pattern(_as_tuple(rule.ours)[0])) for rule in rules if isinstance(rule, Rule) and rule.absent]
+    computed = [(rule, _pattern(_as_tuple(rule.ours)[0])) for rule in rules if rule.absent]
     return [
         Step(rule, match.groupdict(), [], [name])
         for name in sorted(targets_left)
@@ -311,9 +281,9 @@ def _steps_without_sources(rules: Iterable[Rule | Drop], targets_left: Iterable[
     ]
 
 
-def renamed(rules: Iterable[Rule | Drop], names: Iterable[str], to_native: bool = False) -> dict[str, str]:
+def renamed(rules: Iterable[Rule], names: Iterable[str], to_native: bool = False) -> dict[str, str]:
     """Of these source tensors those that one rule moves alone, unchanged, with the target's names."""
-    moves = [rule for rule in rules if isinstance(rule, Rule) and isinstance(rule.op, Identity)]
+    moves = [rule for rule in rules if isinstance(rule.op, Identity)]
     pairs = [(_as_tuple(rule.native), _as_tuple(rule.ours)) for rule in moves]
     found = {}
     for native, ours in pairs:
@@ -329,15 +299,13 @@ def _collected(rule: Rule) -> set[str]:
     return {name for template in templates for name in re.findall(r"\{(\w+)\*\}", template)}
 
 
-def _claim(rule: Rule | Drop) -> int:
-    """How many tensors it takes together; a rule that drops its tensor takes none."""
-    return 0 if isinstance(rule, Drop) else len(_as_tuple(rule.native))
+def _claim(rule: Rule) -> int:
+    """How many tensors it takes together."""
+    return len(_as_tuple(rule.native))
 
 
-def _has_place(rule: Rule | Drop, bindings: dict[str, str], target_names: set[str], to_native: bool) -> bool:
+def _has_place(rule: Rule, bindings: dict[str, str], target_names: set[str], to_native: bool) -> bool:
     """Whether what this rule makes exists in the target."""
-    if isinstance(rule, Drop):
-        return True
     templates = _as_tuple(rule.native if to_native else rule.ours)
     return all(_fill(template, bindings) in target_names for template in templates)
 
@@ -356,11 +324,12 @@ def _target_names(rule: Rule, bindings: dict[str, str], targets_left: set[str], 
     return names
 
 
-def _some(names: list[str], limit: int = 6) -> str:
+def some(names: list[str], limit: int = 6) -> str:
+    """The first names, for people."""
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def _resolved(config: Any, step: Step, to_native: bool) -> Any:
+def resolved(config: Any, step: Step, to_native: bool) -> Any:
     """The config that a step's operation reads: of its stack and of its layer."""
     stack = (step.sources if to_native else step.targets)[0].removeprefix("model.").partition(".")[0]
     if config.is_encoder_decoder and stack in ("encoder", "decoder"):
@@ -384,10 +353,10 @@ def run(
         target_shapes: shape of every target tensor.
 
     Yields:
-        name and contiguous tensor, independent of the source's memory.
+        name and tensor, which may be a view of the source's memory.
     """
     for step in steps:
-        layer = _resolved(config, step, to_native)
+        layer = resolved(config, step, to_native)
         tensors = [source(name) for name in step.sources]
         op = step.rule.op
         if not tensors:
@@ -396,14 +365,14 @@ def run(
             made = op.backward(tensors, layer) if to_native else op.forward(tensors, layer)
         if len(made) != len(step.targets):
             raise ConversionError(
-                f"{_some(step.sources)} gives {len(made)} tensors for {len(step.targets)} places. "
+                f"{some(step.sources)} gives {len(made)} tensors for {len(step.targets)} places. "
                 "The config does not belong to these weights."
             )
         for name, tensor in zip(step.targets, made):
             if tensor.shape != target_shapes[name]:
                 raise ConversionError(
-                    f"{_some(step.sources)} has shape {tuple(tensors[0].shape)}, which makes {tuple(tensor.shape)} of "
+                    f"{some(step.sources)} has shape {tuple(tensors[0].shape)}, which makes {tuple(tensor.shape)} of "
                     f"{name} where the config wants {tuple(target_shapes[name])}. "
                     "The config does not belong to these weights."
                 )
-            yield name, tensor.clone(memory_format=torch.contiguous_format)
+            yield name, tensor

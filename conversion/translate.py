@@ -2,8 +2,10 @@
 
 import copy
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +32,7 @@ from .family import (
     read_config,
 )
 from .folds import Folding
+from .layout import Layout, Stored, as_transformers_reads, output_embedding
 from .record import command_line, is_hub_id, last_part, public_name, write_record
 from .skeleton import empty_model, stored_tensors
 from .tokenization import load_tokenizer
@@ -68,17 +71,19 @@ class Report:
         model_type: the native type.
         head: `"base"`, `"causal_lm"`, ...
         tensors, parameters: how many of the result.
-        exactness: `"bit-exact"`: every value is a copy; or the weakest class of the folds (see `folds`), or the dtype
-            that values were cast to.
+        exactness: `"bit-exact"`: every value is a copy; or the weakest class of the folds (see `folds`), or the dtypes
+            that values were cast from and to, and how many tensors were.
         folds: rewrites of the weights that the native type asked for needed, each with its class.
         deviations: where the two classes' arithmetic differs, and why.
         non_finite: tensors of the result with NaN or infinite values.
+        passed_over: stored tensors that transformers does not load either, each with the reason.
         dropped: training settings that the native config has no place for, with their values.
         tokenizer: in which respects `AutoTokenizer` reads another one from the result, or why that is not known.
         part: what was taken of a checkpoint whose class is not here as a whole; empty for all of it.
         unread: keys of the native config that change nothing, because its class does not read them or does not act on
             their values; kept for the way back.
-        notes: what a GGUF file does not say and had to be taken from elsewhere.
+        notes: what a GGUF file does not say and had to be taken from elsewhere; where the result follows the weights and
+            not the config, as transformers does; which of several sets of weights was read.
         command: what does the same in a shell.
         verification: the comparison of source and destination, where it was asked for.
     """
@@ -94,6 +99,7 @@ class Report:
     folds: list[str] = field(default_factory=list)
     deviations: list[str] = field(default_factory=list)
     non_finite: list[str] = field(default_factory=list)
+    passed_over: dict[str, str] = field(default_factory=dict)
     dropped: dict[str, Any] = field(default_factory=dict)
     tokenizer: list[str] = field(default_factory=list)
     command: str = ""
@@ -101,6 +107,13 @@ class Report:
     unread: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     verification: "VerificationReport | None" = None
+
+    def _passed_over(self) -> dict[str, str]:
+        """Reason -> the first names of tensors."""
+        names: dict[str, list[str]] = {}
+        for name, reason in self.passed_over.items():
+            names.setdefault(reason, []).append(f"`{name}`")
+        return {reason: rules.some(found) for reason, found in names.items()}
 
     def to_dict(self) -> dict[str, Any]:
         verification = None if self.verification is None else self.verification.to_dict()
@@ -114,6 +127,7 @@ class Report:
             *(f"- Folded: {fold}" for fold in self.folds),
             *(f"- Rounding differs from the stock class: {reason}" for reason in self.deviations),
             *(f"- NaN or infinite values in {name}" for name in self.non_finite),
+            *(f"- Passed over ({reason}): {names}" for reason, names in self._passed_over().items()),
             *(f"- Not kept, for training only: `{name}` = {value!r}" for name, value in self.dropped.items()),
             *(f"- Tokenizer: {note}" for note in self.tokenizer),
             *(f"- {note[0].upper()}{note[1:]}." for note in self.notes),
@@ -151,41 +165,58 @@ def _check_ties(model: PreTrainedModel, names: Iterable[str], load: checkpoint.T
     return kept
 
 
-def _as_the_class_stores_them(
-    native: PreTrainedModel, reader: checkpoint.SafetensorsReader, old_prefix: str | None
-) -> tuple[list[str], checkpoint.TensorSource]:
-    """
-    A checkpoint's tensors under the names that its class writes today.
+@dataclass
+class _Translation:
+    """The steps from one model's tensors to another's; every check of names has run."""
 
-    Old checkpoints call norms' weights gamma and beta, and many lack the prefix of the model inside the head, or have
-    it where the class is the bare model (GPT-2, BLOOM), or have the family's `old_prefix` in its place; transformers
-    loads all of them.
-    """
-    expected = set(native.state_dict())
-    prefix = f"{native.base_model_prefix}."
-    old_prefix = old_prefix or prefix
-    wants_prefix = any(name.startswith(prefix) for name in expected)
-    has_prefix = any(name.startswith((prefix, old_prefix)) for name in reader.names())
+    steps: list[rules.Step]
+    load: checkpoint.TensorSource
+    config: VariantConfig
+    shapes: Mapping[str, torch.Size]
+    to_native: bool
 
-    def current(name: str) -> str:
-        if name.startswith(old_prefix):
-            name = prefix + name.removeprefix(old_prefix)
-        for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
-            if name.endswith(old):
-                name = name.removesuffix(old) + new
-        if name in expected or wants_prefix == has_prefix:
-            return name
-        return prefix + name if wants_prefix else name.removeprefix(prefix)
+    def tensors(self, load: checkpoint.TensorSource | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+        """The target's tensors one by one; they may be views of the source's memory."""
+        computed = {name for step in self.steps if not step.sources for name in step.targets}
+        for name, tensor in rules.run(
+            self.steps, load or self.load, self.config, self.shapes, to_native=self.to_native
+        ):
+            yield name, tensor.to(self.config.dtype or torch.float32) if name in computed else tensor
 
-    stored = {current(name): name for name in reader.names()}
-    if len(stored) < len(reader.names()):
-        raise ConversionError(
-            f"The checkpoint in {reader.folder} has tensors twice, under an old and a new name. Remove one of them."
-        )
-    return list(stored), lambda name: reader(stored[name])
+    def is_recomputed(self, name: str) -> bool:
+        """Whether a tensor of the target has the values that the native class computes where a checkpoint lacks it."""
+        for step in self.steps:
+            if step.targets == [name] and step.rule.absent is not None:
+                ((_, tensor),) = rules.run([step], self.load, self.config, self.shapes, to_native=self.to_native)
+                computed = step.rule.absent(rules.resolved(self.config, step, self.to_native))
+                return torch.equal(tensor, computed.to(tensor.dtype))
+        return False
+
+    def widened(self, header: checkpoint.TensorSource) -> list[str]:
+        """Names of the target's tensors that join tensors of several dtypes, and take the wider one."""
+        return [
+            name
+            for step in self.steps
+            if len({header(source).dtype for source in step.sources}) > 1
+            for name in step.targets
+            if len(step.targets) == 1
+        ]
+
+    def headers(self, header: checkpoint.TensorSource | None) -> dict[str, torch.Tensor]:
+        """
+        Shapes and dtypes of the target's tensors.
+
+        Args:
+            header: the same of a source's tensor, or `None` where only the values tell.
+        """
+        return {name: tensor.to("meta") for name, tensor in self.tensors(header)}
+
+    def in_memory(self) -> dict[str, torch.Tensor]:
+        """The target's tensors, independent of the source's memory."""
+        return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in self.tensors()}
 
 
-def _translated(
+def _translation(
     family: Family,
     head: str,
     source_model: PreTrainedModel,
@@ -194,12 +225,11 @@ def _translated(
     load: checkpoint.TensorSource,
     variant_config: VariantConfig,
     to_native: bool,
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """The target's tensors one by one; every check of names runs before the first is made."""
+) -> _Translation:
     shapes = {name: tensor.shape for name, tensor in stored_tensors(target_model).items()}
     names = _check_ties(source_model, list(names), load)
     steps = rules.plan(family.rules_for(head), names, shapes, to_native=to_native)
-    return rules.run(steps, load, variant_config, shapes, to_native=to_native)
+    return _Translation(steps, load, variant_config, shapes, to_native)
 
 
 def _for_other_heads(
@@ -231,14 +261,18 @@ def _build(
     dtype: torch.dtype | str | None,
     device_map: Any,
 ) -> PreTrainedModel:
-    own = next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), torch.float32)
+    dtypes = Counter(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
     arguments = {} if device_map is None else {"device_map": device_map}
+    own = config.dtype if config.dtype in dtypes else next(iter(dtypes), torch.float32)
+    as_they_are = dtype in (None, "auto")
     if config._attn_implementation is not None:
         arguments["attn_implementation"] = config._attn_implementation
-    if dtype in (None, "auto"):
-        dtype = own
     nested = {name: inner.dtype for name in config.sub_configs if (inner := getattr(config, name, None)) is not None}
-    model = model_class.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype, **arguments)
+    model = model_class.from_pretrained(
+        None, config=config, state_dict=tensors, dtype=own if as_they_are else dtype, **arguments
+    )
+    if as_they_are and len(dtypes) > 1:
+        _give_back_dtypes(model, tensors, own)
     # `from_pretrained` records where it loaded from, which was nowhere.
     model.config.name_or_path = model.name_or_path = ""
     # It also writes the dtype into nested configs, which may not have had one.
@@ -247,47 +281,137 @@ def _build(
     return model.eval()
 
 
-def _follow_loose_tie(
-    family: Family,
-    native: PreTrainedModel,
-    config: PreTrainedConfig,
-    names: Iterable[str],
-    load: checkpoint.TensorSource,
-) -> None:
-    """Untie a loosely tied head, of the native model and in our config, where its weights are other than the tie says."""
-    head, present = family.loosely_tied, set(names)
-    if head is None or head not in present:
-        return
-    embedding = native.all_tied_weights_keys.get(head)
-    if embedding is None or (embedding in present and not torch.equal(load(head), load(embedding))):
-        native.all_tied_weights_keys.pop(head, None)
-        config.tie_word_embeddings = False
+def _give_back_dtypes(model: PreTrainedModel, tensors: Mapping[str, torch.Tensor], cast_to: torch.dtype) -> None:
+    """`from_pretrained` casts all to one dtype: give the tensors that had another theirs again."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.dtype != cast_to:
+            loaded = model.get_parameter_or_buffer(name)
+            # The class may have asked for more precision.
+            if loaded.dtype == cast_to and loaded.device.type != "meta":
+                loaded.data = tensor.to(loaded.device)
 
 
 @dataclass
-class _NativeFolder:
-    """A native checkpoint folder, understood and not yet read: every refusal has happened, no weight is loaded."""
+class _NativeSource:
+    """
+    A native model, in memory or in a folder, understood and not yet read: every refusal that names and headers allow has
+    happened, no weight is loaded.
 
-    path: Path
+    Attributes:
+        native: the model, or one without memory for its weights.
+        config: ours.
+        dtype: what transformers gives the model: of the config, else of the first tensor.
+    """
+
     family: Family
     head: str
     native: PreTrainedModel
     config: PreTrainedConfig
-    reader: checkpoint.SafetensorsReader
-    names: Iterable[str]
-    load: checkpoint.TensorSource
+    layout: Layout
+    dtype: torch.dtype
+    path: Path | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def translation(self, target: PreTrainedModel) -> _Translation:
+        return _translation(
+            self.family, self.head, self.native, target, self.layout.names, self.layout.load, self.config,
+            to_native=False,
+        )  # fmt: skip
+
+    def dtypes(self) -> set[torch.dtype]:
+        """Of the weights, as they are stored."""
+        dtypes = {self.layout.header(name).dtype for name in self.layout.names}
+        return {dtype for dtype in dtypes if dtype.is_floating_point}
 
 
-def _open_native(source: str | Path, ignore_keys: Iterable[str]) -> _NativeFolder:
-    """What stands in a folder or behind a Hub id; `config` is ours, `native` has no memory for its weights."""
+def _open_native(source: str | Path, ignore_keys: Iterable[str]) -> _NativeSource:
+    """What stands in a folder or a file of weights, or behind a Hub id."""
     path = checkpoint.resolve_folder(source)
     native_config = read_config(path)
     family, head = native_family_and_head(native_config)
+    checkpoint.refuse_adapter(path)
+    weights = checkpoint.weights_of(source, path)
+    _refuse_more_layers_than_tensors(native_config, weights)
     config = family.config_map.to_variant(native_config, ignore_keys, head)
-    reader = checkpoint.SafetensorsReader(path)
     native = empty_model(family.native_class(head), native_config)
-    names, load = _as_the_class_stores_them(native, reader, family.old_prefix)
-    return _NativeFolder(path, family, head, native, config, reader, names, load)
+    layout = as_transformers_reads(native, weights)
+    dtype = native_config.dtype if native_config.dtype in checkpoint.FLOATS else weights.dtype()
+    config.dtype = dtype
+    opened = _NativeSource(family, head, native, config, layout, dtype, path)
+    if weights.others:
+        opened.notes.append(f"Read {weights.file}, as transformers does; {', '.join(weights.others)} was left alone")
+    _untie(opened, native_config, ignore_keys)
+    _leave_out_the_pooler(opened)
+    _follow_default_attention(opened.native, opened.config)
+    return opened
+
+
+def _in_memory(native: PreTrainedModel, ignore_keys: Iterable[str]) -> _NativeSource:
+    family, head = family_and_head(native.config, type(native).__name__)
+    config = family.config_map.to_variant(native.config, ignore_keys, head)
+    part, names, load = _part_of(native, family.native_class(head))
+    layout = Layout(names, load, lambda name: load(name).to("meta"))
+    config.dtype = native.dtype
+    opened = _NativeSource(family, head, part, config, layout, native.dtype)
+    _untie(opened, native.config, ignore_keys)
+    _follow_default_attention(opened.native, opened.config)
+    return opened
+
+
+def _refuse_more_layers_than_tensors(config: PreTrainedConfig, weights: checkpoint.Weights) -> None:
+    """Before a model of that size is described: each layer has at least one tensor."""
+    for key in ("num_hidden_layers", "encoder_layers", "decoder_layers", "num_layers", "num_decoder_layers"):
+        layers = getattr(config, key, None)
+        if isinstance(layers, int) and layers > len(weights.files):
+            raise ConversionError(
+                f"`{key}` is {layers}, and the checkpoint has {len(weights.files)} tensors. "
+                "It is incomplete, or the config does not belong to these weights."
+            )
+
+
+def _untie(opened: _NativeSource, native_config: PreTrainedConfig, ignore_keys: Iterable[str]) -> None:
+    """Where the config ties the LM head to the embedding and the weights differ: transformers goes by the weights."""
+    native, layout = opened.native, opened.layout
+    # What the config says, of which a model that was loaded may have let go.
+    tied = native.get_expanded_tied_weights_keys(all_submodels=True)
+    head = output_embedding(native)
+    embedding = tied.get(head)
+    if embedding is None or head not in layout.names or embedding not in layout.names:
+        return
+    if head in native.all_tied_weights_keys and torch.equal(layout.load(head), layout.load(embedding)):
+        return
+    family = opened.family
+    if family.loosely_tied:
+        native.all_tied_weights_keys.pop(head, None)
+        opened.config.tie_word_embeddings = False
+    else:
+        untied_config = copy.deepcopy(native_config)
+        untied_config.tie_word_embeddings = False
+        dtype = opened.config.dtype
+        opened.config = family.config_map.to_variant(untied_config, ignore_keys, opened.head)
+        opened.config.dtype = dtype
+        opened.native = empty_model(type(native), untied_config)
+        # Its bias may stay tied; both are then asked for.
+        copies = {name: source for name, source in tied.items() if name not in layout.names and name != head}
+        opened.layout = replace(
+            layout,
+            names=[*layout.names, *copies],
+            load=lambda name: layout.load(copies.get(name, name)),
+            header=lambda name: layout.header(copies.get(name, name)),
+        )
+    opened.notes.append(
+        f"Not tied: the config ties {head} to {embedding}, and the checkpoint has different values for them"
+    )
+
+
+def _leave_out_the_pooler(opened: _NativeSource) -> None:
+    """A bare encoder whose checkpoint has no pooler is one without: transformers would draw a random one."""
+    if opened.head != "base" or not getattr(opened.config, "pooler", False):
+        return
+    pooler = [name for name in stored_tensors(opened.native) if name.startswith("pooler.")]
+    if pooler and not set(pooler) & set(opened.layout.names):
+        opened.config.pooler = False
+        opened.notes.append("Without a pooler: the checkpoint has none, and transformers would draw a random one")
 
 
 def _part_of(
@@ -317,7 +441,7 @@ def _generation_config(model: PreTrainedModel, source: PreTrainedModel) -> None:
         model.generation_config = copy.deepcopy(source.generation_config)
 
 
-def _stored_generation_config(folder: Path) -> GenerationConfig:
+def stored_generation_config(folder: Path) -> GenerationConfig:
     """
     What stock classes that generate have after loading from a folder; before transformers 4.25, config.json held it.
     """
@@ -333,7 +457,7 @@ def _write_generation_config(folder: Path, native: PreTrainedModel, source: Path
     if path.is_file() or not native.can_generate():
         return
     # Not `save_pretrained`, which refuses settings that have no effect together; they were published so.
-    path.write_text(_stored_generation_config(source).to_json_string(), encoding="utf-8")
+    path.write_text(stored_generation_config(source).to_json_string(), encoding="utf-8")
 
 
 def from_native(
@@ -362,23 +486,15 @@ def from_native(
         if is_gguf(source):
             return _from_gguf(Path(source), dtype, device_map, ignore_keys)
         opened = _open_native(source, ignore_keys)
-        folder, family, head, variant_config = opened.path, opened.family, opened.head, opened.config
-        native, names, load = opened.native, opened.names, opened.load
     else:
-        family, head = family_and_head(source.config, type(source).__name__)
-        variant_config = family.config_map.to_variant(source.config, ignore_keys, head)
-        native, names, load = _part_of(source, family.native_class(head))
-    _follow_loose_tie(family, native, variant_config, names, load)
-    _follow_default_attention(native, variant_config)
-    target_class = family.variant_class(head)
-    tensors = _translated(
-        family, head, native, empty_model(target_class, variant_config), names, load, variant_config, to_native=False
-    )
-    model = _build(target_class, variant_config, dict(tensors), dtype, device_map)
+        opened = _in_memory(source, ignore_keys)
+    target_class = opened.family.variant_class(opened.head)
+    translation = opened.translation(empty_model(target_class, opened.config))
+    model = _build(target_class, opened.config, translation.in_memory(), dtype, device_map)
     if isinstance(source, PreTrainedModel):
         _generation_config(model, source)
     elif model.can_generate():
-        model.generation_config = _stored_generation_config(folder)
+        model.generation_config = stored_generation_config(opened.path)
     return model
 
 
@@ -462,10 +578,11 @@ def to_native(model: PreTrainedModel, model_type: str | None = None) -> PreTrain
     """
     head = head_of_variant(type(model).__name__)
     family, native_config, folding = _target_of(model.config, model_type, head)
-    target, tensors = _exported(
+    target, translation = _exported(
         family, head, model, list(stored_tensors(model)), model.state_dict().__getitem__, native_config, folding
     )
-    native = _build(type(target), native_config, dict(tensors), None, None)
+    native_config.dtype = model.dtype
+    native = _build(type(target), native_config, translation.in_memory(), None, None)
     _generation_config(native, model)
     report = _report(type(model).__name__, type(native).__name__, "export", family, head, model.config, target)
     _note_folds(report, folding, model.dtype)
@@ -481,16 +598,15 @@ def _exported(
     load: checkpoint.TensorSource,
     native_config: PreTrainedConfig,
     folding: Folding,
-) -> tuple[PreTrainedModel, Iterator[tuple[str, torch.Tensor]]]:
-    """An empty native model, and a generator of its tensors."""
+) -> tuple[PreTrainedModel, _Translation]:
+    """An empty native model, and the way to its tensors."""
     target = empty_model(family.native_class(head), native_config)
     if not model.config.tie_word_embeddings:
         target.all_tied_weights_keys.pop(family.loosely_tied, None)
     names = _check_ties(model, names, load)
     names, load = folding.apply(names, load)
     source = folding.rewrites[-1].after if folding.rewrites else model
-    tensors = _translated(family, head, source, target, names, load, folding.config, to_native=True)
-    return target, tensors
+    return target, _translation(family, head, source, target, names, load, folding.config, to_native=True)
 
 
 def _note_folds(report: Report, folding: Folding, dtype: torch.dtype) -> None:
@@ -510,16 +626,6 @@ def is_gguf(source: str | Path) -> bool:
     return str(source).endswith(".gguf")
 
 
-@dataclass
-class _GGUF:
-    """A GGUF file, understood, with our config, and a model and a generator of its tensors as we have them."""
-
-    opened: gguf_files.GGUFCheckpoint
-    config: VariantConfig
-    target: PreTrainedModel
-    tensors: Iterator[tuple[str, torch.Tensor]]
-
-
 def config_of_gguf(path: Path) -> VariantConfig:
     """The config of the variant that a GGUF file converts to."""
     return _variant_of_gguf(gguf_files.open_checkpoint(path))
@@ -533,29 +639,47 @@ def _variant_of_gguf(opened: gguf_files.GGUFCheckpoint) -> VariantConfig:
     return config
 
 
-def _open_gguf(path: Path, ignore_keys: Iterable[str]) -> _GGUF:
-    opened = gguf_files.open_checkpoint(path, ignore_keys)
-    family, head, native = opened.family, opened.head, opened.native
-    config = _variant_of_gguf(opened)
-    for note in opened.notes:
-        logger.warning(f"{opened.file.path}: {note}.")
-    _follow_loose_tie(family, native, config, opened.names(), opened.load)
-    target = empty_model(family.variant_class(head), config)
-    return _GGUF(
-        opened,
-        config,
-        target,
-        _translated(family, head, native, target, opened.names(), opened.load, config, to_native=False),
+def _open_gguf(path: Path, ignore_keys: Iterable[str]) -> tuple[gguf_files.GGUFCheckpoint, _NativeSource]:
+    """A GGUF file as a native checkpoint, some tensors of which have the names that transformers stores."""
+    file = gguf_files.open_checkpoint(path, ignore_keys)
+    for note in file.notes:
+        logger.warning(f"{file.file.path}: {note}.")
+    layout = as_transformers_reads(file.native, _GGUFWeights(file))
+    opened = _NativeSource(
+        file.family, file.head, file.native, _variant_of_gguf(file), layout, file.dtype, path.parent, list(file.notes)
     )
+    _untie(opened, file.config, ignore_keys)
+    return file, opened
+
+
+class _GGUFWeights:
+    """The tensors of a GGUF file as those of other files are read; only the values tell their shapes."""
+
+    def __init__(self, file: gguf_files.GGUFCheckpoint):
+        self._file = file
+        self._headers: dict[str, torch.Tensor] = {}
+
+    def names(self) -> list[str]:
+        return list(self._file.names())
+
+    def __call__(self, name: str) -> torch.Tensor:
+        return self._file.load(name)
+
+    def header(self, name: str) -> torch.Tensor:
+        if name not in self._headers:
+            self._headers[name] = self(name).to("meta")
+        return self._headers[name]
 
 
 def _from_gguf(
     path: Path, dtype: torch.dtype | str | None, device_map: Any, ignore_keys: Iterable[str]
 ) -> PreTrainedModel:
-    made = _open_gguf(path, ignore_keys)
-    model = _build(type(made.target), made.config, dict(made.tensors), dtype, device_map)
+    file, opened = _open_gguf(path, ignore_keys)
+    target_class = opened.family.variant_class(opened.head)
+    translation = opened.translation(empty_model(target_class, opened.config))
+    model = _build(target_class, opened.config, translation.in_memory(), dtype, device_map)
     if model.can_generate():
-        model.generation_config = made.opened.generation_config()
+        model.generation_config = file.generation_config()
     return model
 
 
@@ -592,9 +716,16 @@ def _cast(
     for name, tensor in tensors:
         if tensor.is_floating_point():
             tensor = tensor if dtype is None else tensor.to(dtype)
-            if not torch.isfinite(tensor).all():
+            # NaN and infinities come through to the extremes, which are found in one pass without a copy.
+            if tensor.numel() and not all(torch.isfinite(extreme) for extreme in torch.aminmax(tensor)):
                 non_finite.append(name)
         yield name, tensor
+
+
+def _cast_headers(headers: Mapping[str, torch.Tensor], dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+    if dtype is None:
+        return dict(headers)
+    return {name: header.to(dtype) if header.is_floating_point() else header for name, header in headers.items()}
 
 
 def _write(
@@ -602,13 +733,14 @@ def _write(
     config: PreTrainedConfig,
     target: PreTrainedModel,
     tensors: Iterable[tuple[str, torch.Tensor]],
+    headers: Mapping[str, torch.Tensor],
     max_shard_bytes: int,
 ) -> None:
     config.architectures = [type(target).__name__]
     if is_variant(config):
         config.auto_map = auto_map_of(config)
         write_code(folder)
-    checkpoint.write_safetensors(tensors, folder, total=len(stored_tensors(target)), max_shard_bytes=max_shard_bytes)
+    checkpoint.write_safetensors(tensors, headers, folder, max_shard_bytes)
     config.save_pretrained(folder)
     if is_variant(config) and config._attn_implementation is not None:
         # transformers reads this key, and does not write it.
@@ -631,11 +763,12 @@ def convert(
     and, in conversion_report.json, what was done.
 
     Args:
-        source: a folder of safetensors, a Hub id, or a GGUF file.
+        source: a folder, a Hub id, a file of weights beside a config.json (safetensors, or a state dict that torch
+            saved), or a GGUF file.
         destination: a folder that does not exist yet; it appears when everything is written.
         dtype: cast the weights; by default they are copied as they are.
         ignore_keys: keys of the native config that its class reads and that are known to be meaningless all the same.
-        max_shard_bytes: largest size of one file, and about the memory that is needed.
+        max_shard_bytes: largest size of one file.
         verify: compare the result with the source, as `verify` does, which loads both; the card shows the comparison.
 
     Raises:
@@ -647,34 +780,50 @@ def convert(
     if is_gguf(source):
         return _convert_gguf(Path(source), destination, target_dtype, ignore_keys, max_shard_bytes, verify)
     opened = _open_native(source, ignore_keys)
-    family, head, config, names, load = opened.family, opened.head, opened.config, opened.names, opened.load
-    _follow_loose_tie(family, opened.native, config, names, load)
-    _follow_default_attention(opened.native, config)
-    target = empty_model(family.variant_class(head), config)
-    apart = _for_other_heads(family, head, names, target)
-    names = [name for name in names if name not in apart]
-    tensors = chain(
-        _translated(family, head, opened.native, target, names, load, config, to_native=False),
-        ((ours, load(name)) for name, ours in apart.items()),
-    )
-    stored = opened.reader.dtype()
-    _refuse_to_verify_a_cast(verify, stored, target_dtype)
-    if target_dtype is not None:
-        config.dtype = target_dtype
-    report = _report(source, destination, "convert", family, head, config, target)
-    options = {"dtype": _named(target_dtype), "ignore-key": list(ignore_keys), "verify": verify}
+    with _converted(opened, source, destination, target_dtype, max_shard_bytes, verify, ignore_keys) as (
+        folder,
+        report,
+    ):
+        report.tokenizer = copy_companions(opened.path, folder)
+        _write_generation_config(folder, opened.native, opened.path)
+        _complete(folder, report, opened.path, verify, ignore_keys)
+    return report
+
+
+@contextmanager
+def _converted(
+    opened: _NativeSource,
+    source: str | Path,
+    destination: str | Path,
+    dtype: torch.dtype | None,
+    max_shard_bytes: int,
+    verify: bool,
+    ignore_keys: Iterable[str],
+) -> Iterator[tuple[Path, Report]]:
+    """Weights and config of a variant, in a folder that becomes `destination` when the block ends well."""
+    target = empty_model(opened.family.variant_class(opened.head), opened.config)
+    translation = opened.translation(target)
+    _refuse_to_verify_a_cast(verify, opened.dtypes(), dtype)
+    layout = opened.layout
+    apart = _for_other_heads(opened.family, opened.head, layout.apart, target)
+    headers = translation.headers(layout.header) | {ours: layout.header(name) for name, ours in apart.items()}
+    if dtype is not None:
+        opened.config.dtype = dtype
+    report = _report(source, destination, "convert", opened.family, opened.head, opened.config, target)
+    options = {"dtype": _named(dtype), "ignore-key": list(ignore_keys), "verify": verify}
     report.command = command_line("convert", source, destination, **options)
-    report.unread = family.config_map.unread(opened.native.config, head)
-    report.part = family.taken_part(next(iter(opened.native.config.architectures or [""])), head)
-    _note_cast(report, stored, target_dtype)
+    report.unread = opened.family.config_map.unread(opened.native.config, opened.head)
+    report.part = opened.family.taken_part(next(iter(opened.native.config.architectures or [""])), opened.head)
+    report.passed_over, report.notes = layout.passed_over_but(apart), opened.notes
+    _note_widened(report, translation.widened(opened.layout.header))
+    _note_cast(report, headers, dtype)
     non_finite: list[str] = []
     with checkpoint.new_folder(destination) as temporary:
-        _write(temporary, config, target, _cast(tensors, target_dtype, non_finite), max_shard_bytes)
-        report.tokenizer = copy_companions(opened.path, temporary)
-        _write_generation_config(temporary, opened.native, opened.path)
+        tensors = chain(translation.tensors(), ((ours, layout.load(name)) for name, ours in apart.items()))
+        tensors = _cast(tensors, dtype, non_finite)
+        _write(temporary, opened.config, target, tensors, _cast_headers(headers, dtype), max_shard_bytes)
         _note_non_finite(report, non_finite)
-        _complete(temporary, report, opened.path, verify, ignore_keys)
-    return report
+        yield temporary, report
 
 
 def _convert_gguf(
@@ -685,36 +834,25 @@ def _convert_gguf(
     max_shard_bytes: int,
     verify: bool,
 ) -> Report:
-    made = _open_gguf(path, ignore_keys)
-    opened, config, stored = made.opened, made.config, made.opened.dtype
-    _refuse_to_verify_a_cast(verify, stored, dtype)
-    config.dtype = dtype or stored
-    report = _report(path, destination, "convert", opened.family, opened.head, config, made.target)
-    options = {"dtype": _named(dtype), "ignore-key": list(ignore_keys), "verify": verify}
-    report.command = command_line("convert", path, destination, **options)
-    report.notes = opened.notes
-    report.unread = opened.family.config_map.unread(opened.config, opened.head)
-    _note_cast(report, stored, dtype)
-    non_finite: list[str] = []
-    with checkpoint.new_folder(destination) as temporary:
-        _write(temporary, config, made.target, _cast(made.tensors, dtype, non_finite), max_shard_bytes)
+    checkpoint_file, opened = _open_gguf(path, ignore_keys)
+    with _converted(opened, path, destination, dtype, max_shard_bytes, verify, ignore_keys) as (folder, report):
         tokenizer = load_tokenizer(path)
         if isinstance(tokenizer, str):
             report.tokenizer = [tokenizer]
             logger.warning(f"No tokenizer is written: {tokenizer}")
         else:
-            tokenizer.save_pretrained(temporary)
-        if made.target.can_generate():
-            opened.generation_config().save_pretrained(temporary)
-        _note_non_finite(report, non_finite)
-        _complete(temporary, report, path.parent, verify, ignore_keys)
+            tokenizer.save_pretrained(folder)
+        if opened.native.can_generate():
+            checkpoint_file.generation_config().save_pretrained(folder)
+        _complete(folder, report, path.parent, verify, ignore_keys)
     return report
 
 
-def _refuse_to_verify_a_cast(verify: bool, stored: torch.dtype, dtype: torch.dtype | None) -> None:
-    if verify and dtype not in (None, stored):
+def _refuse_to_verify_a_cast(verify: bool, stored: set[torch.dtype], dtype: torch.dtype | None) -> None:
+    if verify and dtype is not None and stored != {dtype}:
+        names = ", ".join(sorted(map(str, stored)))
         raise ConversionError(
-            f"`verify` compares values bit by bit, and `dtype` {dtype} rounds the source's, which are {stored}. "
+            f"`verify` compares values bit by bit, and `dtype` {dtype} rounds the source's, which are {names}. "
             "Leave one of the two out."
         )
 
@@ -784,22 +922,34 @@ def export(
         )
     head = head_of_variant((config.architectures or ["VariantForCausalLM"])[0])
     family, native_config, folding = _target_of(config, model_type, head)
-    reader = checkpoint.SafetensorsReader(folder)
+    weights = checkpoint.weights_of(source, folder)
     variant = empty_model(family.variant_class(head), config)
-    apart = _for_other_heads(family, head, reader.names(), variant, to_native=True)
-    names = [name for name in reader.names() if name not in apart]
-    target, tensors = _exported(family, head, variant, names, reader, native_config, folding)
-    tensors = chain(tensors, ((native, reader(name)) for name, native in apart.items()))
-    stored = reader.dtype()
-    if target_dtype is not None:
-        native_config.dtype = target_dtype
+    layout = as_transformers_reads(variant, weights)
+    apart = _for_other_heads(family, head, layout.apart, variant, to_native=True)
+    target, translation = _exported(family, head, variant, layout.names, layout.load, native_config, folding)
+    stored = config.dtype if config.dtype in checkpoint.FLOATS else weights.dtype()
+    native_config.dtype = target_dtype or stored
+    # Only the values tell what dtypes a fold makes.
+    header = None if folding.rewrites else layout.header
+    headers = translation.headers(header) | {native: layout.header(name) for name, native in apart.items()}
+    as_written = Stored(
+        target,
+        _cast_headers(headers, target_dtype),
+        lambda name: target_dtype in (None, headers[name].dtype) and translation.is_recomputed(name),
+    )
     report = _report(source, destination, "export", family, head, config, target)
     report.command = command_line("export", source, destination, to=model_type)
+    report.tensors, report.parameters = len(as_written.headers), _parameters(as_written.headers)
+    report.passed_over = layout.passed_over_but(apart)
     _note_folds(report, folding, target_dtype or stored)
-    _note_cast(report, stored, target_dtype)
+    if header is not None:
+        _note_widened(report, translation.widened(header))
+    _note_cast(report, headers, target_dtype)
     non_finite: list[str] = []
     with checkpoint.new_folder(destination) as temporary:
-        _write(temporary, native_config, target, _cast(tensors, target_dtype, non_finite), max_shard_bytes)
+        tensors = chain(translation.tensors(), ((native, layout.load(name)) for name, native in apart.items()))
+        tensors = as_written(_cast(tensors, target_dtype, non_finite))
+        _write(temporary, native_config, target, tensors, as_written.headers, max_shard_bytes)
         report.tokenizer = copy_companions(folder, temporary, to_native=True)
         _note_non_finite(report, non_finite)
         write_record(temporary, report.to_dict(), folder)
@@ -818,9 +968,21 @@ def _note_non_finite(report: Report, names: list[str]) -> None:
         )
 
 
-def _note_cast(report: Report, stored: torch.dtype, dtype: torch.dtype | None) -> None:
-    if dtype not in (None, stored):
-        report.exactness = f"cast from {str(stored).removeprefix('torch.')} to {str(dtype).removeprefix('torch.')}"
+def _note_cast(report: Report, headers: Mapping[str, torch.Tensor], dtype: torch.dtype | None) -> None:
+    """What a dtype that was asked for does to weights of these: `headers` are those before."""
+    floats = [header.dtype for header in headers.values() if header.is_floating_point()]
+    cast = [stored for stored in floats if stored != dtype]
+    if dtype is None or not cast:
+        return
+    stored = " and ".join(sorted({str(stored).removeprefix("torch.") for stored in cast}))
+    report.exactness = f"cast from {stored} to {str(dtype).removeprefix('torch.')}"
+    if len(cast) < len(floats):
+        report.exactness += f" ({len(cast)} of {len(floats)} tensors)"
+
+
+def _note_widened(report: Report, names: list[str]) -> None:
+    if names:
+        report.notes.append(f"In the wider of their parts' dtypes, which keeps every value: {rules.some(names)}")
 
 
 def _report(source, destination, direction, family, head, config, target) -> Report:

@@ -3,7 +3,7 @@
 import copy
 import json
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from inspect import signature
@@ -20,14 +20,15 @@ from hf_variants.model.configuration_variant import VariantConfig
 from . import checkpoint, folds, rules
 from .companions import has_tokenizer
 from .config_map import differing_fields
-from .errors import NotRepresentable
+from .errors import ConversionError, NotRepresentable
 from .family import Family, family_and_head, head_of_variant, is_variant, read_config, stacks, variant_class
 from .folds import Folding
 from .gguf_files.proof import Reading, readings
+from .layout import as_transformers_reads
 from .memory import lay_alike
 from .skeleton import empty_model, stored_tensors
 from .tokenization import differences, load_tokenizer, probe_texts
-from .translate import _as_dtype, _load_gguf, is_gguf, native_family_and_head
+from .translate import _as_dtype, _load_gguf, is_gguf, native_family_and_head, stored_generation_config
 
 
 # Longest input that is tried, to leave a laptop usable. Longer windows are narrowed and farther positions given.
@@ -102,23 +103,31 @@ def _load(source: str | Path | PreTrainedModel, dtype: torch.dtype | None, ignor
     folder = checkpoint.resolve_folder(source)
     config = read_config(folder)
     # Refuses indexes that leave the folder, before transformers follows them.
-    checkpoint.SafetensorsReader(folder)
+    weights = checkpoint.weights_of(source, folder)
     if is_variant(config):
         model_class = variant_class((config.architectures or ["VariantForCausalLM"])[0])
-        ignored = []
     else:
         family, head = native_family_and_head(config)
         model_class = family.native_class(head)
-        ignored = [rule for rule in family.rules_for(head) if isinstance(rule, rules.Drop)]
+    is_file = Path(source).is_file()
+    by_itself = {"config": config, "state_dict": {name: weights(name) for name in weights.names()}} if is_file else {}
     # transformers fills missing tensors with random values, and leaves out what it has no place for.
     model, info = model_class.from_pretrained(
-        folder, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True
-    )
+        None if is_file else folder, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True,
+        **by_itself,
+    )  # fmt: skip
+    if is_file and model.can_generate():
+        model.generation_config = stored_generation_config(folder)
+    unread: Iterable[str] = ()
+    if info["unexpected_keys"]:
+        # Those without an excuse are the faults.
+        with suppress(ConversionError):
+            unread = as_transformers_reads(empty_model(model_class, config), weights).apart.keys()
     faults = [
         f"{kind} {name if isinstance(name, str) else name[0]}"
         for kind in ("missing", "unexpected", "mismatched")
         for name in sorted(info[f"{kind}_keys"])
-        if kind != "unexpected" or not any(rule.matches(name) for rule in ignored)
+        if kind != "unexpected" or name not in unread
     ]
     return _Loaded(model, folder, faults)
 

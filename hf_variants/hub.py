@@ -69,7 +69,7 @@ def bundle(
         )
     config = read_config(folder)
     model = _model_of(source, folder, config)
-    reader = checkpoint.SafetensorsReader(folder)
+    reader = checkpoint.Weights(folder)
     expected = stored_tensors(model)
     names = _checked_names(model, expected, reader)
     upload = None
@@ -93,7 +93,8 @@ def bundle(
         config.auto_map = auto_map_of(config)
         write_code(temporary)
         tensors = ((name, _checked(name, reader(name), expected[name])) for name in names)
-        checkpoint.write_safetensors(tensors, temporary, total=len(names), max_shard_bytes=max_shard_bytes)
+        headers = {name: reader.header(name) for name in names}
+        checkpoint.write_safetensors(tensors, headers, temporary, max_shard_bytes)
         config.save_pretrained(temporary)
         _copy_the_rest(folder, temporary)
         card.write_card(
@@ -144,9 +145,7 @@ def _unknown_keys(config: PreTrainedConfig, values: dict[str, Any]) -> list[str]
     return unknown
 
 
-def _checked_names(
-    model: PreTrainedModel, expected: dict[str, torch.Tensor], reader: checkpoint.SafetensorsReader
-) -> list[str]:
+def _checked_names(model: PreTrainedModel, expected: dict[str, torch.Tensor], reader: checkpoint.Weights) -> list[str]:
     """The names of the tensors to store: each of the model's, once, and of tied ones the source."""
     tied = model.all_tied_weights_keys
     names = []

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .conversion.checkpoint import SafetensorsReader
+from .conversion.checkpoint import Weights
 
 
 # Of one key or value in the cache; bfloat16 and float16 alike.
@@ -75,7 +75,7 @@ def sizes_in(folder: Path, model: PreTrainedModel) -> Sizes:
 def _stored(folder: Path) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint by name, mapped from its files and not read."""
     try:
-        reader = SafetensorsReader(folder)
+        reader = Weights(folder)
     except FileNotFoundError:
         return {}
     return {name: reader(name) for name in reader.names()}

@@ -96,10 +96,9 @@ def test_convert_passes_what_was_asked(api, capsys):
 
     convert = api("convert", Report())
     argv = ["convert", "source", "made", "--dtype", "bfloat16", "--ignore-key", "a", "--ignore-key", "b"]
-    assert hf_variants_cli.main(argv) == 0
-    assert convert.calls == [
-        (("source", Path("made")), {"dtype": torch.bfloat16, "ignore_keys": ["a", "b"], "verify": False})
-    ]
+    assert hf_variants_cli.main([*argv, "--max-shard-size", "2MB"]) == 0
+    asked = {"dtype": torch.bfloat16, "ignore_keys": ["a", "b"], "max_shard_bytes": 2_000_000, "verify": False}
+    assert convert.calls == [(("source", Path("made")), asked)]
     assert "| a | report |" in capsys.readouterr().out
 
 
@@ -113,7 +112,7 @@ def test_convert_keeps_the_dtype_unless_told(api):
 def test_export_passes_what_was_asked(api, options, model_type):
     export = api("export", Report())
     assert hf_variants_cli.main(["export", "source", "made", *options]) == 0
-    assert export.calls == [(("source", Path("made")), {"model_type": model_type})]
+    assert export.calls == [(("source", Path("made")), {"model_type": model_type, "max_shard_bytes": 5_000_000_000})]
 
 
 @pytest.mark.parametrize(("ok", "status"), [(True, 0), (False, 1)])

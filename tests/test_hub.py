@@ -239,7 +239,8 @@ def test_refuses_sources_that_are_no_variant(tmp_path, capsys):
     kinds.config("llama", architectures=["VariantForCausalLM"]).save_pretrained(tmp_path / "pickled")
     torch.save({}, tmp_path / "pickled" / "pytorch_model.bin")
     for name, message in {
-        "native": "`hf-variants convert`", "adapter": "an adapter without its model", "pickled": "no model.safetensors",
+        "native": "`hf-variants convert`", "adapter": "an adapter without its model",
+        "pickled": "model.embed_tokens.weight is missing",
         "absent": "not a folder",
     }.items():  # fmt: skip
         assert hf_variants_cli.main(["bundle", str(tmp_path / name), str(tmp_path / "bundle")]) == 2

@@ -6,7 +6,7 @@ from typing import Any
 from ..config_map import Computed, Entry, Fields, Fixed, Irrelevant, Renamed, Required, Same
 from ..errors import ConversionError
 from ..family import Family
-from ..rules import Drop, Rule
+from ..rules import Rule
 from ._common import ALL_BIASES, SIZES
 
 
@@ -90,13 +90,12 @@ ORIGINAL_NOTES = tuple(
 )  # fmt: skip
 
 
-def embeddings(prefix: str) -> tuple[Rule | Drop, ...]:
+def embeddings(prefix: str) -> tuple[Rule, ...]:
     """The tables; the model inside a head is called `prefix`."""
     return (
         Rule(f"{prefix}.embeddings.word_embeddings.weight", "model.embed_tokens.weight"),
         Rule(f"{prefix}.embeddings.position_embeddings.weight", "model.embed_positions.weight"),
         Rule(f"{prefix}.embeddings.token_type_embeddings.weight", "model.token_types.weight"),
-        Drop(f"{prefix}.embeddings.position_ids", "0, 1, 2, ..., stored by earlier releases"),
     )
 
 
@@ -140,12 +139,6 @@ def pooler(prefix: str) -> tuple[Rule, ...]:
     return (Rule(f"{prefix}.pooler.dense.{{leaf}}", "model.pooler.dense.{leaf}"),)
 
 
-def unread_pooler(prefix: str) -> Drop:
-    """A pooler in the checkpoint of a head that reads every token, left from pretraining."""
-    return Drop(f"{prefix}.pooler.dense.{{leaf}}", "only heads on the whole sequence read it")
-
-
-NEXT_SENTENCE = Drop("cls.seq_relationship.{leaf}", "the head of next-sentence prediction, left from pretraining")
 CLASSIFIER = (Rule("classifier.{leaf}", "score.{leaf}"),)
 # A head of a dense layer and the classifier.
 DENSE_CLASSIFIER = (
@@ -155,15 +148,13 @@ DENSE_CLASSIFIER = (
 BERT_LM_HEAD = lm_head("cls.predictions", "cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm")
 
 
-def bert_weights(prefix: str) -> tuple[Rule | Drop, ...]:
+def bert_weights(prefix: str) -> tuple[Rule, ...]:
     """BERT's tensors."""
     return (
         *embeddings(prefix),
         *attention(prefix),
         *post_norms(prefix),
         *BERT_LM_HEAD,
-        unread_pooler(prefix),
-        NEXT_SENTENCE,
     )
 
 
@@ -218,8 +209,6 @@ FAMILIES = (
             Rule("bert.encoder.layer.{layer}.ln.{leaf}", "model.layers.{layer}.mlp_pre_norm.{leaf}"),
             Rule("bert.encoder.ln.{leaf}", "model.norm.{leaf}"),
             *BERT_LM_HEAD,
-            unread_pooler("bert"),
-            NEXT_SENTENCE,
         ),
         base_weights=pooler("bert"),
         head_weights={"sequence_classification": CLASSIFIER, "token_classification": CLASSIFIER},

@@ -2,7 +2,7 @@
 
 from ..config_map import Computed, Fixed, Irrelevant, Renamed, Same
 from ..family import Deviation, Family
-from ..rules import Drop, Rule
+from ..rules import Rule
 from ._common import ALL_BIASES
 from .bert import CHUNKED_FFN, CLASSIFIER, ENCODER_BLOCK, LEARNED_POSITIONS, POST_NORM
 
@@ -48,7 +48,6 @@ FAMILIES = (
             Rule("distilbert.embeddings.word_embeddings.weight", "model.embed_tokens.weight"),
             Rule("distilbert.embeddings.position_embeddings.weight", "model.embed_positions.weight"),
             Rule("distilbert.embeddings.LayerNorm.{leaf}", "model.embedding_norm.{leaf}"),
-            Drop("distilbert.embeddings.position_ids", "0, 1, 2, ..., stored by earlier releases"),
             *(
                 Rule(f"{LAYER}attention.{name}_lin.{{leaf}}", f"{OURS}self_attn.{name[0]}_proj.{{leaf}}")
                 for name in ("q", "k", "v", "out")

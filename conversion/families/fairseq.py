@@ -2,7 +2,7 @@
 
 from ..config_map import Computed, Fixed, Irrelevant, Renamed, Required, Same
 from ..family import Family
-from ..rules import Drop, Rule
+from ..rules import Rule
 from ._common import ALL_BIASES, LAYERNORM_BLOCK
 
 
@@ -157,7 +157,6 @@ FAMILIES = (
         ),
         weights=(
             *decoder_weights("model.", "layer_norm"),
-            Drop("model.embed_positions.weights", "the table of sinusoids, which old checkpoints store"),
         ),
     ),
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from ..config_map import Computed, Fixed, Required, Same
 from ..family import Deviation, Family
-from ..rules import Drop, Rule, Transpose
+from ..rules import Rule, Transpose
 from ._common import (
     ALL_BIASES,
     FUSED_GRADIENT,
@@ -53,8 +53,6 @@ FAMILIES = (
             *gpt2_weights(Transpose()),
             fused_qkv(LAYER + "c_attn", QKV_IN_COLUMNS),
             Rule(LAYER + "c_proj.{leaf}", "model.layers.{layer}.self_attn.o_proj.{leaf}", Transpose()),
-            Drop(LAYER + "bias", "the causal mask, which old checkpoints store"),
-            Drop(LAYER + "masked_bias", "the value of masked scores, which old checkpoints store"),
         ),
         deviations=(
             FUSED_GRADIENT,

@@ -2,7 +2,7 @@
 
 from ..config_map import Computed, Fixed, Renamed, Same
 from ..family import Family
-from ..rules import Drop, Identity, Rule
+from ..rules import Identity, Rule
 from ._common import LAYERNORM_BLOCK, NO_PADDING_ROW, TYPES_AMONG_TOKENS, gpt2_weights
 
 
@@ -56,8 +56,6 @@ FAMILIES = (
         ),
         weights=(
             *gpt2_weights(Identity()),
-            Drop("transformer.h.{layer}.attn.attention.bias", "the mask, which old checkpoints store"),
-            Drop("transformer.h.{layer}.attn.attention.masked_bias", "the value of masked scores, likewise"),
             *(
                 Rule(
                     f"transformer.h.{{layer}}.attn.attention.{native}.{{leaf}}",

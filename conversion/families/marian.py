@@ -5,7 +5,7 @@ from hf_variants.model.positions import sinusoidal_table
 from ..config_map import Computed, Fixed, OnBothStacks, OnStack, Renamed
 from ..errors import ConversionError
 from ..family import Family
-from ..rules import Drop, Rule
+from ..rules import Rule
 from .bart import (
     CLAMP,
     CLAMP_INFINITE,
@@ -110,8 +110,6 @@ FAMILIES = (
         ),
         weights=(
             *EMBEDDINGS_AND_HEAD, *STACK_WEIGHTS, *layer_norms("pre_norm"), *FINAL_NORMS,
-            Drop("model.encoder.embed_positions.weights", "the sinusoids, in checkpoints of old versions"),
-            Drop("model.decoder.embed_positions.weights", "the sinusoids, in checkpoints of old versions"),
         ),
     ),
 )  # fmt: skip

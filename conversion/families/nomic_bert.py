@@ -2,9 +2,9 @@
 
 from ..config_map import Computed, Entry, Fixed, Renamed, Same
 from ..family import Family
-from ..rules import Rule, Split
-from ._common import NULLABLE_HEAD_DIM, QKV_IN_BLOCKS, SIZES, UNDECLARED_HEAD_DIM, WHOLE_ROPE
-from .bert import CLASSIFIER, CLASSIFIER_DROPOUT, HIDDEN_DROPOUT, POST_NORM, lm_head, pooler, unread_pooler
+from ..rules import Rule
+from ._common import NULLABLE_HEAD_DIM, SIZES, UNDECLARED_HEAD_DIM, WHOLE_ROPE
+from .bert import CLASSIFIER, CLASSIFIER_DROPOUT, HIDDEN_DROPOUT, POST_NORM, lm_head, pooler
 
 
 ROTARY_ENCODER: tuple[Entry, ...] = (
@@ -36,7 +36,6 @@ TIED_UNLESS_TOLD = Computed(
 )
 HEADS = {"sequence_classification": CLASSIFIER, "token_classification": CLASSIFIER}
 OURS = "model.layers.{layer}."
-OUR_QKV = tuple(f"{OURS}self_attn.{name}_proj.{{leaf}}" for name in "qkv")
 
 
 def _weights(prefix: str) -> tuple[Rule, ...]:
@@ -58,10 +57,6 @@ def _weights(prefix: str) -> tuple[Rule, ...]:
     )  # fmt: skip
 
 
-# transformers saves both types under the names, and with the fused projections, of the original code.
-STORED_NOMIC = "nomic_bert.encoder.layers.{layer}."
-STORED_GTE = "gte.encoder.layer.{layer}."
-
 FAMILIES = (
     Family(
         model_type="nomic_bert",
@@ -73,15 +68,6 @@ FAMILIES = (
         weights=(
             *_weights("nomic_bert"),
             *lm_head("cls.predictions", "cls.predictions.transform.dense", "cls.predictions.transform.layer_norm"),
-            unread_pooler("nomic_bert"),
-            Rule("nomic_bert.emb_ln.{leaf}", "model.embedding_norm.{leaf}"),
-            Rule(STORED_NOMIC + "attn.Wqkv.{leaf}", OUR_QKV, QKV_IN_BLOCKS),
-            Rule(STORED_NOMIC + "attn.out_proj.{leaf}", OURS + "self_attn.o_proj.{leaf}"),
-            Rule(STORED_NOMIC + "mlp.fc11.{leaf}", OURS + "mlp.up_proj.{leaf}"),
-            Rule(STORED_NOMIC + "mlp.fc12.{leaf}", OURS + "mlp.gate_proj.{leaf}"),
-            Rule(STORED_NOMIC + "mlp.fc2.{leaf}", OURS + "mlp.down_proj.{leaf}"),
-            Rule(STORED_NOMIC + "norm1.{leaf}", OURS + "self_attn_post_norm.{leaf}"),
-            Rule(STORED_NOMIC + "norm2.{leaf}", OURS + "mlp_post_norm.{leaf}"),
         ),
         base_weights=pooler("nomic_bert"),
         head_weights=HEADS,
@@ -89,7 +75,6 @@ FAMILIES = (
     Family(
         model_type="gte",
         primary="masked_lm",
-        old_prefix="new.",
         config=(
             *ROTARY_ENCODER, UNDECLARED_HEAD_DIM,
             Fixed(
@@ -103,18 +88,6 @@ FAMILIES = (
             Rule("lm_head.dense.{leaf}", "lm_head_transform.dense.{leaf}"),
             Rule("lm_head.layer_norm.{leaf}", "lm_head_transform.norm.{leaf}"),
             Rule("lm_head.decoder.{leaf}", "lm_head.{leaf}"),
-            unread_pooler("gte"),
-            Rule("lm_head.norm.{leaf}", "lm_head_transform.norm.{leaf}"),
-            Rule(STORED_GTE + "attention.qkv_proj.{leaf}", OUR_QKV, QKV_IN_BLOCKS),
-            Rule(STORED_GTE + "attention.o_proj.{leaf}", OURS + "self_attn.o_proj.{leaf}"),
-            Rule(
-                STORED_GTE + "mlp.up_gate_proj.{leaf}",
-                (OURS + "mlp.up_proj.{leaf}", OURS + "mlp.gate_proj.{leaf}"),
-                Split(lambda config: [config.intermediate_size] * 2),
-            ),
-            Rule(STORED_GTE + "mlp.down_proj.{leaf}", OURS + "mlp.down_proj.{leaf}"),
-            Rule(STORED_GTE + "attn_ln.{leaf}", OURS + "self_attn_post_norm.{leaf}"),
-            Rule(STORED_GTE + "mlp_ln.{leaf}", OURS + "mlp_post_norm.{leaf}"),
         ),
         base_weights=pooler("gte"),
         head_weights=HEADS,

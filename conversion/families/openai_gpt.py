@@ -2,7 +2,7 @@
 
 from ..config_map import Fixed, Irrelevant, Mapped
 from ..family import Family
-from ..rules import Drop, Rule, Transpose
+from ..rules import Rule, Transpose
 from ._common import (
     ALL_BIASES,
     FUSED_GRADIENT,
@@ -42,8 +42,6 @@ FAMILIES = (
             Rule(LAYER + "mlp.c_proj.{leaf}", OURS + "mlp.down_proj.{leaf}", Transpose()),
             Rule(LAYER + "ln_2.{leaf}", OURS + "mlp_post_norm.{leaf}"),
             Rule("lm_head.weight", "lm_head.weight"),
-            Drop(LAYER + "attn.bias", "the causal mask, which old checkpoints store"),
-            Drop("transformer.position_ids", "0, 1, 2, ..., which old checkpoints store"),
         ),
         deviations=(FUSED_GRADIENT,),
     ),

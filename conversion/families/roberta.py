@@ -13,7 +13,6 @@ from .bert import (
     lm_head,
     pooler,
     post_norms,
-    unread_pooler,
 )
 
 
@@ -36,7 +35,6 @@ FAMILIES = tuple(
             *attention("roberta"),
             *post_norms("roberta"),
             *ROBERTA_LM_HEAD,
-            unread_pooler("roberta"),
         ),
         base_weights=pooler("roberta"),
         head_weights=ROBERTA_HEADS,

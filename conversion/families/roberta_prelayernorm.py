@@ -2,12 +2,12 @@
 
 from ..config_map import Fixed
 from ..family import Family
-from ..rules import Drop, Rule
-from .bert import attention, embeddings, pooler, unread_pooler
+from ..rules import Rule
+from .bert import attention, embeddings, pooler
 from .roberta import ROBERTA, ROBERTA_HEADS, ROBERTA_LM_HEAD
 
 
-def _weights(prefix: str, attention_norm: str, ffn_norm: str, final_norm: str) -> tuple[Rule | Drop, ...]:
+def _weights(prefix: str, attention_norm: str, ffn_norm: str, final_norm: str) -> tuple[Rule, ...]:
     """The tensors; the model inside a head is called `prefix`, the others are the names of its norms."""
     layer, ours = f"{prefix}.encoder.layer.{{layer}}.", "model.layers.{layer}."
     return (
@@ -17,7 +17,6 @@ def _weights(prefix: str, attention_norm: str, ffn_norm: str, final_norm: str) -
         Rule(f"{layer}{ffn_norm}.{{leaf}}", ours + "mlp_pre_norm.{leaf}"),
         Rule(f"{prefix}.{final_norm}.{{leaf}}", "model.norm.{leaf}"),
         *ROBERTA_LM_HEAD,
-        unread_pooler(prefix),
     )
 
 

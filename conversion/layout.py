@@ -1,0 +1,315 @@
+"""How transformers reads and writes the tensors of a checkpoint: their names, which it passes over, which it makes up."""
+
+import copy
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Protocol
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    PrefixChange,
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+    revert_weight_conversion,
+)
+
+from .checkpoint import FLOATS, TensorSource
+from .errors import ConversionError
+from .rules import some
+from .skeleton import empty_model
+
+
+# Numbers without a meaning for the function, which fairseq's modules stored and its checkpoints brought along.
+FAIRSEQ_MARKERS = ("version", "_float_tensor")
+# Scores that a mask took out had this value or a lower one.
+MASKED_SCORE = -1e4
+
+
+class Weights(Protocol):
+    """Stored tensors by name, and their shapes and dtypes as tensors without values."""
+
+    def names(self) -> list[str]: ...
+
+    def header(self, name: str) -> torch.Tensor: ...
+
+    def __call__(self, name: str) -> torch.Tensor: ...
+
+
+@dataclass
+class Layout:
+    """
+    A checkpoint's tensors under the names that its class gives them today.
+
+    Attributes:
+        names: what the checkpoint fills, tied copies included.
+        load, header: a tensor by such a name, and its shape and dtype without values.
+        passed_over: stored tensors that transformers does not load either, with the reason.
+        apart: their names as for this class, with the stored ones; they can be loaded, for other classes.
+    """
+
+    names: list[str]
+    load: TensorSource
+    header: TensorSource
+    passed_over: dict[str, str] = field(default_factory=dict)
+    apart: dict[str, str] = field(default_factory=dict)
+
+    def passed_over_but(self, taken: Iterable[str]) -> dict[str, str]:
+        """What is passed over where some of the tensors of other classes are taken along."""
+        stored = {self.apart[name] for name in taken}
+        return {name: reason for name, reason in self.passed_over.items() if name not in stored}
+
+
+class _Names:
+    """What transformers' loader makes of stored names for one class."""
+
+    def __init__(self, model: PreTrainedModel):
+        self.expected = model.state_dict()
+        self.prefix = model.base_model_prefix
+        transforms = get_model_conversion_mapping(model)
+        self.renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
+        self.converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
+
+    def __call__(self, stored: str) -> tuple[str, str | None]:
+        """The name today, and the pattern of the converter that makes tensors of this one and others together."""
+        name, pattern = rename_source_key(stored, self.renamings, self.converters, self.prefix, self.expected)
+        if name not in self.expected and stored in self.expected:
+            name, pattern = rename_source_key(stored, [], [], self.prefix, self.expected)
+        return name, pattern
+
+    def converter(self, pattern: str) -> WeightConverter:
+        return next(converter for converter in self.converters if pattern in converter.source_patterns)
+
+
+def as_transformers_reads(model: PreTrainedModel, weights: Weights) -> Layout:
+    """
+    The tensors that transformers' loader would put into a model.
+
+    Args:
+        model: of the class that the checkpoint is for; no memory is needed for its weights.
+
+    Raises:
+        ConversionError: naming tensors that neither the class nor transformers has a place or an excuse for, and weights
+            that are no floating-point numbers.
+    """
+    rename = _Names(model)
+    converted: dict[str, _Converted] = {}
+    copies: dict[str, str] = {}
+    passed_over: dict[str, str] = {}
+    unexpected: dict[str, str] = {}
+    # In transformers' order: of two tensors for one place, it takes the first.
+    for stored in sorted(weights.names(), key=dot_natural_key):
+        name, pattern = rename(stored)
+        if name not in rename.expected:
+            unexpected[stored] = name
+        elif pattern is not None:
+            group = converted.setdefault(name, _Converted(model, name, rename.converter(pattern), weights))
+            group.stored.append((stored, pattern))
+        elif name in copies:
+            passed_over[stored] = f"transformers takes {copies[name]} for the same tensor"
+        else:
+            copies[name] = stored
+    excuses = _excuses(model, weights, unexpected)
+    excuses |= _of_other_classes(model, [stored for stored in unexpected if stored not in excuses])
+    passed_over |= excuses
+    if unknown := [stored for stored in unexpected if stored not in excuses]:
+        raise ConversionError(
+            f"The checkpoint has tensors that the config has no place for: {some(unknown)}. "
+            "Check that the config belongs to these weights."
+        )
+    sources = {name: group for group in converted.values() for name in group.names()}
+    _refuse_other_numbers(model, copies, weights)
+
+    def read(name: str, values: bool) -> torch.Tensor:
+        if name in copies:
+            return weights(copies[name]) if values else weights.header(copies[name])
+        return sources[name].tensor(name, values)
+
+    apart = {unexpected[stored]: stored for stored in excuses}
+    names = [*copies, *sources]
+    copies |= apart
+    standing_in = _standing_in(model, names)
+    return Layout(
+        [name for name in names if name not in standing_in.values()] + list(standing_in),
+        lambda name: read(standing_in.get(name, name), values=True),
+        lambda name: read(standing_in.get(name, name), values=False),
+        passed_over,
+        apart,
+    )
+
+
+class _Converted:
+    """Tensors that transformers makes together of stored ones: a fused projection taken apart, say."""
+
+    def __init__(self, model: PreTrainedModel, name: str, converter: WeightConverter, weights: Weights):
+        self.model, self.name, self.converter, self.weights = model, name, converter, weights
+        self.stored: list[tuple[str, str]] = []
+        self._made: dict[str, torch.Tensor] = {}
+
+    def _make(self, load: TensorSource) -> dict[str, torch.Tensor]:
+        converter = copy.deepcopy(self.converter)
+        for stored, pattern in self.stored:
+            converter.add_tensor(self.name, stored, pattern, load(stored))
+        made = converter.convert(self.name, model=self.model, config=self.model.config)
+        return {name: tensor[0] if isinstance(tensor, list) else tensor for name, tensor in made.items()}
+
+    def names(self) -> list[str]:
+        return list(self._make(self.weights.header))
+
+    def tensor(self, name: str, values: bool) -> torch.Tensor:
+        if not values:
+            return self._make(self.weights.header)[name]
+        # Each is asked for once.
+        if name not in self._made:
+            self._made = self._make(self.weights)
+        return self._made.pop(name)
+
+
+def _standing_in(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
+    """Names of tensors that the checkpoint lacks -> the tied copy that it has instead, as transformers swaps them."""
+    present = set(names)
+    found: dict[str, str] = {}
+    for target, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
+        if source not in present and target in present:
+            found.setdefault(source, target)
+    return found
+
+
+def _refuse_other_numbers(model: PreTrainedModel, copies: Mapping[str, str], weights: Weights) -> None:
+    """Weights are floats: those of 8 bits and fewer need scales beside them, and complex ones have no meaning."""
+    expected = model.state_dict()
+    for name, stored in copies.items():
+        dtype = weights.header(stored).dtype
+        if dtype not in FLOATS and expected[name].is_floating_point():
+            packed = dtype.itemsize == 1 and dtype is not torch.bool
+            raise ConversionError(
+                f"{stored} is {str(dtype).removeprefix('torch.')}"
+                + (", so the checkpoint is quantised. " if packed else ", and weights are floating-point numbers. ")
+                + "Convert the model in float32, bfloat16 or float16."
+            )
+
+
+def _excuses(model: PreTrainedModel, weights: Weights, unexpected: Mapping[str, str]) -> dict[str, str]:
+    """Stored tensors without a place that carry nothing the model computes with, each with the reason."""
+    if not unexpected:
+        return {}
+    loaded = SimpleNamespace(missing_keys=set(), unexpected_keys=set(unexpected.values()))
+    model._adjust_missing_and_unexpected_keys(loaded)
+    buffers = {name for name, _ in model.named_non_persistent_buffers()}
+    excuses = {}
+    for stored, name in unexpected.items():
+        if name not in loaded.unexpected_keys:
+            excuses[stored] = "the class ignores it"
+        elif name in buffers:
+            excuses[stored] = "the model computes it"
+        elif reason := _constant(model, weights, stored, name):
+            excuses[stored] = reason
+    return excuses
+
+
+def _constant(model: PreTrainedModel, weights: Weights, stored: str, name: str) -> str | None:
+    """Why a tensor directly on a module that has no such parameter is a constant, by its values."""
+    owner, _, leaf = name.rpartition(".")
+    inside = f"{model.base_model_prefix}."
+    modules = dict(model.named_modules())
+    module = next((modules[n] for n in (owner, inside + owner, owner.removeprefix(inside)) if n in modules), None)
+    if module is None:
+        return None
+    header = weights.header(stored)
+    if header.numel() == 1:
+        if leaf in FAIRSEQ_MARKERS:
+            return "a mark of the original code's version"
+        is_score = header.dtype in FLOATS and any(module.children()) and weights(stored).item() <= MASKED_SCORE
+        return "the value of masked scores" if is_score else None
+    if any(module.children()) and header.ndim >= 2 and header.shape[-1] == header.shape[-2] == header.numel() ** 0.5:
+        mask = weights(stored).reshape(header.shape[-2:])
+        # A window also cuts off what is far back.
+        if ((mask == 0) | (mask == 1)).all() and not mask.bool().triu(1).any() and mask.diagonal().bool().all():
+            return "a causal mask"
+    return None
+
+
+def _of_other_classes(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
+    """Tensors that another class of the same type has: a head left from pretraining, a pooler that this one lacks."""
+    left, excuses = list(names), {}
+    module = sys.modules[type(model).__module__]
+    for other in vars(module).values():
+        if not left:
+            break
+        if not (isinstance(other, type) and issubclass(other, PreTrainedModel)) or isinstance(model, other):
+            continue
+        if other.config_class is not type(model.config) or other.__module__ != module.__name__:
+            continue
+        try:
+            rename = _Names(empty_model(other, model.config))
+        except Exception:  # a class that cannot be built of this config, of whatever cause, has none of its tensors
+            continue
+        found = [stored for stored in left if rename(stored)[0] in rename.expected]
+        excuses |= dict.fromkeys(found, f"{other.__name__} reads it, and this class does not")
+        left = [stored for stored in left if stored not in found]
+    return excuses
+
+
+class Stored:
+    """
+    The tensors of a model as transformers writes them: some names are older than the class, some tensors are fused.
+
+    Args:
+        model: of the class that is written; no memory is needed for its weights.
+        headers: shape and dtype of every tensor under the class's names.
+        recomputed: whether a tensor, by its name, has the values that the class computes where a checkpoint lacks it.
+
+    Attributes:
+        headers: the same of every tensor under the names in the file.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        headers: Mapping[str, torch.Tensor],
+        recomputed: Callable[[str], bool] = lambda name: False,
+    ):
+        self.model = copy.copy(model)
+        conversions = get_model_conversion_mapping(model, add_legacy=False)
+        # As for a model that was not loaded: it is unknown whether a prefix was there.
+        conversions = [conversion for conversion in conversions if not isinstance(conversion, PrefixChange)]
+        unsaved = set(model._keys_to_ignore_on_save or ())
+        headers = {name: header for name, header in headers.items() if name not in unsaved or not recomputed(name)}
+        self.model._weight_conversions = conversions or None
+        # Class name -> all class names that are written together with it.
+        self._together: dict[str, list[str]] = {}
+        groups: dict[tuple[str, ...], list[str]] = {}
+        for name, header in headers.items():
+            groups.setdefault(tuple(self._written({name: header})), []).append(name)
+        self.headers: dict[str, torch.Tensor] = {}
+        for names in groups.values():
+            self._together |= dict.fromkeys(names, names)
+            self.headers |= self._written({name: headers[name] for name in names})
+
+    def _written(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return revert_weight_conversion(self.model, tensors) if self.model._weight_conversions else tensors
+
+    def __call__(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors as they go into the file; few wait for others."""
+        waiting: dict[str, torch.Tensor] = {}
+        for name, tensor in tensors:
+            if name not in self._together:
+                continue
+            waiting[name] = tensor
+            names = self._together[name]
+            if all(other in waiting for other in names):
+                yield from self._written({other: waiting.pop(other) for other in names}).items()
+
+
+def output_embedding(model: PreTrainedModel) -> str | None:
+    """The name of the weight of the LM head, if there is one."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if not isinstance(head, nn.Module):
+        return None
+    return next((f"{name}.weight" for name, module in model.named_modules() if module is head), None)
