@@ -275,6 +275,8 @@ def draw_embedding_and_head(draw, sizes: dict) -> dict:
         if fields["embedding_size"] != sizes["hidden_size"] and not fields["lm_head_transform"]:
             fields["output_projection"] = chance(draw, 40)
     same_width = fields.get("embedding_size", sizes["hidden_size"]) == sizes["hidden_size"]
+    if same_width or fields["embedding_projection_position"] == "after_norm":
+        fields["token_type_table"] = one_of(draw, "own", "own", "tokens")
     fields["tie_word_embeddings"] = (
         same_width or fields.get("output_projection", False) or fields["lm_head_transform"]
     ) and chance(draw, 50)

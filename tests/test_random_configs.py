@@ -240,6 +240,21 @@ def embeddings_may_be_given(config):
 
 
 @check
+def token_types_stay_with_their_tokens(config):
+    model = build(config)
+    input_ids = sentences()
+    types = torch.arange(LENGTH).expand_as(input_ids) % 2
+    with torch.no_grad():
+        untyped = model(input_ids, use_cache=False).logits
+        whole = model(input_ids, token_type_ids=types, use_cache=False).logits
+        first = model(input_ids[:, :6], token_type_ids=types[:, :6], use_cache=True)
+        second = model(input_ids[:, 6:], token_type_ids=types[:, 6:], past_key_values=first.past_key_values)
+    assert_close(torch.cat([first.logits, second.logits], dim=1), whole, whole)
+    has_types = config.type_vocab_size > 0 or config.token_type_table == "tokens"
+    assert torch.equal(untyped, whole) != has_types
+
+
+@check
 def logits_to_keep_selects(config):
     model = build(config)
     input_ids = sentences()

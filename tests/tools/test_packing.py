@@ -111,7 +111,8 @@ def test_a_bare_loop_sees_each_document_alone(decoder, shape, rows):
 @pytest.mark.tool("packing in a bare loop", package="transformers")
 @pytest.mark.parametrize("kind", PACKED_KINDS)
 def test_gradients_are_those_of_the_documents(kind):
-    model = kinds.model(kind).train()
+    # A key's bias gets a gradient that cancels in the softmax: in float32, rounding is all of it.
+    model = kinds.model(kind).double().train()
     unpacked = documents()
     ids, positions = pack(unpacked)
     labels = ids.masked_fill(positions == 0, -100)
@@ -125,7 +126,7 @@ def test_gradients_are_those_of_the_documents(kind):
             targets[:, 0] = -100
             model(document, labels=targets, num_items_in_batch=count).loss.backward()
     for gradient, parameter in zip(packed, model.parameters(), strict=True):
-        assert (gradient - parameter.grad).abs().max() < 1e-5 * parameter.grad.abs().max() + 1e-9
+        assert (gradient - parameter.grad).abs().max() < 1e-6 * parameter.grad.abs().max() + 1e-15
 
 
 @pytest.mark.tool("DataCollatorWithFlattening", package="transformers")
