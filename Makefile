@@ -13,7 +13,7 @@ TYPES := build/types
 SUITE := build/suite
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all suite check drift published releases clean
+.PHONY: help demo test test-all suite check adapters drift published releases clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ drift: $(INSTALLED)  ## compare every native type with the installed transformer
 
 published: $(INSTALLED)  ## published configs, shrunk: which convert, and in what they equal the stock class (FOLDER=folder)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tests.published $(FOLDER)
+
+adapters: $(INSTALLED)  ## the table of adapter methods and native types; writes docs/adapters.md
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tests.adapter_table > docs/adapters.md
 
 releases: $(RELEASES:%=release-%)  ## the same with older transformers, shortly (RELEASES="5.17.0 5.20.2")
 

@@ -81,8 +81,10 @@ def build_parser() -> argparse.ArgumentParser:
         subparser.set_defaults(run=run)
         return subparser
 
-    convert = command("convert", _convert, "Convert a native checkpoint into a variant.")
-    convert.add_argument("source", metavar="SRC", help="checkpoint folder, file of weights, .gguf file, or Hub id")
+    convert = command("convert", _convert, "Convert a native checkpoint, or an adapter for one, into a variant's.")
+    convert.add_argument(
+        "source", metavar="SRC", help="checkpoint or adapter folder, file of weights, .gguf file, or Hub id"
+    )
     convert.add_argument("destination", metavar="DST", type=Path, help="folder to create")
     _add_shard_size(convert)
     convert.add_argument("--dtype", choices=DTYPES, default="auto", help="dtype to store (default: the source's)")
@@ -91,13 +93,17 @@ def build_parser() -> argparse.ArgumentParser:
         "--verify", action="store_true", help="compare the result with the source; the model card shows the outcome"
     )
 
-    export = command("export", _export, "Export a variant to a native architecture.")
-    export.add_argument("source", metavar="SRC", help="folder of a variant")
+    _add_adapter_options(convert, "the variant's checkpoint")
+
+    export = command("export", _export, "Export a variant, or an adapter for one, to a native architecture.")
+    export.add_argument("source", metavar="SRC", help="folder of a variant, or of an adapter")
     export.add_argument("destination", metavar="DST", type=Path, help="folder to create")
     _add_shard_size(export)
     export.add_argument(
         "--to", metavar="TYPE", dest="model_type", help="native model type (default: the one it came from)"
     )
+
+    _add_adapter_options(export, "the native checkpoint")
 
     bundle = command("bundle", _bundle, "Make a folder of a variant that also loads where this package is absent.")
     bundle.add_argument("source", metavar="SRC", help="folder or Hub id of a variant")
@@ -176,6 +182,13 @@ def _add_ignore_key(command: Any) -> None:
     )  # fmt: skip
 
 
+def _add_adapter_options(command: argparse.ArgumentParser, target: str) -> None:
+    """What `convert` and `export` ask of an adapter."""
+    group = command.add_argument_group("adapters")
+    group.add_argument("--base", metavar="SRC", help="what the adapter was trained on (default: what it names)")
+    group.add_argument("--onto", metavar="FOLDER", help=f"{target}, which the result is to name as its base")
+
+
 def _add_generation_options(command: argparse.ArgumentParser) -> None:
     """What `generate` and `chat` share; each option's default is the checkpoint's own."""
     group = command.add_argument_group("generation")
@@ -245,8 +258,18 @@ def _positive(text: str) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    from hf_variants.conversion import VerificationFailed, convert
+    from hf_variants.conversion import VerificationFailed, convert, convert_adapter
 
+    if _is_adapter(arguments, dtype=arguments.dtype != "auto", verify=arguments.verify):
+        adapter_report = convert_adapter(
+            arguments.source,
+            arguments.destination,
+            base=arguments.base,
+            onto=arguments.onto,
+            ignore_keys=arguments.ignore_keys,
+        )
+        print(adapter_report.to_markdown())
+        return 0
     try:
         report = convert(
             arguments.source,
@@ -265,8 +288,18 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from hf_variants.conversion import export
+    from hf_variants.conversion import export, export_adapter
 
+    if _is_adapter(arguments):
+        adapter_report = export_adapter(
+            arguments.source,
+            arguments.destination,
+            base=arguments.base,
+            onto=arguments.onto,
+            model_type=arguments.model_type,
+        )
+        print(adapter_report.to_markdown())
+        return 0
     report = export(
         arguments.source,
         arguments.destination,
@@ -275,6 +308,20 @@ def _export(arguments: argparse.Namespace) -> int:
     )
     print(report.to_markdown())
     return 0
+
+
+def _is_adapter(arguments: argparse.Namespace, **of_models: bool) -> bool:
+    """Whether the source is an adapter without a model; options of the other kind are refused."""
+    from hf_variants.conversion.adapters import is_adapter
+
+    source = Path(arguments.source).expanduser()
+    found = is_adapter(source) and not (source / "config.json").is_file()
+    given = of_models if found else {"base": arguments.base is not None, "onto": arguments.onto is not None}
+    for name, is_given in given.items():
+        if is_given:
+            kinds = ("an adapter", "a model") if found else ("a model", "an adapter")
+            raise ValueError(f"{arguments.source} is {kinds[0]}, and --{name} is for {kinds[1]}. Leave it out.")
+    return found
 
 
 def _bundle(arguments: argparse.Namespace) -> int:

@@ -324,8 +324,17 @@ def _target_names(rule: Rule, bindings: dict[str, str], targets_left: set[str], 
     return names
 
 
+def single(rule: Rule, name: str, to_native: bool) -> Step | None:
+    """A rule's step for one tensor that it renames, or `None` if it has another name or the rule takes more of them."""
+    sources, targets = (
+        _as_tuple(side) for side in ((rule.ours, rule.native) if to_native else (rule.native, rule.ours))
+    )
+    match = _pattern(sources[0]).match(name) if len(sources) == len(targets) == 1 and not _collected(rule) else None
+    return match and Step(rule, match.groupdict(), [name], [_fill(targets[0], match.groupdict())])
+
+
 def some(names: list[str], limit: int = 6) -> str:
-    """The first names, for people."""
+    """The first of these names, and how many more there are."""
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 

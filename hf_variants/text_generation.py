@@ -21,6 +21,7 @@ from transformers import (
 
 import hf_variants
 from hf_variants.conversion import from_native
+from hf_variants.conversion.adapters import is_adapter, load_adapter
 from hf_variants.conversion.family import VARIANT_TYPES, variant_class
 from hf_variants.conversion.gguf_files import read_tokenizer
 from hf_variants.conversion.translate import is_gguf
@@ -140,8 +141,10 @@ def _load_model(
     folder = Path(source)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{source} is a file. Give the folder of a checkpoint, a .gguf file, or a Hub id.")
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        return _load_adapted(folder, dtype, device, ignore_keys)
+    if is_adapter(folder) and (base := _base_of(folder)) != folder.resolve():
+        # As transformers does, a model beside the adapter is passed over for the one that the adapter names.
+        model = _load_model(str(base), dtype, device, ignore_keys)
+        return load_adapter(model, folder, ignore_keys=ignore_keys)
     try:
         values, _ = hf_variants.VariantConfig.get_config_dict(source)
     except OSError as error:
@@ -155,17 +158,15 @@ def _load_model(
     return model_class.from_pretrained(source, dtype=dtype or "auto", device_map=device)
 
 
-def _load_adapted(folder: Path, dtype: torch.dtype | None, device: str, ignore_keys: Sequence[str]) -> PreTrainedModel:
-    """The checkpoint that an adapter names as its base, with the adapter merged into it."""
-    from peft import PeftConfig, PeftModel
-
-    base = PeftConfig.from_pretrained(folder).base_model_name_or_path
+def _base_of(folder: Path) -> str | Path:
+    """The checkpoint that an adapter was trained on: a folder, or a Hub id."""
+    base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
     if not base:
         raise ValueError(
             f"`base_model_name_or_path` in {folder / 'adapter_config.json'} is empty. Put the checkpoint there that "
             "the adapter was trained on."
         )
-    return PeftModel.from_pretrained(_load_model(base, dtype, device, ignore_keys), folder)
+    return Path(base).resolve() if Path(base).exists() else base
 
 
 def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
@@ -173,9 +174,8 @@ def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     try:
         if is_gguf(source):
             return read_tokenizer(path)
-        if (path / "adapter_config.json").is_file() and not (path / "tokenizer_config.json").is_file():
-            base = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-            return _load_tokenizer(base)
+        if is_adapter(path) and not (path / "tokenizer_config.json").is_file() and _base_of(path) != path.resolve():
+            return _load_tokenizer(str(_base_of(path)))
         return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:
         raise OSError(
