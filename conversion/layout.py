@@ -222,6 +222,8 @@ def _constant(model: PreTrainedModel, weights: Weights, stored: str, name: str) 
     if module is None:
         return None
     header = weights.header(stored)
+    if header.dtype in (torch.bool, torch.uint8) and header.ndim == 4 and any(module.children()):
+        return "a mask, and no weight"
     if header.numel() == 1:
         if leaf in FAIRSEQ_MARKERS:
             return "a mark of the original code's version"

@@ -167,6 +167,17 @@ def test_what_has_no_place_and_no_excuse_is_refused(name, tensor, tmp_path):
         convert(tmp_path / "native", tmp_path / "variant")
 
 
+def test_masks_are_known_by_what_they_are(tmp_path):
+    model = native_of("gptj", "causal_lm")
+    more = {
+        "transformer.h.0.attn.bias": torch.ones(1, 1, 64, 64, dtype=torch.bool),
+        "transformer.h.0.attn.causal_mask": torch.ones(1, 1, 64, 64).tril(),
+        "transformer.h.1.attn.masked_bias": torch.tensor(-1e4),
+    }
+    write(tmp_path / "native", model, saved(model, tmp_path / "saved") | more)
+    assert convert(tmp_path / "native", tmp_path / "variant").passed_over.keys() == more.keys()
+
+
 def test_two_names_for_one_tensor(tmp_path):
     model = native_of("bert", "masked_lm")
     tensors = saved(model, tmp_path / "saved")
