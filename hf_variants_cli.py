@@ -104,6 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     _add_adapter_options(export, "the native checkpoint")
+    _add_edit(command("edit", _edit, "Give any checkpoint another shape: layers, heads, vocabulary, norms, kind."))
 
     bundle = command("bundle", _bundle, "Make a folder of a variant that also loads where this package is absent.")
     bundle.add_argument("source", metavar="SRC", help="folder or Hub id of a variant")
@@ -172,6 +173,47 @@ def build_parser() -> argparse.ArgumentParser:
         "--steps", metavar="N", type=_positive, default=40, help="fine-tuning steps (default: %(default)s)"
     )
     return parser
+
+
+class _Operation(argparse.Action):
+    """Collects operations in the order in which they stand."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        namespace.operations = [*(namespace.operations or []), (self.const, values, self.option_strings[0])]
+
+
+def _add_edit(edit: argparse.ArgumentParser) -> None:
+    """Every operation is an option, and they are applied in the order in which they stand."""
+    edit.add_argument("source", metavar="SRC", help="checkpoint folder, native or variant, .gguf file, or Hub id")
+    edit.add_argument("destination", metavar="DST", type=Path, help="folder to create, of a variant")
+    edit.set_defaults(operations=[])
+    group = edit.add_argument_group("operations", "applied in the order in which they stand")
+
+    def operation(option: str, name: str, summary: str, **arguments: Any) -> None:
+        group.add_argument(option, action=_Operation, const=name, dest="operations", help=summary, **arguments)
+
+    layers = {"metavar": "LIST"}
+    operation("--layers", "SelectLayers", "these layers in this order, such as 0-4,2-6 (from 0, both ends)", **layers)
+    operation("--drop-layers", "DropLayers", "all layers but these", **layers)
+    operation("--grow-layers", "GrowLayers", "a new layer, the identity at first, behind each of these", **layers)
+    edit.add_argument(
+        "--stack", choices=("encoder", "decoder"), default="", help="of an encoder-decoder, whose layers"
+    )
+    edit.add_argument(
+        "--deepnorm", choices=("keep", "derive"), default="keep",
+        help="DeepNorm's constants after a change of depth (default: %(default)s)",
+    )  # fmt: skip
+    edit.add_argument(
+        "--native", metavar="FOLDER", nargs="?", const="",
+        help="also write the result as a native checkpoint, into FOLDER (default: DST with -native behind it)",
+    )  # fmt: skip
+    edit.add_argument("--to", metavar="TYPE", dest="model_type", help="its model type (default: the source's)")
+    edit.add_argument("--text", metavar="FILE", type=Path, help="a text file, to measure perplexities and KL on")
+    edit.add_argument(
+        "--no-measure", action="store_false", dest="measure", help="do not load the models to compare them"
+    )
+    edit.add_argument("--json", metavar="REPORT", type=Path, dest="report", help="also write the report as JSON")
+    _add_ignore_key(edit)
 
 
 def _add_ignore_key(command: Any) -> None:
@@ -322,6 +364,42 @@ def _is_adapter(arguments: argparse.Namespace, **of_models: bool) -> bool:
             kinds = ("an adapter", "a model") if found else ("a model", "an adapter")
             raise ValueError(f"{arguments.source} is {kinds[0]}, and --{name} is for {kinds[1]}. Leave it out.")
     return found
+
+
+def _edit(arguments: argparse.Namespace) -> int:
+    import inspect
+
+    from hf_variants import surgery
+
+    def made(name: str, value: Any) -> Any:
+        """The operation with its own value and what other options say to operations of its kind."""
+        kind = getattr(surgery, name)
+        first, *others = inspect.signature(kind).parameters
+        shared = {other: getattr(arguments, other) for other in others if hasattr(arguments, other)}
+        return kind(**{first: value}, **shared)
+
+    native = arguments.native
+    if native == "":
+        native = arguments.destination.with_name(f"{arguments.destination.name}-native")
+    report = surgery.edit(
+        arguments.source,
+        arguments.destination,
+        [made(name, value) for name, value, _ in arguments.operations],
+        native=native,
+        model_type=arguments.model_type,
+        text=None if arguments.text is None else arguments.text.read_text(encoding="utf-8"),
+        measure=arguments.measure,
+        ignore_keys=arguments.ignore_keys,
+        options={
+            **{option.removeprefix("--"): value for _, value, option in arguments.operations},
+            "stack": arguments.stack,
+            "ignore-key": arguments.ignore_keys,
+        },
+    )
+    print(report.to_markdown())
+    if arguments.report is not None:
+        arguments.report.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+    return 1 if isinstance(report.native, str) else 0
 
 
 def _bundle(arguments: argparse.Namespace) -> int:

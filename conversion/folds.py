@@ -45,7 +45,7 @@ def _rounded(dtype: torch.dtype) -> str:
     return "fp32-exact" if torch.finfo(dtype).bits >= 32 else "bf16-close"
 
 
-def _is_zero_centered(module: nn.Module) -> bool:
+def is_zero_centered(module: nn.Module) -> bool:
     return isinstance(module, (ZeroCenteredRMSNorm, ZeroCenteredLayerNorm)) or getattr(module, "unit_offset", False)
 
 
@@ -115,7 +115,7 @@ def _scaled_leaf(rewrite: Rewrite, name: str, tensor: torch.Tensor, factor: floa
     if isinstance(factor, torch.Tensor) and factor.ndim == 1 and tensor.ndim == 2:
         factor = factor[:, None]
     module_name, _, leaf = name.rpartition(".")
-    centered = leaf == "weight" and _is_zero_centered(rewrite.before.get_submodule(module_name))
+    centered = leaf == "weight" and is_zero_centered(rewrite.before.get_submodule(module_name))
     return _scaled(tensor, factor, centered)
 
 
@@ -178,7 +178,7 @@ class NeutralParameters(Fold):
         if name in rewrite.sources:
             return load(name)
         module_name, _, leaf = name.rpartition(".")
-        zero = leaf == "bias" or _is_zero_centered(rewrite.after.get_submodule(module_name))
+        zero = leaf == "bias" or is_zero_centered(rewrite.after.get_submodule(module_name))
         like = load(next(iter(rewrite.sources)))
         return like.new_full(rewrite.targets[name].shape, 0.0 if zero else 1.0)
 
@@ -196,7 +196,7 @@ class UnitOffset(Fold):
         tensor = load(name)
         module_name, _, leaf = name.rpartition(".")
         before, after = (
-            _is_zero_centered(model.get_submodule(module_name)) for model in (rewrite.before, rewrite.after)
+            is_zero_centered(model.get_submodule(module_name)) for model in (rewrite.before, rewrite.after)
         )
         if leaf != "weight" or before == after:
             return tensor

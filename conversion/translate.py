@@ -2,8 +2,9 @@
 
 import copy
 import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
@@ -30,6 +31,7 @@ from .family import (
     head_of_variant,
     is_variant,
     read_config,
+    variant_class,
 )
 from .folds import Folding
 from .layout import Layout, Stored, as_transformers_reads, output_embedding
@@ -183,6 +185,19 @@ class _Translation:
         ):
             yield name, tensor.to(self.config.dtype or torch.float32) if name in computed else tensor
 
+    def lookup(self, load: checkpoint.TensorSource | None = None) -> checkpoint.TensorSource:
+        """The same by name, in any order; what a step makes together is kept until another step is asked for."""
+        step_of = {name: step for step in self.steps for name in step.targets}
+        made: dict[str, torch.Tensor] = {}
+
+        def one(name: str) -> torch.Tensor:
+            if name not in made:
+                made.clear()
+                made.update(replace(self, steps=[step_of[name]]).tensors(load))
+            return made[name]
+
+        return one
+
     def is_recomputed(self, name: str) -> bool:
         """Whether a tensor of the target has the values that the native class computes where a checkpoint lacks it."""
         for step in self.steps:
@@ -254,13 +269,14 @@ def native_family_and_head(config: PreTrainedConfig) -> tuple[Family, str]:
     return family_and_head(config, next(iter(config.architectures or ()), None))
 
 
-def _build(
+def build(
     model_class: type[PreTrainedModel],
     config: PreTrainedConfig,
     tensors: dict[str, torch.Tensor],
-    dtype: torch.dtype | str | None,
-    device_map: Any,
+    dtype: torch.dtype | str | None = None,
+    device_map: Any = None,
 ) -> PreTrainedModel:
+    """A model with these weights, in the dtypes that they have or in one, in evaluation mode."""
     dtypes = Counter(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
     arguments = {} if device_map is None else {"device_map": device_map}
     own = config.dtype if config.dtype in dtypes else next(iter(dtypes), torch.float32)
@@ -490,7 +506,7 @@ def from_native(
         opened = _in_memory(source, ignore_keys)
     target_class = opened.family.variant_class(opened.head)
     translation = opened.translation(empty_model(target_class, opened.config))
-    model = _build(target_class, opened.config, translation.in_memory(), dtype, device_map)
+    model = build(target_class, opened.config, translation.in_memory(), dtype, device_map)
     if isinstance(source, PreTrainedModel):
         _generation_config(model, source)
     elif model.can_generate():
@@ -582,7 +598,7 @@ def to_native(model: PreTrainedModel, model_type: str | None = None) -> PreTrain
         family, head, model, list(stored_tensors(model)), model.state_dict().__getitem__, native_config, folding
     )
     native_config.dtype = model.dtype
-    native = _build(type(target), native_config, translation.in_memory(), None, None)
+    native = build(type(target), native_config, translation.in_memory(), None, None)
     _generation_config(native, model)
     report = _report(type(model).__name__, type(native).__name__, "export", family, head, model.config, target)
     _note_folds(report, folding, model.dtype)
@@ -677,7 +693,7 @@ def _from_gguf(
     file, opened = _open_gguf(path, ignore_keys)
     target_class = opened.family.variant_class(opened.head)
     translation = opened.translation(empty_model(target_class, opened.config))
-    model = _build(target_class, opened.config, translation.in_memory(), dtype, device_map)
+    model = build(target_class, opened.config, translation.in_memory(), dtype, device_map)
     if model.can_generate():
         model.generation_config = file.generation_config()
     return model
@@ -728,7 +744,7 @@ def _cast_headers(headers: Mapping[str, torch.Tensor], dtype: torch.dtype | None
     return {name: header.to(dtype) if header.is_floating_point() else header for name, header in headers.items()}
 
 
-def _write(
+def write_checkpoint(
     folder: Path,
     config: PreTrainedConfig,
     target: PreTrainedModel,
@@ -747,6 +763,134 @@ def _write(
         path = folder / CONFIG_NAME
         settings = json.loads(path.read_text(encoding="utf-8")) | {"attn_implementation": config._attn_implementation}
         path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+@dataclass
+class OpenedVariant:
+    """
+    A checkpoint as a variant, native or ours; no weight is read before it is asked for.
+
+    Attributes:
+        source: as the caller named it.
+        path: the folder.
+        config: ours.
+        model_class: ours, for its head.
+        load, header: one of our tensors by name, and one of its shape and dtype without values.
+        apart: names of tensors that the class leaves out and models with another head have (a trained pooler).
+        model_type: what it is a checkpoint of.
+        deviations: where the arithmetic of a native class differs, and why.
+        write_companions: put what travels beside weights and config into a folder whose config.json has been written;
+            returns notes on the tokenizer.
+    """
+
+    source: str
+    path: Path
+    config: PreTrainedConfig
+    model_class: type[PreTrainedModel]
+    load: checkpoint.TensorSource
+    header: checkpoint.TensorSource
+    apart: list[str]
+    model_type: str
+    deviations: list[str]
+    write_companions: Callable[[Path], list[str]]
+
+    @property
+    def files(self) -> Path:
+        """What was read: the folder, or the file."""
+        return Path(self.source) if is_gguf(self.source) else self.path
+
+
+def open_variant(source: str | Path, ignore_keys: Iterable[str] = ()) -> OpenedVariant:
+    """
+    Open whatever `convert` takes, or one of our own folders, as a variant.
+
+    Raises:
+        as `convert`; ConversionError for a variant that is quantised, or whose weights are not those of its config.
+    """
+    if is_gguf(source):
+        file, opened = _open_gguf(Path(source), ignore_keys)
+        return _as_variant(str(source), opened, lambda folder: _write_gguf_companions(Path(source), file, folder))
+    path = checkpoint.resolve_folder(source)
+    config = read_config(path)
+    if is_variant(config):
+        return _open_own(source, path, config)
+    opened = _open_native(source, ignore_keys)
+
+    def write_companions(folder: Path) -> list[str]:
+        notes = copy_companions(path, folder)
+        _write_generation_config(folder, opened.native, path)
+        return notes
+
+    return _as_variant(str(source), opened, write_companions)
+
+
+def _as_variant(source: str, opened: _NativeSource, write_companions: Callable[[Path], list[str]]) -> OpenedVariant:
+    model_class = opened.family.variant_class(opened.head)
+    target = empty_model(model_class, opened.config)
+    translation, layout = opened.translation(target), opened.layout
+    apart = {
+        ours: native for native, ours in _for_other_heads(opened.family, opened.head, layout.apart, target).items()
+    }
+    load, header = translation.lookup(), translation.lookup(layout.header)
+    return OpenedVariant(
+        source=source,
+        path=opened.path,
+        config=opened.config,
+        model_class=model_class,
+        load=lambda name: layout.load(apart[name]) if name in apart else load(name),
+        header=lambda name: layout.header(apart[name]) if name in apart else header(name),
+        apart=list(apart),
+        model_type=opened.family.model_type,
+        deviations=[deviation.reason for deviation in opened.family.deviations_of(opened.config)],
+        write_companions=write_companions,
+    )
+
+
+def _open_own(source: str | Path, path: Path, config: PreTrainedConfig) -> OpenedVariant:
+    """A folder of ours."""
+    if getattr(config, "quantization_config", None) is not None:
+        raise ConversionError(
+            "The checkpoint is quantised (`quantization_config`). Dequantise it first, for example with "
+            "`model.dequantize()`, and save it."
+        )
+    checkpoint.refuse_adapter(path)
+    model_class = variant_class((config.architectures or ["VariantForCausalLM"])[0])
+    model = empty_model(model_class, config)
+    weights = checkpoint.weights_of(source, path)
+    layout = as_transformers_reads(model, weights)
+    names = _check_ties(model, layout.names, layout.load)
+    if missing := sorted(stored_tensors(model).keys() - set(names)):
+        raise ConversionError(
+            f"The checkpoint lacks {', '.join(missing[:6])}. It is incomplete, or the config does not belong to it."
+        )
+    if config.dtype not in checkpoint.FLOATS:
+        config.dtype = weights.dtype()
+    return OpenedVariant(
+        source=str(source),
+        path=path,
+        config=config,
+        model_class=model_class,
+        load=layout.load,
+        header=layout.header,
+        apart=[name for name in layout.apart if re.search(r"(^|\.)pooler\.", name)],
+        model_type=(config.native_leftovers or {}).get("model_type", config.model_type),
+        deviations=[],
+        write_companions=lambda folder: copy_companions(path, folder),
+    )
+
+
+def _write_gguf_companions(path: Path, file: gguf_files.GGUFCheckpoint, folder: Path) -> list[str]:
+    """Tokenizer and generation settings of a GGUF file; returns notes on the tokenizer."""
+    notes = []
+    tokenizer = load_tokenizer(path)
+    if isinstance(tokenizer, str):
+        notes.append(tokenizer)
+        logger.warning(f"No tokenizer is written: {tokenizer}")
+    else:
+        tokenizer.save_pretrained(folder)
+    if file.native.can_generate():
+        file.generation_config().save_pretrained(folder)
+    return notes
 
 
 def convert(
@@ -821,7 +965,7 @@ def _converted(
     with checkpoint.new_folder(destination) as temporary:
         tensors = chain(translation.tensors(), ((ours, layout.load(name)) for name, ours in apart.items()))
         tensors = _cast(tensors, dtype, non_finite)
-        _write(temporary, opened.config, target, tensors, _cast_headers(headers, dtype), max_shard_bytes)
+        write_checkpoint(temporary, opened.config, target, tensors, _cast_headers(headers, dtype), max_shard_bytes)
         _note_non_finite(report, non_finite)
         yield temporary, report
 
@@ -836,14 +980,7 @@ def _convert_gguf(
 ) -> Report:
     checkpoint_file, opened = _open_gguf(path, ignore_keys)
     with _converted(opened, path, destination, dtype, max_shard_bytes, verify, ignore_keys) as (folder, report):
-        tokenizer = load_tokenizer(path)
-        if isinstance(tokenizer, str):
-            report.tokenizer = [tokenizer]
-            logger.warning(f"No tokenizer is written: {tokenizer}")
-        else:
-            tokenizer.save_pretrained(folder)
-        if opened.native.can_generate():
-            checkpoint_file.generation_config().save_pretrained(folder)
+        report.tokenizer = _write_gguf_companions(path, checkpoint_file, folder)
         _complete(folder, report, path.parent, verify, ignore_keys)
     return report
 
@@ -949,7 +1086,7 @@ def export(
     with checkpoint.new_folder(destination) as temporary:
         tensors = chain(translation.tensors(), ((native, layout.load(name)) for name, native in apart.items()))
         tensors = as_written(_cast(tensors, target_dtype, non_finite))
-        _write(temporary, native_config, target, tensors, as_written.headers, max_shard_bytes)
+        write_checkpoint(temporary, native_config, target, tensors, as_written.headers, max_shard_bytes)
         report.tokenizer = copy_companions(folder, temporary, to_native=True)
         _note_non_finite(report, non_finite)
         write_record(temporary, report.to_dict(), folder)

@@ -170,9 +170,8 @@ def model_card(
         known = metadata.get("metrics") or []
         known = [known] if isinstance(known, str) else known
         metadata["metrics"] = sorted({*known, *(result.metric_type for result in results)})
-    record = read_record(folder)
-    if record is not None and record["direction"] != "convert":
-        record = None
+    records = {} if (found := read_record(folder)) is None else {found["direction"]: found}
+    record, edited = records.get("convert"), records.get("edit")
     decoder = config.decoder if config.is_encoder_decoder else config
     smallest_vocabulary = min(stack.vocab_size for stack in stacks(config))
     return ModelCard.from_template(
@@ -206,6 +205,8 @@ def model_card(
         record=record,
         # What is being saved may have been trained since.
         is_as_converted=record is not None and model is None and speaks_of(record, folder),
+        edited=edited,
+        is_as_edited=edited is not None and model is None and speaks_of(edited, folder),
     )
 
 

@@ -18,6 +18,8 @@ ROUNDING = "rounding"
 PER_LAYER = "per_layer"
 # Without effect on the outputs of a model that is trained, at least above float16.
 TRAINING = "training"
+# A list with one entry per layer.
+LIST_OF_LAYERS = "list_of_layers"
 
 
 def setting(default: Any, *kinds: str) -> Any:

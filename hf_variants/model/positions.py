@@ -14,7 +14,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 from transformers.utils import is_tracing
 
-from .axis import ROUNDING, Axis, Check, Idle, VariantConfigError, axis, setting
+from .axis import LIST_OF_LAYERS, ROUNDING, Axis, Check, Idle, VariantConfigError, axis, setting
 from .stack import LAYER_TYPE_LETTERS
 
 
@@ -84,8 +84,8 @@ class PositionsAxis(Axis):
     rope_interleaved: bool = False
     rope_reversed: bool = False
     longrope_recomputes_cache: bool = False
-    no_rope_layers: list[int] | None = None
-    layer_rope_theta: list[int | float] | None = None
+    no_rope_layers: list[int] | None = setting(None, LIST_OF_LAYERS)
+    layer_rope_theta: list[int | float] | None = setting(None, LIST_OF_LAYERS)
     position_offset: int = 0
     position_ids_source: Literal["sequence", "attention_mask", "input_ids"] = "sequence"
     padding_mask_source: Literal["none", "input_ids"] = "none"

@@ -1,6 +1,6 @@
 """How large a stack is, which kinds of layers it has, and what is dropped in training."""
 
-from .axis import PER_LAYER, TRAINING, Axis, Check, Idle, VariantConfigError, axis, setting
+from .axis import LIST_OF_LAYERS, PER_LAYER, TRAINING, Axis, Check, Idle, VariantConfigError, axis, setting
 
 
 LAYER_TYPE_LETTERS = {"F": "full_attention", "S": "sliding_attention"}
@@ -73,7 +73,7 @@ class LayersAxis(Axis):
 
     title = "layers"
 
-    layer_types: list[str] | str | None = None
+    layer_types: list[str] | str | None = setting(None, LIST_OF_LAYERS)
     sliding_window: int | None = None
 
     def derive(self) -> None:

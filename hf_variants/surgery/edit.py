@@ -1,0 +1,175 @@
+"""From a checkpoint through operations to a new folder: what `hf-variants edit` runs."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME
+
+from .. import card
+from ..conversion import checkpoint
+from ..conversion.errors import NotRepresentable
+from ..conversion.record import command_line, is_hub_id, last_part, write_record
+from ..conversion.tokenization import load_tokenizer
+from ..conversion.translate import Report, export, open_variant, write_checkpoint
+from .measure import Difference, OnText, difference, on_text
+from .operation import Operation, apply
+from .subject import EXACTNESS, SAME_BITS, Outcome, Subject, SurgeryError
+
+
+@dataclass
+class EditReport:
+    """
+    What operations did to a checkpoint.
+
+    Attributes:
+        source, destination: where from and where to.
+        model_type: what the source was a checkpoint of.
+        parameters_before, parameters: how many of the source and of the result.
+        tensors: how many of the result.
+        command: what does the same in a shell, as far as the caller said.
+        operations: what each did, and how exact it is.
+        exactness: the weakest of theirs.
+        difference: of the outputs on random tokens, where both models have the same kind and it was measured.
+        text: both on a text, where one was given.
+        deviations: where the arithmetic of the source's native class differs from ours, and why.
+        non_finite: tensors of the result with NaN or infinite values.
+        tokenizer: in which respects the tokenizer of the result is another than it should be.
+        native: of the export to a native type; or, as a sentence, why no native type can express the result.
+    """
+
+    source: str
+    destination: str
+    model_type: str
+    parameters_before: int
+    parameters: int
+    tensors: int
+    command: str
+    operations: list[Outcome]
+    exactness: str = SAME_BITS
+    difference: Difference | None = None
+    text: OnText | None = None
+    deviations: list[str] = field(default_factory=list)
+    non_finite: list[str] = field(default_factory=list)
+    tokenizer: list[str] = field(default_factory=list)
+    native: Report | str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What conversion_report.json and `--json` have, with the keys of a conversion's."""
+        values = asdict(self) | {"direction": "edit", "folds": [], "verification": None}
+        values["native"] = self.native.to_dict() if isinstance(self.native, Report) else self.native
+        return values
+
+    def to_markdown(self) -> str:
+        lines = [
+            f"**{self.model_type} -> variant, operated on**: {self.parameters_before:,} -> {self.parameters:,} parameters, "
+            f"{self.tensors} tensors, {self.exactness}.",
+        ]
+        for outcome in self.operations:
+            lines.append(f"- {outcome.operation}: {outcome.exactness}")
+            lines += [f"  - {note}" for note in outcome.notes]
+        if self.difference is not None:
+            lines.append(f"- Measured on random tokens: {self.difference}")
+        if self.text is not None:
+            lines.append(f"- Measured on the text: {self.text}")
+        lines += [f"- NaN or infinite values in {name}" for name in self.non_finite]
+        lines += [f"- Tokenizer: {note}" for note in self.tokenizer]
+        if isinstance(self.native, Report):
+            lines += ["", self.native.to_markdown()]
+        elif self.native is not None:
+            lines.append(f"- No native checkpoint: {self.native}")
+        return "\n".join(lines)
+
+
+def edit(
+    source: str | Path,
+    destination: str | Path,
+    operations: Sequence[Operation],
+    *,
+    native: str | Path | None = None,
+    model_type: str | None = None,
+    text: str | None = None,
+    measure: bool = True,
+    ignore_keys: Iterable[str] = (),
+    max_shard_bytes: int = checkpoint.MAX_SHARD_BYTES,
+    options: Mapping[str, Any] | None = None,
+) -> EditReport:
+    """
+    Apply operations to a checkpoint, tensor by tensor, and write the result as a new folder of a variant.
+
+    Args:
+        source: a native folder, a Hub id, a GGUF file, or a folder of a variant.
+        destination: a folder that does not exist yet; it appears when everything is written.
+        operations: in their order.
+        native: a folder for the result as a native checkpoint, too, where a native type can express it.
+        model_type: of that checkpoint, as `export` takes it.
+        text: that perplexities are measured on, which loads source and result.
+        measure: compare the outputs on random tokens, which loads one after the other.
+        ignore_keys, max_shard_bytes: as `convert` takes them.
+        options: of the command that does the same, for the record.
+
+    Raises:
+        SurgeryError: if an operation is not possible; otherwise as `convert`, and nothing is written.
+    """
+    if not operations:
+        raise SurgeryError(
+            "There is nothing to do. Name at least one operation (`hf-variants edit --help` lists them)."
+        )
+    for folder in (destination, native):
+        if folder is not None:
+            checkpoint.refuse_occupied(folder)
+    opened = open_variant(source, ignore_keys)
+    before = Subject.of(opened)
+    after = apply(before, operations)
+    headers = after.headers()
+    report = EditReport(
+        source=str(source),
+        destination=str(destination),
+        model_type=opened.model_type,
+        parameters_before=_parameters(before),
+        parameters=_parameters(after),
+        tensors=len(headers),
+        command=command_line("edit", source, destination, **(options or {})),
+        operations=list(after.outcomes),
+        exactness=max((outcome.exactness for outcome in after.outcomes), key=EXACTNESS.index),
+        deviations=opened.deviations,
+    )
+    with checkpoint.new_folder(destination) as temporary:
+        tensors = _noted(after, report)
+        write_checkpoint(temporary, after.config, after.skeleton, tensors, headers, max_shard_bytes)
+        report.tokenizer = opened.write_companions(temporary)
+        if not after.skeleton.can_generate():
+            (temporary / GENERATION_CONFIG_NAME).unlink(missing_ok=True)
+        if measure:
+            report.difference = difference(before, after)
+        if text is not None:
+            report.text = on_text(before, after, text, (load_tokenizer(opened.path), load_tokenizer(temporary)))
+        write_record(temporary, report.to_dict(), opened.files)
+        lineage = card.lineage_of(opened.path) | ({"base_model": str(source)} if is_hub_id(source) else {})
+        card.write_card(temporary, name=last_part(destination), lineage=lineage)
+    if native is not None:
+        try:
+            report.native = export(destination, native, model_type=model_type, max_shard_bytes=max_shard_bytes)
+        except NotRepresentable as error:
+            report.native = str(error)
+    return report
+
+
+def edit_model(model: PreTrainedModel, operations: Sequence[Operation]) -> PreTrainedModel:
+    """A loaded variant after operations, as a new model that shares no memory with it."""
+    return apply(Subject.of_model(model), operations).model()
+
+
+def _parameters(subject: Subject) -> int:
+    return sum(tensor.numel() for tensor in subject.stored.values())
+
+
+def _noted(subject: Subject, report: EditReport) -> Iterable[tuple[str, torch.Tensor]]:
+    """The tensors; the names of those with NaN or infinite values are collected on the way."""
+    for name, tensor in subject.tensors():
+        if tensor.is_floating_point() and not all(torch.isfinite(extreme) for extreme in torch.aminmax(tensor)):
+            report.non_finite.append(name)
+        yield name, tensor
