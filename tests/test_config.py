@@ -226,6 +226,7 @@ REFUSED = [
     ),
     ({"pooler": True}, "`pooler` is set on a decoder, whose first token sees only itself."),
     ({"z_loss_coefficient": -1e-4}, "`z_loss_coefficient` is -0.0001."),
+    ({"initializer_cutoff_factor": 0}, "`initializer_cutoff_factor` is 0."),
     ({"label_smoothing": 1.0}, "`label_smoothing` is 1.0."),
     (
         {"attention_score_form": "biased"},
@@ -383,8 +384,8 @@ def test_defaults_are_derived_and_written_out():
     unset = {key for key, value in written.items() if value is None}
     optional = {
         "attention_scaling", "attn_logit_softcapping", "clip_qkv", "cross_attention_hidden_size", "deepnorm_alpha",
-        "deepnorm_beta", "dtype",
-        "final_logit_softcapping", "layer_rope_theta", "native_leftovers", "pad_token_id", "sliding_window",
+        "deepnorm_beta", "dtype", "final_logit_softcapping", "initializer_cutoff_factor", "layer_rope_theta",
+        "native_leftovers", "pad_token_id", "sliding_window",
     }  # fmt: skip
     assert unset <= optional
 
@@ -525,6 +526,8 @@ IDLE = [
     ({"embedding_norm_position": "before_positions"}, "`embedding_norm` is off"),
     ({"parallel_sum_order": "residual_first"}, "`parallel_block` is none"),
     ({"layer_scale_init": 0.3}, "`learned_scale_type` is none"),
+    ({"initializer_sinks": "zero"}, "`attention_sinks` is off"),
+    ({"initializer_positions": "sinusoidal"}, "`position_embedding_type` is rope"),
     ({"qk_norm_eps": 0.1}, "`qk_norm` is none"),
     ({"norm_alpha_init": 0.7}, "no norm is dynamic_tanh"),
     ({"norm_eps": 0.1, "norm_type": "dynamic_tanh"}, "every norm is dynamic_tanh"),

@@ -61,7 +61,7 @@ FAMILIES = (
         model_type="granite_swa",
         config=(
             *SHARED, *LLAMA_BLOCK, UNDECLARED_HEAD_DIM, DIVIDED_LOGITS, LayerTypes(window=128),
-            Fixed(attention_sinks=True),
+            Fixed(attention_sinks=True, initializer_sinks="zero"),
             Computed(
                 ("layer_rope_theta",),
                 lambda native: {"layer_rope_theta": list(native["layer_rope_theta"])},

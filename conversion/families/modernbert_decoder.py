@@ -64,10 +64,17 @@ COMMON: tuple[Entry, ...] = (
     Fixed(
         norm_type="layernorm", norm_casting_mode="none", norm_placement="pre", first_layer_pre_norm=False,
         ffn_type="glu", fused_gate_up=True, embedding_norm=True, lm_head_transform=True, rope_in_float32=True,
+        initializer_scheme="depth_scaled_and_heads",
     ),
     NestedRopeParameters("full_attention", "sliding_attention"),
     Irrelevant("global_attn_every_n_layers", "read only where `layer_types` is not given, to fill it in"),
-    Irrelevant("initializer_cutoff_factor", "new weights only"),
+    Computed(
+        ("initializer_cutoff_factor",),
+        # The class's own default.
+        lambda native: {"initializer_cutoff_factor": native["initializer_cutoff_factor"] or 3},
+        lambda fields: {"initializer_cutoff_factor": fields["initializer_cutoff_factor"] or 2.0},
+        kept=("initializer_cutoff_factor",),
+    ),
 )  # fmt: skip
 COMMON_WEIGHTS = (
     Rule("model.embeddings.tok_embeddings.weight", "model.embed_tokens.weight"),

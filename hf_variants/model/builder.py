@@ -53,6 +53,7 @@ from .positions import (
     GrowingSinusoidalPositions,
     InputIdPaddingMask,
     InputIdPositions,
+    LearnedFromSinusoids,
     LearnedPositions,
     NoPositionBias,
     NoPositions,
@@ -111,6 +112,8 @@ def build_norm(config: VariantConfig, dim: int) -> nn.Module:
     norm = make_norm(dim, **config.norm_arguments())
     if config.initializer_norm_ones:
         norm.init_weight = 1.0
+    elif config.initializer_scheme == "fan_in" and config.norm_affine and config.norm_type != "dynamic_tanh":
+        norm.init_weight = config.initializer_range - float(config.norm_unit_offset)
     return norm
 
 
@@ -337,6 +340,7 @@ def _set_initial_stds(sublayers: dict[str, nn.Module], layer: VariantConfig, con
         "normal": {},
         "depth_scaled": dict.fromkeys(("o_proj", "down_proj"), at_the_end),
         "depth_scaled_attention": {"o_proj": at_the_end},
+        "depth_scaled_and_heads": dict.fromkeys(("o_proj", "down_proj"), at_the_end),
         "fan_in": {
             **dict.fromkeys(("k_proj", "v_proj", "g_proj", "gate_proj", "up_proj"), size**-0.5),
             # With the scale that T5's scores lack.
@@ -410,7 +414,8 @@ def build_positions(config: VariantConfig) -> nn.Module:
     if config.position_embedding_type == "learned":
         has_padding_row = config.position_ids_source == "input_ids" and config.padding_embedding_frozen
         padding_idx = config.pad_token_id if has_padding_row else None
-        return LearnedPositions(config.max_position_embeddings, width, config.position_offset, padding_idx)
+        table_class = LearnedPositions if config.initializer_positions == "normal" else LearnedFromSinusoids
+        return table_class(config.max_position_embeddings, width, config.position_offset, padding_idx)
     if config.position_embedding_type == "sinusoidal":
         table_class = SinusoidalPositions
         if config.sinusoidal_table_stored:
@@ -498,16 +503,28 @@ def output_size(config: VariantConfig) -> int:
     return config.embedding_size if config.output_projection else config.hidden_size
 
 
+def _set_head_std(layer: nn.Linear, config: VariantConfig, of_classes: bool = False) -> nn.Linear:
+    """The standard deviation of a new matrix of a head, where it is not `initializer_range`."""
+    if config.initializer_scheme == "fan_in":
+        layer.init_std = config.initializer_range * layer.in_features**-0.5
+    elif config.initializer_scheme == "depth_scaled_and_heads":
+        depth_scaled = config.initializer_range * (2 * config.num_hidden_layers) ** -0.5
+        layer.init_std = layer.in_features**-0.5 if of_classes else depth_scaled
+    return layer
+
+
 def build_lm_head_transform(config: VariantConfig) -> Callable:
     """What stands between the last hidden state and the LM head."""
     if config.lm_head_transform:
-        return DenseTransform(
+        transform = DenseTransform(
             config.hidden_size,
             config.embedding_size,
             bias=config.lm_head_transform_bias,
             act=config.lm_head_transform_act,
             norm=build_norm(config, config.embedding_size),
         )
+        _set_head_std(transform.dense, config)
+        return transform
     return unchanged if config.lm_head_input_scale == 1.0 else InputScaling(config.lm_head_input_scale)
 
 
@@ -517,6 +534,8 @@ def build_lm_head(config: VariantConfig) -> nn.Linear:
     head = head_class(width, config.vocab_size, bias=config.lm_head_bias)
     if config.initializer_scheme == "fan_in":
         head.init_std = config.initializer_range
+    else:
+        _set_head_std(head, config)
     if config.lm_head_unread_bias:
         head.unread_bias = nn.Parameter(torch.zeros(config.vocab_size))
     return head
@@ -539,7 +558,7 @@ def build_classifier_transform(config: VariantConfig) -> Callable:
     """What stands between the pooled vector and the classifier."""
     if not config.classifier_transform:
         return unchanged
-    return DenseTransform(
+    transform = DenseTransform(
         output_size(config),
         output_size(config),
         bias=config.classifier_transform_bias,
@@ -547,6 +566,8 @@ def build_classifier_transform(config: VariantConfig) -> Callable:
         norm=build_norm(config, output_size(config)) if config.classifier_transform_norm else unchanged,
         dropout=config.classifier_dropout if config.classifier_transform_dropout else 0.0,
     )
+    _set_head_std(transform.dense, config)
+    return transform
 
 
 def build_token_classifier_transform(config: VariantConfig) -> Callable:
@@ -554,8 +575,16 @@ def build_token_classifier_transform(config: VariantConfig) -> Callable:
     return build_classifier_transform(config) if config.classifier_transform_on_tokens else unchanged
 
 
-def build_classifier(config: VariantConfig, bias: bool) -> nn.Linear:
-    return nn.Linear(output_size(config), config.num_labels, bias=bias)
+def build_classifier(config: VariantConfig, num_labels: int, bias: bool) -> nn.Linear:
+    return _set_head_std(nn.Linear(output_size(config), num_labels, bias=bias), config, of_classes=True)
+
+
+def build_token_classifier(config: VariantConfig, num_labels: int) -> nn.Linear:
+    classifier = build_classifier(config, num_labels, bias=True)
+    if config.initializer_scheme == "fan_in":
+        # T5's, unlike its other heads.
+        classifier.init_std = config.initializer_range
+    return classifier
 
 
 def build_cache_limit(config: VariantConfig) -> int | None:

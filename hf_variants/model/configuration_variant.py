@@ -91,8 +91,14 @@ class VariantConfig(ConstructorRules, *AXES, PreTrainedConfig):
 
     initializer_scheme (`str`): standard deviation of new matrices: `"normal"`: `initializer_range`; `"depth_scaled"`: the
         same, divided by the root of twice the depth where a branch ends (GPT-2), or `"depth_scaled_attention"`, in
-        attention only (nanochat); `"fan_in"`: times the inverse root of what is summed, and 1 for embeddings (T5).
+        attention only (nanochat), or `"depth_scaled_and_heads"`, before and in the LM head as well, with classifiers at
+        the inverse root of the width (ModernBERT); `"fan_in"`: times the inverse root of what is summed, and 1 for
+        embeddings; norms start at `initializer_range` (T5).
+    initializer_cutoff_factor (`float`): new matrices keep within so many standard deviations (ModernBERT); `None`: no limit.
     initializer_norm_ones (`bool`): new norms store 1 also where the applied weight is `1 + w` (Nemotron: a gain of 2).
+    initializer_positions (`str`): how a learned table of positions starts: as matrices do, `"normal"`, or from
+        sinusoids, `"sinusoidal"` (DistilBERT).
+    initializer_sinks (`str`): how attention sinks start: as matrices do, `"normal"`, or at `"zero"` (Granite SWA).
     initializer_range, use_cache, bos_token_id, eos_token_id, pad_token_id: as everywhere in transformers.
     native_leftovers (`dict`): where the model was converted from: its `model_type`, and keys of that config which do
         not change what the model computes, kept for the way back.
@@ -109,10 +115,13 @@ class VariantConfig(ConstructorRules, *AXES, PreTrainedConfig):
     resolve_preset = None
 
     initializer_range: int | float = setting(0.02, TRAINING)
-    initializer_scheme: Literal["normal", "depth_scaled", "depth_scaled_attention", "fan_in"] = setting(
-        "normal", TRAINING
-    )
+    initializer_scheme: Literal[
+        "normal", "depth_scaled", "depth_scaled_attention", "depth_scaled_and_heads", "fan_in"
+    ] = setting("normal", TRAINING)
+    initializer_cutoff_factor: int | float | None = setting(None, TRAINING)
     initializer_norm_ones: bool = setting(False, TRAINING)
+    initializer_positions: Literal["normal", "sinusoidal"] = setting("normal", TRAINING)
+    initializer_sinks: Literal["normal", "zero"] = setting("normal", TRAINING)
     native_leftovers: dict | None = setting(None, TRAINING)
     use_cache: bool = setting(True, TRAINING)
     bos_token_id: int | None = 1
@@ -167,10 +176,24 @@ class VariantConfig(ConstructorRules, *AXES, PreTrainedConfig):
             room.derive(self)
 
     def checks(self) -> list[Check]:
-        return [row for room in AXES for row in room.checks(self)]
+        cutoff = self.initializer_cutoff_factor
+        own = Check(
+            cutoff is not None and cutoff <= 0,
+            f"`initializer_cutoff_factor` is {cutoff}.",
+            "Set it above 0, or to None for no limit.",
+        )
+        return [row for room in AXES for row in room.checks(self)] + [own]
 
     def idle(self) -> list[Idle]:
-        return [row for room in AXES for row in room.idle(self)]
+        own = [
+            Idle(not self.attention_sinks, ["initializer_sinks"], "`attention_sinks` is off"),
+            Idle(
+                self.position_embedding_type != "learned",
+                ["initializer_positions"],
+                f"`position_embedding_type` is {self.position_embedding_type}",
+            ),
+        ]
+        return [row for room in AXES for row in room.idle(self)] + own
 
     def idle_fields(self) -> dict[str, str]:
         """The fields that have no effect in any layer, and why."""

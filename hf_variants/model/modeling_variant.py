@@ -61,11 +61,11 @@ from .builder import (
     build_positions,
     build_rotary_embeddings,
     build_task_types,
+    build_token_classifier,
     build_token_classifier_transform,
     build_token_embedding,
     build_token_types,
     build_types_among_tokens,
-    output_size,
     position_limit,
 )
 from .configuration_variant import VariantConfig
@@ -98,6 +98,23 @@ def _attention_backend(attn_implementation: str) -> str | None:
     if is_flash_attention_requested(requested_attention_implementation=name):
         return "flash_attention"
     return name if name in ("eager", "sdpa", "flex_attention") else None
+
+
+def draw_matrix(module: nn.Linear | nn.Embedding, std: float, cutoff: float | None) -> None:
+    """
+    Draw a new matrix from a normal distribution, of which `cutoff` standard deviations on either side are kept, and set
+    the bias to zero; so a frozen row of padding, unless there is a cutoff (ModernBERT's is drawn).
+    """
+    if cutoff is not None:
+        init.trunc_normal_(module.weight, mean=0.0, std=std, a=-cutoff * std, b=cutoff * std)
+    else:
+        init.normal_(module.weight, mean=0.0, std=std)
+    padding_idx = getattr(module, "padding_idx", None)
+    # A slice does not know whether the weight was loaded.
+    if padding_idx is not None and cutoff is None and not getattr(module.weight, "_is_hf_initialized", False):
+        init.zeros_(module.weight[padding_idx])
+    if getattr(module, "bias", None) is not None:
+        init.zeros_(module.bias)
 
 
 def slice_positions(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
@@ -261,23 +278,26 @@ class VariantPreTrainedModel(AdapterGuard, Distribution, PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
+        # Of an encoder-decoder, what belongs to neither stack is the decoder's.
+        config = getattr(self.config, "decoder", self.config)
         if hasattr(module, "reset_buffers"):
             module.reset_buffers()
         if getattr(module, "unread_bias", None) is not None:
             init.zeros_(module.unread_bias)
         if hasattr(module, "reset_weights"):
             module.reset_weights()
-        elif hasattr(module, "init_std"):
-            init.normal_(module.weight, mean=0.0, std=module.init_std)
-            if getattr(module, "bias", None) is not None:
-                init.zeros_(module.bias)
         elif isinstance(module, nn.Linear) and hasattr(module, "xavier_gain"):
             init.xavier_normal_(module.weight, gain=module.xavier_gain)
             if module.bias is not None:
                 init.zeros_(module.bias)
+        elif isinstance(module, (nn.Linear, nn.Embedding)):
+            # 0 stands for the default, as in transformers.
+            std = getattr(module, "init_std", config.initializer_range or 0.02)
+            draw_matrix(module, std, config.initializer_cutoff_factor)
         elif isinstance(module, Attention):
             if module.has_sinks:
-                init.normal_(module.sinks, mean=0.0, std=self.config.initializer_range)
+                std = config.initializer_range if config.initializer_sinks == "normal" else 0.0
+                init.normal_(module.sinks, mean=0.0, std=std)
         elif isinstance(module, tuple(ACT2CLS[name] for name in LEARNED_ACTIVATIONS)):
             reset_activation(module)
         elif "RotaryEmbedding" not in type(module).__name__:
@@ -744,7 +764,7 @@ class VariantForSequenceClassification(VariantPreTrainedModel):
         self.pool = build_classifier_pooling(config)
         self.pre_classifier = build_classifier_transform(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.score = build_classifier(config, bias=config.classifier_bias)
+        self.score = build_classifier(config, config.num_labels, bias=config.classifier_bias)
         # Native decoders score every token and choose afterwards, which rounds as one large product.
         self.scores_tokens = config.classifier_pooling in ("last", "mean_of_logits")
         self.post_init()
@@ -842,7 +862,7 @@ class VariantForTokenClassification(VariantPreTrainedModel):
         self.model = VariantModel(config, "other")
         self.pre_classifier = build_token_classifier_transform(config)
         self.dropout = nn.Dropout(config.token_classifier_dropout)
-        self.score = build_classifier(config, bias=True)
+        self.score = build_token_classifier(config, config.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -896,7 +916,7 @@ class VariantForQuestionAnswering(VariantPreTrainedModel):
         self.model = VariantModel(config, "other")
         self.pre_classifier = build_token_classifier_transform(config)
         self.dropout = nn.Dropout(config.qa_dropout) if config.qa_dropout else unchanged
-        self.qa_outputs = nn.Linear(output_size(config), 2)
+        self.qa_outputs = build_classifier(config, num_labels=2, bias=True)
         self.post_init()
 
     @can_return_tuple

@@ -715,6 +715,13 @@ def sinusoidal_table(num_positions: int, dim: int, layout: str, padding_idx: int
     return table
 
 
+class LearnedFromSinusoids(LearnedPositions):
+    """Learned vectors that start as sinusoids (DistilBERT)."""
+
+    def reset_weights(self) -> None:
+        init.copy_(self.weight, sinusoidal_table(*self.weight.shape, layout="interleaved"))
+
+
 class SinusoidalPositions(nn.Module):
     """
     Adds fixed sinusoids (2017 Transformer, Marian, XGLM). The table is not part of a checkpoint.
