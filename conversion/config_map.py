@@ -410,7 +410,7 @@ def _token_classifier_dropout(native: Mapping[str, Any]) -> Fields:
 
 
 # Of the fields without effect on outputs, those that say nothing of how a model is trained either.
-KEPT_FOR_THE_WAY_BACK = frozenset({"use_cache", "native_leftovers"})
+KEPT_FOR_THE_WAY_BACK = frozenset({"use_cache", "native_leftovers", "eager_by_default"})
 
 
 def _of_head(config: VariantConfig, fields: Fields, head: str) -> Fields:

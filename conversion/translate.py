@@ -1,7 +1,6 @@
 """Conversion itself: in memory (`from_native`, `to_native`) and on disk (`convert`, `export`), by the same rules."""
 
 import copy
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,6 +30,7 @@ from .family import (
     head_of_variant,
     is_variant,
     read_config,
+    stacks,
     variant_class,
 )
 from .folds import Folding
@@ -281,8 +281,6 @@ def build(
     arguments = {} if device_map is None else {"device_map": device_map}
     own = config.dtype if config.dtype in dtypes else next(iter(dtypes), torch.float32)
     as_they_are = dtype in (None, "auto")
-    if config._attn_implementation is not None:
-        arguments["attn_implementation"] = config._attn_implementation
     nested = {name: inner.dtype for name in config.sub_configs if (inner := getattr(config, name, None)) is not None}
     model = model_class.from_pretrained(
         None, config=config, state_dict=tensors, dtype=own if as_they_are else dtype, **arguments
@@ -358,7 +356,7 @@ def _open_native(source: str | Path, ignore_keys: Iterable[str]) -> _NativeSourc
         opened.notes.append(f"Read {weights.file}, as transformers does; {', '.join(weights.others)} was left alone")
     _untie(opened, native_config, ignore_keys)
     _leave_out_the_pooler(opened)
-    _follow_default_attention(opened.native, opened.config)
+    _follow_default_attention(opened)
     return opened
 
 
@@ -370,7 +368,7 @@ def _in_memory(native: PreTrainedModel, ignore_keys: Iterable[str]) -> _NativeSo
     config.dtype = native.dtype
     opened = _NativeSource(family, head, part, config, layout, native.dtype)
     _untie(opened, native.config, ignore_keys)
-    _follow_default_attention(opened.native, opened.config)
+    _follow_default_attention(opened)
     return opened
 
 
@@ -446,10 +444,10 @@ def _part_of(
     return native, names, lambda name: state[stored[name]]
 
 
-def _follow_default_attention(native: PreTrainedModel, config: PreTrainedConfig) -> None:
-    """Attention runs as in the stock class: eager where that has nothing else, unless another one is asked for."""
-    if not type(native)._supports_sdpa:
-        config._attn_implementation = "eager"
+def _follow_default_attention(opened: _NativeSource) -> None:
+    """Attention runs as in the stock class by default: eager where that has nothing else."""
+    for stack in stacks(opened.config):
+        stack.eager_by_default = not (type(opened.native)._supports_sdpa or opened.family.own_models)
 
 
 def _generation_config(model: PreTrainedModel, source: PreTrainedModel) -> None:
@@ -665,6 +663,7 @@ def _open_gguf(path: Path, ignore_keys: Iterable[str]) -> tuple[gguf_files.GGUFC
         file.family, file.head, file.native, _variant_of_gguf(file), layout, file.dtype, path.parent, list(file.notes)
     )
     _untie(opened, file.config, ignore_keys)
+    _follow_default_attention(opened)
     return file, opened
 
 
@@ -758,11 +757,6 @@ def write_checkpoint(
         write_code(folder)
     checkpoint.write_safetensors(tensors, headers, folder, max_shard_bytes)
     config.save_pretrained(folder)
-    if is_variant(config) and config._attn_implementation is not None:
-        # transformers reads this key, and does not write it.
-        path = folder / CONFIG_NAME
-        settings = json.loads(path.read_text(encoding="utf-8")) | {"attn_implementation": config._attn_implementation}
-        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 @dataclass

@@ -115,6 +115,7 @@ def draw_attention(draw, norm: dict) -> dict:
         "scale_attn_by_inverse_layer_idx": chance(draw, 15),
         "attention_scores_in_float32": chance(draw, 20),
         "attention_softmax_in_float32": chance(draw, 80),
+        "eager_by_default": chance(draw, 10),
         "attention_gate": one_of(draw, "none", "none", "headwise", "elementwise"),
         "attention_sub_norm": chance(draw, 15),
         "clip_qkv": one_of(draw, None, None, 1.5),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BartConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, BartConfig, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -484,7 +484,12 @@ def test_the_attention_that_runs_by_default(tmp_path, pairs):
     native.save_pretrained(tmp_path / "native")
     convert(tmp_path / "native", tmp_path / "variant")
     assert verify(tmp_path / "native", tmp_path / "variant", new_tokens=0, progress=False).ok
-    edit_json("config.json", lambda content: content.pop("attn_implementation"))(tmp_path / "variant")
+    # A saved copy stays what it is, and an implementation that is asked for wins.
+    AutoModelForCausalLM.from_pretrained(tmp_path / "variant").save_pretrained(tmp_path / "saved")
+    assert verify(tmp_path / "native", tmp_path / "saved", new_tokens=0, progress=False).ok
+    asked = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", attn_implementation="sdpa")
+    assert asked.config._attn_implementation == "sdpa"
+    edit_json("config.json", lambda content: content.update(eager_by_default=False))(tmp_path / "variant")
     report = verify(tmp_path / "native", tmp_path / "variant", new_tokens=0, progress=False)
     assert [check.name for check in report.checks if not check.ok] == [
         "outputs with eager and sdpa attention, as loaded"

@@ -11,7 +11,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .adapters import NormGuard
-from .axis import PER_LAYER, ROUNDING, Axis, Check, Idle, axis, setting
+from .axis import PER_LAYER, ROUNDING, TRAINING, Axis, Check, Idle, axis, setting
 from .normalization import NORM_KINDS, NormType, unchanged
 
 
@@ -49,6 +49,8 @@ class AttentionAxis(Axis):
     attention_scores_in_float32 (`bool`): eager attention upcasts queries and keys first (GPT-J, GPT-Neo).
     attention_softmax_in_float32 (`bool`): eager attention computes the softmax in float32, or else in the scores'
         dtype (GPT-2).
+    eager_by_default (`bool`): attention runs eager where no implementation is asked for, as in stock classes that have
+        no other (GPT-J, BLOOM).
     """
 
     title = "attention"
@@ -80,6 +82,7 @@ class AttentionAxis(Axis):
     )
     attention_scores_in_float32: bool = setting(False, PER_LAYER, ROUNDING)
     attention_softmax_in_float32: bool = setting(True, PER_LAYER, ROUNDING)
+    eager_by_default: bool = setting(False, ROUNDING, TRAINING)
 
     def derive(self) -> None:
         if self.attention_output_bias is None:

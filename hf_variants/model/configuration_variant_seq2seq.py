@@ -168,6 +168,11 @@ class VariantSeq2SeqConfig(ConstructorRules, PreTrainedConfig):
             return getattr(self.__dict__["decoder"], name)
         raise AttributeError(f"{type(self).__name__} has no field {name!r}")
 
+    @property
+    def eager_by_default(self) -> bool:
+        """Whether either stack runs eager attention where no implementation is asked for."""
+        return self.encoder.eager_by_default or self.decoder.eager_by_default
+
     def unsupported_attention_features(self, implementation: str) -> list[str]:
         """The fields of either stack that an attention implementation would ignore or refuse."""
         return [

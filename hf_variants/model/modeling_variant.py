@@ -175,7 +175,9 @@ class VariantPreTrainedModel(AdapterGuard, Distribution, PreTrainedModel):
 
     def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args, **kwargs) -> str:
         """Refuse a backend that would ignore what the config asks for, when it is built and when it is switched."""
-        if attn_implementation is None:
+        if attn_implementation is None and self.config.eager_by_default:
+            attn_implementation = "eager"
+        elif attn_implementation is None:
             if fields := self.config.unsupported_attention_features("sdpa"):
                 logger.warning_once(
                     f"sdpa cannot compute {quote(fields)} of this config, so attention runs in eager mode. Pass "
