@@ -196,6 +196,22 @@ def _add_edit(edit: argparse.ArgumentParser) -> None:
     operation("--layers", "SelectLayers", "these layers in this order, such as 0-4,2-6 (from 0, both ends)", **layers)
     operation("--drop-layers", "DropLayers", "all layers but these", **layers)
     operation("--grow-layers", "GrowLayers", "a new layer, the identity at first, behind each of these", **layers)
+    operation(
+        "--kv-heads",
+        "KeyValueHeads",
+        "so many key/value heads: means of neighbours, or repeated",
+        type=int,
+        metavar="N",
+    )
+    operation("--untie", "Untie", "an LM head of its own", nargs=0)
+    operation("--tie", "Tie", "the LM head becomes the embedding; where they differ, with --force", nargs=0)
+    operation("--to-encoder", "ToEncoder", "a decoder as an encoder", choices=("base", "masked-lm"))
+    operation("--encoder-alone", "EncoderAlone", "of an encoder-decoder", nargs=0)
+    operation("--drop-head", "DropHead", "hidden states instead of the head's output", nargs=0)
+    operation(
+        "--to-classifier", "ToClassifier", "a sequence classifier with a new head of N labels", type=int, metavar="N"
+    )
+    edit.add_argument("--force", action="store_true", help="tie what differs")
     edit.add_argument(
         "--stack", choices=("encoder", "decoder"), default="", help="of an encoder-decoder, whose layers"
     )
@@ -374,9 +390,11 @@ def _edit(arguments: argparse.Namespace) -> int:
     def made(name: str, value: Any) -> Any:
         """The operation with its own value and what other options say to operations of its kind."""
         kind = getattr(surgery, name)
-        first, *others = inspect.signature(kind).parameters
-        shared = {other: getattr(arguments, other) for other in others if hasattr(arguments, other)}
-        return kind(**{first: value}, **shared)
+        parameters = list(inspect.signature(kind).parameters)
+        # A list is what an option without a value has.
+        own = {} if value == [] else {parameters[0]: value}
+        shared = {name: getattr(arguments, name) for name in parameters if hasattr(arguments, name)}
+        return kind(**shared | own)
 
     native = arguments.native
     if native == "":
@@ -391,8 +409,9 @@ def _edit(arguments: argparse.Namespace) -> int:
         measure=arguments.measure,
         ignore_keys=arguments.ignore_keys,
         options={
-            **{option.removeprefix("--"): value for _, value, option in arguments.operations},
-            "stack": arguments.stack,
+            **{option.removeprefix("--"): value == [] or value for _, value, option in arguments.operations},
+            "stack": arguments.stack or None,
+            "force": arguments.force,
             "ignore-key": arguments.ignore_keys,
         },
     )
