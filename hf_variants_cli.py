@@ -211,6 +211,15 @@ def _add_edit(edit: argparse.ArgumentParser) -> None:
     operation(
         "--to-classifier", "ToClassifier", "a sequence classifier with a new head of N labels", type=int, metavar="N"
     )
+    tokens = {"type": Path, "metavar": "FILE"}
+    operation(
+        "--trim-vocab", "TrimVocabulary", "the tokens that a text needs, special, added and byte tokens", **tokens
+    )
+    operation("--keep-tokens", "KeepTokens", "the same for tokens that stand in a file, one on each line", **tokens)
+    operation("--add-tokens", "ExtendVocabulary", "new tokens from a file, one on each line", **tokens)
+    operation(
+        "--pad-vocab", "PadVocabulary", "rows behind the last token, up to a multiple of N", type=int, metavar="N"
+    )
     edit.add_argument("--force", action="store_true", help="tie what differs")
     edit.add_argument(
         "--stack", choices=("encoder", "decoder"), default="", help="of an encoder-decoder, whose layers"

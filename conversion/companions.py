@@ -72,14 +72,22 @@ def _is_companion(name: str) -> bool:
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder has a file from which a tokenizer is made."""
+    return bool(tokenizer_files(folder))
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files from which a tokenizer is made."""
     others = {value for name, value in vars(utils).items() if name.endswith("_NAME")}
-    return any(
-        path.is_file()
+    return [
+        path
         for path in folder.iterdir()
-        if path.name == TOKENIZER_CONFIG
-        or re.fullmatch("|".join(PATTERNS[:3]), path.name)
-        or (path.name in companion_names() - others and not path.name.startswith("chat_template"))
-    )
+        if path.is_file()
+        and (
+            path.name == TOKENIZER_CONFIG
+            or re.fullmatch("|".join(PATTERNS[:3]), path.name)
+            or (path.name in companion_names() - others and not path.name.startswith("chat_template"))
+        )
+    ]
 
 
 def _belongs(path: Path, folder: Path) -> bool:

@@ -7,6 +7,7 @@ from .layers import DropLayers, GrowLayers, SelectLayers
 from .operation import Operation, apply
 from .subject import Outcome, Subject, SurgeryError
 from .ties import Tie, Untie
+from .vocabulary import ExtendVocabulary, KeepTokens, PadVocabulary, TrimVocabulary
 
 
 __all__ = [
@@ -14,16 +15,20 @@ __all__ = [
     "DropLayers",
     "EditReport",
     "EncoderAlone",
+    "ExtendVocabulary",
     "GrowLayers",
+    "KeepTokens",
     "KeyValueHeads",
     "Operation",
     "Outcome",
+    "PadVocabulary",
     "SelectLayers",
     "Subject",
     "SurgeryError",
     "Tie",
     "ToClassifier",
     "ToEncoder",
+    "TrimVocabulary",
     "Untie",
     "apply",
     "edit",

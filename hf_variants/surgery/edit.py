@@ -15,9 +15,11 @@ from ..conversion.errors import NotRepresentable
 from ..conversion.record import command_line, is_hub_id, last_part, write_record
 from ..conversion.tokenization import load_tokenizer
 from ..conversion.translate import Report, export, open_variant, write_checkpoint
+from . import tokenizer_data
 from .measure import Difference, OnText, difference, on_text
 from .operation import Operation, apply
 from .subject import EXACTNESS, SAME_BITS, Outcome, Subject, SurgeryError
+from .vocabulary import renumber_generation_config
 
 
 @dataclass
@@ -141,12 +143,17 @@ def edit(
         tensors = _noted(after, report)
         write_checkpoint(temporary, after.config, after.skeleton, tensors, headers, max_shard_bytes)
         report.tokenizer = opened.write_companions(temporary)
+        if after.tokenizer_json is not None:
+            report.tokenizer += tokenizer_data.write(after, temporary)
+        generation_config = temporary / GENERATION_CONFIG_NAME
         if not after.skeleton.can_generate():
-            (temporary / GENERATION_CONFIG_NAME).unlink(missing_ok=True)
+            generation_config.unlink(missing_ok=True)
+        elif after.tokens is not None and generation_config.is_file():
+            renumber_generation_config(generation_config, after.tokens)
         if measure:
             report.difference = difference(before, after)
         if text is not None:
-            report.text = on_text(before, after, text, (load_tokenizer(opened.path), load_tokenizer(temporary)))
+            report.text = on_text(before, after, text, (load_tokenizer(opened.files), load_tokenizer(temporary)))
         write_record(temporary, report.to_dict(), opened.files)
         lineage = card.lineage_of(opened.path) | ({"base_model": str(source)} if is_hub_id(source) else {})
         card.write_card(temporary, name=last_part(destination), lineage=lineage)

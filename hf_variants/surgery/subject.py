@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,6 +60,8 @@ class Subject:
         source, header_source: one stored tensor by name, of the class or one of `apart`; and the same without values.
         apart: tensors that the class leaves out and models with another head have.
         tokens: of every token id the id that it had in the source, -1 for a new one; `None` while all are as they were.
+        tokenizer_path: where its tokenizer is, a folder or a GGUF file; `None` for a model in memory.
+        tokenizer_json: what has become of its tokenizer.json; `None` while it is as it was.
         outcomes: of the operations so far.
     """
 
@@ -68,12 +71,21 @@ class Subject:
     header_source: Load
     apart: tuple[str, ...] = ()
     tokens: tuple[int, ...] | None = None
+    tokenizer_path: Path | None = None
+    tokenizer_json: str | None = None
     outcomes: tuple[Outcome, ...] = field(default=())
 
     @classmethod
     def of(cls, opened: OpenedVariant) -> "Subject":
         """A checkpoint that was opened."""
-        return cls(opened.config, opened.model_class, opened.load, opened.header, tuple(opened.apart))
+        return cls(
+            opened.config,
+            opened.model_class,
+            opened.load,
+            opened.header,
+            tuple(opened.apart),
+            tokenizer_path=opened.files,
+        )
 
     @classmethod
     def of_model(cls, model: PreTrainedModel) -> "Subject":
