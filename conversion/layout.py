@@ -1,6 +1,7 @@
 """How transformers reads and writes the tensors of a checkpoint: their names, which it passes over, which it makes up."""
 
 import copy
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,17 +20,20 @@ from transformers.core_model_loading import (
     rename_source_key,
     revert_weight_conversion,
 )
+from transformers.utils import logging
 
 from .checkpoint import FLOATS, TensorSource
+from .config_map import UNBUILDABLE
 from .errors import ConversionError
 from .rules import some
 from .skeleton import empty_model
 
 
-# Numbers without a meaning for the function, which fairseq's modules stored and its checkpoints brought along.
-FAIRSEQ_MARKERS = ("version", "_float_tensor")
-# Scores that a mask took out had this value or a lower one.
-MASKED_SCORE = -1e4
+logger = logging.get_logger(__name__)
+
+NO_PLACE = "transformers has no place for it"
+# A module of a list, by its number.
+_IN_A_LIST = re.compile(r"(.*?)\.(\d+)\.")
 
 
 class Weights(Protocol):
@@ -95,8 +99,7 @@ def as_transformers_reads(model: PreTrainedModel, weights: Weights) -> Layout:
         model: of the class that the checkpoint is for; no memory is needed for its weights.
 
     Raises:
-        ConversionError: naming tensors that neither the class nor transformers has a place or an excuse for, and weights
-            that are no floating-point numbers.
+        ConversionError: naming layers that the config does not have, or weights that are no floating-point numbers.
     """
     rename = _Names(model)
     converted: dict[str, _Converted] = {}
@@ -115,14 +118,7 @@ def as_transformers_reads(model: PreTrainedModel, weights: Weights) -> Layout:
             passed_over[stored] = f"transformers takes {copies[name]} for the same tensor"
         else:
             copies[name] = stored
-    excuses = _excuses(model, weights, unexpected)
-    excuses |= _of_other_classes(model, [stored for stored in unexpected if stored not in excuses])
-    passed_over |= excuses
-    if unknown := [stored for stored in unexpected if stored not in excuses]:
-        raise ConversionError(
-            f"The checkpoint has tensors that the config has no place for: {some(unknown)}. "
-            "Check that the config belongs to these weights."
-        )
+    passed_over |= _reasons(model, unexpected)
     sources = {name: group for group in converted.values() for name in group.names()}
     _refuse_other_numbers(model, copies, weights)
 
@@ -131,7 +127,7 @@ def as_transformers_reads(model: PreTrainedModel, weights: Weights) -> Layout:
             return weights(copies[name]) if values else weights.header(copies[name])
         return sources[name].tensor(name, values)
 
-    apart = {unexpected[stored]: stored for stored in excuses}
+    apart = {name: stored for stored, name in unexpected.items()}
     names = [*copies, *sources]
     copies |= apart
     standing_in = _standing_in(model, names)
@@ -195,46 +191,44 @@ def _refuse_other_numbers(model: PreTrainedModel, copies: Mapping[str, str], wei
             )
 
 
-def _excuses(model: PreTrainedModel, weights: Weights, unexpected: Mapping[str, str]) -> dict[str, str]:
-    """Stored tensors without a place that carry nothing the model computes with, each with the reason."""
+def _refuse_more_layers(expected: Iterable[str], unexpected: Mapping[str, str]) -> None:
+    """transformers would leave them out, and compute another function; that is damage, and no old layout."""
+    sizes: dict[str, int] = {}
+    for name in expected:
+        if match := _IN_A_LIST.match(name):
+            sizes[match.group(1)] = max(sizes.get(match.group(1), 0), int(match.group(2)) + 1)
+    beyond: dict[str, list[str]] = {}
+    for stored, name in unexpected.items():
+        match = _IN_A_LIST.match(name)
+        if match is not None and int(match.group(2)) >= sizes.get(match.group(1), sys.maxsize):
+            beyond.setdefault(match.group(1), []).append(stored)
+    for modules, names in beyond.items():
+        raise ConversionError(
+            f"The config makes {sizes[modules]} of {modules}, and the checkpoint has more: {some(names)}. "
+            "Correct the number of layers in config.json if it is wrong, or remove these tensors from the checkpoint."
+        )
+
+
+def _reasons(model: PreTrainedModel, unexpected: Mapping[str, str]) -> dict[str, str]:
+    """Why transformers passes over each stored tensor that has no place; what nobody knows is said aloud."""
     if not unexpected:
         return {}
     loaded = SimpleNamespace(missing_keys=set(), unexpected_keys=set(unexpected.values()))
     model._adjust_missing_and_unexpected_keys(loaded)
     buffers = {name for name, _ in model.named_non_persistent_buffers()}
-    excuses = {}
-    for stored, name in unexpected.items():
-        if name not in loaded.unexpected_keys:
-            excuses[stored] = "the class ignores it"
-        elif name in buffers:
-            excuses[stored] = "the model computes it"
-        elif reason := _constant(model, weights, stored, name):
-            excuses[stored] = reason
-    return excuses
-
-
-def _constant(model: PreTrainedModel, weights: Weights, stored: str, name: str) -> str | None:
-    """Why a tensor directly on a module that has no such parameter is a constant, by its values."""
-    owner, _, leaf = name.rpartition(".")
-    inside = f"{model.base_model_prefix}."
-    modules = dict(model.named_modules())
-    module = next((modules[n] for n in (owner, inside + owner, owner.removeprefix(inside)) if n in modules), None)
-    if module is None:
-        return None
-    header = weights.header(stored)
-    if header.dtype in (torch.bool, torch.uint8) and header.ndim == 4 and any(module.children()):
-        return "a mask, and no weight"
-    if header.numel() == 1:
-        if leaf in FAIRSEQ_MARKERS:
-            return "a mark of the original code's version"
-        is_score = header.dtype in FLOATS and any(module.children()) and weights(stored).item() <= MASKED_SCORE
-        return "the value of masked scores" if is_score else None
-    if any(module.children()) and header.ndim >= 2 and header.shape[-1] == header.shape[-2] == header.numel() ** 0.5:
-        mask = weights(stored).reshape(header.shape[-2:])
-        # A window also cuts off what is far back.
-        if ((mask == 0) | (mask == 1)).all() and not mask.bool().triu(1).any() and mask.diagonal().bool().all():
-            return "a causal mask"
-    return None
+    reasons = {
+        stored: "the class ignores it" if name not in loaded.unexpected_keys else "the model computes it"
+        for stored, name in unexpected.items()
+        if name not in loaded.unexpected_keys or name in buffers
+    }
+    _refuse_more_layers(model.state_dict(), {s: name for s, name in unexpected.items() if s not in reasons})
+    reasons |= _of_other_classes(model, [stored for stored in unexpected if stored not in reasons])
+    if unknown := [stored for stored in unexpected if stored not in reasons]:
+        logger.warning(
+            f"The config has no place for these tensors, which are left out, as transformers leaves them out: "
+            f"{some(unknown)}."
+        )
+    return reasons | dict.fromkeys(unknown, NO_PLACE)
 
 
 def _of_other_classes(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
@@ -250,7 +244,7 @@ def _of_other_classes(model: PreTrainedModel, names: Iterable[str]) -> dict[str,
             continue
         try:
             rename = _Names(empty_model(other, model.config))
-        except Exception:  # a class that cannot be built of this config, of whatever cause, has none of its tensors
+        except (AttributeError, ImportError, *UNBUILDABLE):  # such a class has none of the tensors
             continue
         found = [stored for stored in left if rename(stored)[0] in rename.expected]
         excuses |= dict.fromkeys(found, f"{other.__name__} reads it, and this class does not")

@@ -24,7 +24,7 @@ from .errors import ConversionError, NotRepresentable
 from .family import Family, family_and_head, head_of_variant, is_variant, read_config, stacks, variant_class
 from .folds import Folding
 from .gguf_files.proof import Reading, readings
-from .layout import as_transformers_reads
+from .layout import NO_PLACE, as_transformers_reads
 from .memory import lay_alike
 from .skeleton import empty_model, stored_tensors
 from .tokenization import differences, load_tokenizer, probe_texts
@@ -111,6 +111,11 @@ def _load(source: str | Path | PreTrainedModel, dtype: torch.dtype | None, ignor
         model_class = family.native_class(head)
     is_file = Path(source).is_file()
     by_itself = {"config": config, "state_dict": {name: weights(name) for name in weights.names()}} if is_file else {}
+    if "add_pooling_layer" in signature(model_class).parameters and not any(
+        "pooler." in name for name in weights.names()
+    ):
+        # It would be a random one.
+        by_itself["add_pooling_layer"] = False
     # transformers fills missing tensors with random values, and leaves out what it has no place for.
     model, info = model_class.from_pretrained(
         None if is_file else folder, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True,
@@ -120,9 +125,14 @@ def _load(source: str | Path | PreTrainedModel, dtype: torch.dtype | None, ignor
         model.generation_config = stored_generation_config(folder)
     unread: Iterable[str] = ()
     if info["unexpected_keys"]:
-        # Those without an excuse are the faults.
+        # Layers that the config does not have are faults.
         with suppress(ConversionError):
-            unread = as_transformers_reads(empty_model(model_class, config), weights).apart.keys()
+            layout = as_transformers_reads(empty_model(model_class, config), weights)
+            # Whatever else a native checkpoint has; what we write has nothing else.
+            unread = {
+                name for name, stored in layout.apart.items()
+                if not is_variant(config) or layout.passed_over[stored] != NO_PLACE
+            }  # fmt: skip
     faults = [
         f"{kind} {name if isinstance(name, str) else name[0]}"
         for kind in ("missing", "unexpected", "mismatched")
