@@ -195,6 +195,13 @@ def _add_edit(edit: argparse.ArgumentParser) -> None:
     layers = {"metavar": "LIST"}
     operation("--layers", "SelectLayers", "these layers in this order, such as 0-4,2-6 (from 0, both ends)", **layers)
     operation("--drop-layers", "DropLayers", "all layers but these", **layers)
+    operation(
+        "--drop-least",
+        "DropLeastInfluential",
+        "all layers but the N that matter least on --text",
+        type=int,
+        metavar="N",
+    )
     operation("--grow-layers", "GrowLayers", "a new layer, the identity at first, behind each of these", **layers)
     operation(
         "--kv-heads",
@@ -220,6 +227,20 @@ def _add_edit(edit: argparse.ArgumentParser) -> None:
     operation(
         "--pad-vocab", "PadVocabulary", "rows behind the last token, up to a multiple of N", type=int, metavar="N"
     )
+    operation(
+        "--ffn-width",
+        "FeedForwardWidth",
+        "inner width: the strongest channels, or zeros beside them",
+        type=int,
+        metavar="N",
+    )
+    operation("--fuse-norms", "FuseNorms", "the weights of norms go into the matrices behind them", nargs=0)
+    operation("--context", "ContextLength", "another context length; see --rope-scaling", type=int, metavar="N")
+    operation("--drop-rotation", "DropRotation", "these layers without a rotation", **layers)
+    edit.add_argument(
+        "--rope-scaling", choices=("none", "linear", "dynamic", "yarn", "llama3"), default="none", dest="scaling",
+        help="how a rotation is scaled to another context (default: %(default)s)",
+    )  # fmt: skip
     edit.add_argument("--force", action="store_true", help="tie what differs")
     edit.add_argument(
         "--stack", choices=("encoder", "decoder"), default="", help="of an encoder-decoder, whose layers"
@@ -421,6 +442,8 @@ def _edit(arguments: argparse.Namespace) -> int:
             **{option.removeprefix("--"): value == [] or value for _, value, option in arguments.operations},
             "stack": arguments.stack or None,
             "force": arguments.force,
+            "deepnorm": arguments.deepnorm if arguments.deepnorm != "keep" else None,
+            "rope-scaling": arguments.scaling if arguments.scaling != "none" else None,
             "ignore-key": arguments.ignore_keys,
         },
     )

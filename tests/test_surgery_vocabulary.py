@@ -223,6 +223,27 @@ def test_text_is_measured_over_two_vocabularies(tmp_path):
     assert same.text.perplexity_after == same.text.perplexity_before
 
 
+def test_layers_of_least_influence_go(tmp_path, capsys):
+    tokenizer = trained("byte bpe")
+    config = VariantConfig(**SIZES | {"num_hidden_layers": 5}, vocab_size=len(tokenizer), **IDS)
+    model = hostile_(VariantForCausalLM(config)).eval()
+    with torch.no_grad():
+        for number, factor in enumerate((1, 0.01, 1, 1, 0.001)):
+            for name in ("self_attn.o_proj", "mlp.down_proj"):
+                model.model.layers[number].get_submodule(name).weight.mul_(factor)
+    model.save_pretrained(tmp_path / "ours")
+    tokenizer.save_pretrained(tmp_path / "ours")
+    (tmp_path / "text.txt").write_text(TEXT)
+    command = ["edit", str(tmp_path / "ours"), str(tmp_path / "new"), "--text", str(tmp_path / "text.txt")]
+    assert main([*command, "--drop-least", "2"]) == 0
+    assert "layers 0,2-3 of 5" in capsys.readouterr().out
+    made = VariantForCausalLM.from_pretrained(tmp_path / "new")
+    assert torch.equal(made.model.layers[1].mlp.up_proj.weight, model.model.layers[2].mlp.up_proj.weight)
+    assert main(["edit", str(tmp_path / "ours"), str(tmp_path / "more"), "--drop-least", "2"]) == 2
+    assert main([*command[:2], str(tmp_path / "more"), "--text", str(tmp_path / "text.txt"), "--drop-least", "5"]) == 2
+    assert "Give 1 to 4" in capsys.readouterr().err
+
+
 def test_refusals(tmp_path):
     tokenizer = trained("byte bpe")
     model = VariantForCausalLM(VariantConfig(**SIZES, vocab_size=len(tokenizer) - 1, **IDS))

@@ -67,6 +67,8 @@ RENAMED_FIELDS = {"layer_scale_type": "learned_scale_type"}
 
 # Sublayers that `per_layer_config` may leave out with `skip`.
 SKIPPABLE = ("self_attn", "mlp")
+# As transformers' documentation calls them -> here.
+SKIP_NAMES = {"attention": "self_attn"}
 
 # Keys that transformers and its tools put into a config.json next to a model's own fields.
 FRAMEWORK_KEYS = frozenset(
@@ -133,7 +135,12 @@ class VariantConfig(ConstructorRules, *AXES, PreTrainedConfig):
             setattr(self, RENAMED_FIELDS[old], kwargs.pop(old))
         if kwargs.get("per_layer_config"):
             kwargs["per_layer_config"] = {
-                layer: {RENAMED_FIELDS.get(name, name): value for name, value in fields.items()}
+                layer: {
+                    RENAMED_FIELDS.get(name, name): [SKIP_NAMES.get(one, one) for one in value]
+                    if name == "skip"
+                    else value
+                    for name, value in fields.items()
+                }
                 for layer, fields in kwargs["per_layer_config"].items()
             }
         self.refuse_near_misses(kwargs)

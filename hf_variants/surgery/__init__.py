@@ -2,20 +2,29 @@
 
 from .edit import EditReport, edit, edit_model
 from .heads import KeyValueHeads
+from .influence import DropLeastInfluential
 from .kind import DropHead, EncoderAlone, ToClassifier, ToEncoder
 from .layers import DropLayers, GrowLayers, SelectLayers
+from .norms import FuseNorms
 from .operation import Operation, apply
+from .positions import ContextLength, DropRotation
 from .subject import Outcome, Subject, SurgeryError
 from .ties import Tie, Untie
 from .vocabulary import ExtendVocabulary, KeepTokens, PadVocabulary, TrimVocabulary
+from .width import FeedForwardWidth
 
 
 __all__ = [
+    "ContextLength",
     "DropHead",
     "DropLayers",
+    "DropLeastInfluential",
+    "DropRotation",
     "EditReport",
     "EncoderAlone",
     "ExtendVocabulary",
+    "FeedForwardWidth",
+    "FuseNorms",
     "GrowLayers",
     "KeepTokens",
     "KeyValueHeads",

@@ -1,0 +1,164 @@
+"""Feed-forward widths, fused norms and positions: against what is defined, and stock models edited by hand."""
+
+import copy
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from hf_variants import VariantConfig, VariantForCausalLM, VariantForMaskedLM
+from hf_variants.conversion import from_native, to_native
+from hf_variants.surgery import (
+    ContextLength,
+    DropRotation,
+    FeedForwardWidth,
+    FuseNorms,
+    Subject,
+    SurgeryError,
+    edit_model,
+)
+from hf_variants_cli import main
+from tests.native_rows import all_rows
+from tests.parity import hostile_, inputs_of, logits_of, random_native, relative_error
+
+
+ROWS = {model_type: row for model_type, row in all_rows().items() if row.reference is None}
+NAMED = ("llama", "qwen3", "gemma3_text", "smollm3", "olmo3", "gpt2", "bloom", "t5", "bart", "bert")
+SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_attention_heads": 4,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+}
+IDS = torch.arange(20)[None]
+
+
+@pytest.mark.parametrize("model_type", NAMED)
+def test_new_channels_keep_the_function_and_go_first(model_type):
+    row = ROWS[model_type]
+    native = random_native(row, 0)
+    ours = from_native(native)
+    stacks = Subject.of_model(ours).stacks
+    wide = edit_model(ours, [FeedForwardWidth(stack.intermediate_size + 8, name) for name, stack in stacks.items()])
+    batch = inputs_of(native, row.length)["long"]
+    assert relative_error(logits_of(wide, batch), logits_of(ours, batch)) < 1e-4
+    back = edit_model(wide, [FeedForwardWidth(stack.intermediate_size, name) for name, stack in stacks.items()])
+    assert all(torch.equal(a, b) for a, b in zip(back.state_dict().values(), ours.state_dict().values()))
+
+
+def test_strongest_channels_are_kept():
+    native = hostile_(LlamaForCausalLM(LlamaConfig(**SIZES))).eval()
+    config = copy.deepcopy(native.config)
+    config.intermediate_size = 10
+    by_hand = LlamaForCausalLM(config).eval()
+    state = native.state_dict()
+    for layer in range(2):
+        gate, up, down = (f"model.layers.{layer}.mlp.{part}_proj.weight" for part in ("gate", "up", "down"))
+        score = state[gate].norm(dim=1) * state[up].norm(dim=1) * state[down].norm(dim=0)
+        best = score.argsort(descending=True)[:10].sort().values
+        state |= {gate: state[gate][best], up: state[up][best], down: state[down][:, best]}
+    by_hand.load_state_dict(state)
+    made = to_native(edit_model(from_native(native), [FeedForwardWidth(10)]), "llama")
+    assert torch.equal(made(IDS).logits, by_hand(IDS).logits)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"tie_word_embeddings": True},
+        {"norm_placement": "sandwich", "norm_unit_offset": True, "attention_gate": "headwise"},
+        {"parallel_block": "shared_norm", "attention_bias": True},
+        {"parallel_block": "two_norms"},
+        {"norm_type": "layernorm", "norm_bias": False, "qk_norm": "head"},
+        {"first_layer_pre_norm": False},
+        {"per_layer_config": {1: {"skip": ["attention"]}}},
+    ],
+)
+def test_fused_norms_keep_the_function(fields):
+    model = hostile_(VariantForCausalLM(VariantConfig(**SIZES, **fields))).eval()
+    fused = edit_model(model, [FuseNorms()])
+    assert relative_error(fused(IDS).logits, model(IDS).logits) < 1e-4
+    neutral = 0.0 if model.config.norm_unit_offset else 1.0
+    assert (fused.model.norm.weight == neutral).all()
+    norms = [tensor for name, tensor in fused.state_dict().items() if name.endswith("_pre_norm.weight")]
+    assert norms
+    assert all((tensor == neutral).all() for tensor in norms)
+    assert not fused.config.tie_word_embeddings
+
+
+@pytest.mark.parametrize("scaling", ["linear", "dynamic", "yarn", "llama3"])
+def test_rotations_are_scaled_as_in_the_stock_class(scaling):
+    native = hostile_(LlamaForCausalLM(LlamaConfig(**SIZES, max_position_embeddings=16))).eval()
+    made = to_native(edit_model(from_native(native), [ContextLength(64, scaling)]), "llama")
+    rope = {"rope_type": scaling, "rope_theta": 10000.0, "factor": 4.0}
+    if scaling in ("yarn", "llama3"):
+        rope["original_max_position_embeddings"] = 16
+    if scaling == "llama3":
+        rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    length = 16 if scaling == "dynamic" else 64
+    stock = LlamaForCausalLM(LlamaConfig(**SIZES, max_position_embeddings=length, rope_parameters=rope)).eval()
+    stock.load_state_dict(native.state_dict())
+    ids = torch.arange(40)[None] % 40
+    assert torch.equal(made(ids).logits, stock(ids).logits)
+    assert not torch.equal(made(ids).logits, native(ids).logits)
+
+
+def test_tables_are_cut_and_grown():
+    native = hostile_(
+        GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_head=4, n_layer=2, n_positions=32))
+    ).eval()
+    ours = from_native(native)
+    short, long = (edit_model(ours, [ContextLength(length)]) for length in (20, 80))
+    assert torch.equal(short(IDS).logits, native(IDS).logits)
+    assert torch.equal(long(IDS).logits, native(IDS).logits)
+    table = long.model.embed_positions.weight
+    assert torch.equal(table[32:64], native.transformer.wpe.weight)
+    assert to_native(long, "gpt2").config.n_positions == 80
+
+
+def test_tables_counted_from_the_padding_token_grow_behind_it():
+    config = VariantConfig(
+        **SIZES, is_causal=False, position_embedding_type="learned", position_ids_source="input_ids", pad_token_id=1,
+        max_position_embeddings=34,
+    )  # fmt: skip
+    model = hostile_(VariantForMaskedLM(config)).eval()
+    grown = edit_model(model, [ContextLength(66)])
+    assert torch.equal(grown(IDS + 2).logits, model(IDS + 2).logits)
+    assert torch.equal(grown.model.embed_positions.weight[34:66], model.model.embed_positions.weight[2:34])
+
+
+def test_layers_lose_their_rotation(tmp_path):
+    ours = from_native(random_native(ROWS["smollm3"], 0))
+    layers = ours.config.num_hidden_layers
+    ours.save_pretrained(tmp_path / "ours")
+    assert main(["edit", str(tmp_path / "ours"), str(tmp_path / "new"), "--drop-rotation", f"0-{layers - 1}"]) == 0
+    made = VariantForCausalLM.from_pretrained(tmp_path / "new").eval()
+    assert made.config.no_rope_layers == [0] * layers
+    moved = made(IDS, position_ids=torch.arange(5, 25)[None] * 3).logits
+    assert torch.equal(moved, made(IDS, position_ids=torch.arange(20)[None] * 3).logits)
+
+
+def test_skipped_attention_under_the_name_of_the_documentation():
+    config = VariantConfig(**SIZES, per_layer_config={1: {"skip": ["attention"]}})
+    assert config.to_dict()["per_layer_config"] == {"1": {"skip": ["self_attn"]}}
+
+
+def test_refusals():
+    cases = [
+        (FeedForwardWidth(0), {}, "cannot be 0 wide"),
+        (FeedForwardWidth(32), {"ffn_sub_norm": True}, "ffn_sub_norm"),
+        (FuseNorms(), {"norm_placement": "post"}, "norm_placement"),
+        (FuseNorms(), {"norm_type": "layernorm"}, "norm_bias"),
+        (ContextLength(64, "yarn"), {"position_embedding_type": "alibi"}, "no rotation to scale"),
+        (ContextLength(64, "longrope"), {}, "derive"),
+        (ContextLength(64), {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
+        (ContextLength(64, "yarn"), {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "scaled already"),
+        (DropRotation("2"), {}, "no layer 2"),
+        (DropRotation("1"), {"position_embedding_type": "alibi"}, "no rotation to drop"),
+    ]
+    for operation, fields, words in cases:
+        model = VariantForCausalLM(VariantConfig(**SIZES, **fields))
+        with pytest.raises(SurgeryError, match=words):
+            edit_model(model, [operation])
