@@ -116,6 +116,13 @@ def build_parser() -> argparse.ArgumentParser:
     bundle.add_argument("--private", action="store_true", help="make the repository private, if it is new")
     bundle.add_argument("--revision", metavar="BRANCH", help="upload to this branch (default: main)")
     bundle.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
+    bundle.add_argument("--standalone", action="store_true", help="as one model file of its own: see `standalone`")
+
+    standalone = command("standalone", _standalone, "Write a variant as one model file, every axis resolved.")
+    standalone.add_argument("source", metavar="SRC", help="folder or Hub id of a variant")
+    standalone.add_argument("destination", metavar="DST", type=Path, help="folder to create")
+    standalone.add_argument("--name", help="what classes and files are called after (default: DST's name)")
+    _add_shard_size(standalone)
 
     verify = command("verify", _verify, "Compare two checkpoints, native or variant; exit with 1 when they differ.")
     verify.add_argument("a", metavar="A", help="reference checkpoint")
@@ -453,7 +460,24 @@ def _edit(arguments: argparse.Namespace) -> int:
     return 1 if isinstance(report.native, str) else 0
 
 
+def _standalone(arguments: argparse.Namespace) -> int:
+    from hf_variants.standalone import standalone
+
+    standalone(
+        arguments.source,
+        arguments.destination,
+        name=getattr(arguments, "name", None),
+        max_shard_bytes=arguments.max_shard_bytes,
+    )
+    print(f"written: {arguments.destination}")
+    return 0
+
+
 def _bundle(arguments: argparse.Namespace) -> int:
+    if arguments.standalone:
+        if arguments.push_to or arguments.private or arguments.revision or arguments.create_pr:
+            raise ValueError("--standalone writes a folder and uploads nothing. Leave the options of --push out.")
+        return _standalone(arguments)
     from hf_variants.hub import bundle
 
     commit = bundle(

@@ -68,10 +68,10 @@ def bundle(
             f"{source} holds an adapter without its model. Push the adapter as it is, or merge it and bundle the result."
         )
     config = read_config(folder)
-    model = _model_of(source, folder, config)
+    model = model_of(source, folder, config)
     reader = checkpoint.Weights(folder)
     expected = stored_tensors(model)
-    names = _checked_names(model, expected, reader)
+    names = checked_names(model, expected, reader)
     upload = None
     if push_to is not None:
         upload = Upload(
@@ -92,7 +92,7 @@ def bundle(
         config.architectures = [type(model).__name__]
         config.auto_map = auto_map_of(config)
         write_code(temporary)
-        tensors = ((name, _checked(name, reader(name), expected[name])) for name in names)
+        tensors = ((name, checked(name, reader(name), expected[name])) for name in names)
         headers = {name: reader.header(name) for name in names}
         checkpoint.write_safetensors(tensors, headers, temporary, max_shard_bytes)
         config.save_pretrained(temporary)
@@ -108,7 +108,7 @@ def bundle(
     return upload.send(folder, written_since(folder, 0), keep_remote_card)
 
 
-def _model_of(source: str | Path, folder: Path, config: PreTrainedConfig) -> PreTrainedModel:
+def model_of(source: str | Path, folder: Path, config: PreTrainedConfig) -> PreTrainedModel:
     """The model of a config, without memory for its weights."""
     if not is_variant(config):
         raise ConversionError(
@@ -145,7 +145,7 @@ def _unknown_keys(config: PreTrainedConfig, values: dict[str, Any]) -> list[str]
     return unknown
 
 
-def _checked_names(model: PreTrainedModel, expected: dict[str, torch.Tensor], reader: checkpoint.Weights) -> list[str]:
+def checked_names(model: PreTrainedModel, expected: dict[str, torch.Tensor], reader: checkpoint.Weights) -> list[str]:
     """The names of the tensors to store: each of the model's, once, and of tied ones the source."""
     tied = model.all_tied_weights_keys
     names = []
@@ -164,7 +164,7 @@ def _checked_names(model: PreTrainedModel, expected: dict[str, torch.Tensor], re
     return names
 
 
-def _checked(name: str, tensor: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+def checked(name: str, tensor: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     if tensor.shape != expected.shape:
         raise _wrong_weights([f"{name} has the shape {list(tensor.shape)} instead of {list(expected.shape)}"])
     return tensor

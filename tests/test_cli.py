@@ -65,7 +65,20 @@ def test_help_does_not_wait_for_torch():
 
 @pytest.mark.parametrize(
     "command",
-    ["convert", "export", "verify", "describe", "families", "presets", "card", "bundle", "generate", "chat", "demo"],
+    [
+        "convert",
+        "export",
+        "verify",
+        "describe",
+        "families",
+        "presets",
+        "card",
+        "bundle",
+        "standalone",
+        "generate",
+        "chat",
+        "demo",
+    ],
 )
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as end:

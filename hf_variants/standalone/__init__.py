@@ -1,0 +1,84 @@
+"""A variant as one model file that a person can read, review and edit, with nothing in it that it does not use."""
+
+import importlib
+from pathlib import Path
+
+from .. import card
+from ..conversion import checkpoint
+from ..conversion.companions import copy_files
+from ..conversion.family import read_config
+from ..conversion.skeleton import stored_tensors
+from ..hub import checked, checked_names, model_of
+from .axes import NotStandalone
+from .proof import loaded, refuse_differences
+from .writing import Source, features, fields_of, write_files, write_source
+
+
+# Our class -> end of the written class's name.
+HEADS = {"VariantModel": "Model", "VariantForCausalLM": "ForCausalLM", "VariantForMaskedLM": "ForMaskedLM"}
+
+
+def standalone(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    name: str | None = None,
+    max_shard_bytes: int = checkpoint.MAX_SHARD_BYTES,
+) -> None:
+    """
+    Write a variant as one model file and its config file, every axis resolved, with the weights under the same names. It
+    loads with `trust_remote_code=True` where transformers alone is installed. Before anything is written, the file is
+    compared with the variant on random weights: logits, gradients and cached generation, in float32 and bfloat16, with
+    eager attention and sdpa, have to be equal.
+
+    Args:
+        source: a folder or Hub id of one of our checkpoints.
+        destination: a folder that does not exist yet.
+        name: what classes, files and model type are called after (default: the destination's name).
+        max_shard_bytes: largest size of one file of weights.
+
+    Raises:
+        NotStandalone: if a field asks for what one file does not cover; `bundle` writes any variant.
+        ConversionError: if the source is no variant, is quantized, or its weights are not those of its config.
+        FileNotFoundError: if there is no such source; FileExistsError: if the destination is not empty.
+    """
+    checkpoint.refuse_occupied(destination)
+    folder = checkpoint.resolve_folder(source)
+    config = read_config(folder)
+    model = model_of(source, folder, config)
+    class_name = type(model).__name__
+    if class_name not in HEADS:
+        raise NotStandalone(f"`architectures` is {class_name}, and standalone files have {', '.join(HEADS)} only")
+    reader = checkpoint.Weights(folder)
+    expected = stored_tensors(model)
+    names = checked_names(model, expected, reader)
+    written = write_source(config, name or Path(destination).expanduser().resolve().name)
+    refuse_differences(written, config)
+    with checkpoint.new_folder(destination) as temporary:
+        write_files(written, temporary)
+        tensors = ((key, checked(key, reader(key), expected[key])) for key in names)
+        checkpoint.write_safetensors(tensors, {key: reader.header(key) for key in names}, temporary, max_shard_bytes)
+        with loaded(written) as module:
+            configuration = importlib.import_module(f"{module.__package__}.configuration_{written.stem}")
+            own = getattr(configuration, f"{written.name}Config")(
+                **fields_of(written.modeling, written.stack),
+                architectures=[written.name + HEADS[class_name]],
+                dtype=config.dtype,
+            )
+            own.auto_map = written.auto_map
+            own.save_pretrained(temporary)
+        copy_files(folder, temporary)
+        (temporary / card.CARD).write_text(_readme(written), encoding="utf-8")
+
+
+def _readme(source: Source) -> str:
+    auto = next(key for key in reversed(source.auto_map))
+    lines = "\n".join(f"- {line}" for line in features(source.stack))
+    return (
+        f"---\nlibrary_name: transformers\n---\n\n# {source.name}\n\n{lines}\n\nThe model is one file, "
+        f"[modeling_{source.stem}.py](modeling_{source.stem}.py), written by hf-variants.\n\n```python\n"
+        f'from transformers import {auto}\n\nmodel = {auto}.from_pretrained("FOLDER", trust_remote_code=True)\n```\n'
+    )
+
+
+__all__ = ["NotStandalone", "standalone", "write_source"]

@@ -1,0 +1,154 @@
+"""What has to be the same in a variant and in its standalone files before anyone gets them."""
+
+import contextlib
+import copy
+import importlib
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+import hf_variants
+
+from .axes import NotStandalone
+from .writing import Source, fields_of, write_files
+
+
+# Of the model that is compared: enough layers for every kind that a stack has, and tokens for every special id.
+LAYERS = 2
+VOCABULARY = 256
+LENGTH = 12
+
+
+@contextlib.contextmanager
+def loaded(source: Source) -> Iterator[ModuleType]:
+    """The written model file, imported from a folder and under a name of its own."""
+    package = f"standalone_{uuid.uuid4().hex}"
+    with tempfile.TemporaryDirectory() as folder:
+        write_files(source, Path(folder))
+        parent = ModuleType(package)
+        parent.__path__ = [folder]
+        sys.modules[package] = parent
+        try:
+            importlib.invalidate_caches()
+            yield importlib.import_module(f"{package}.modeling_{source.stem}")
+        finally:
+            for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+                del sys.modules[name]
+
+
+def reduced(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The config with few layers and tokens: as it is in all that the written file has resolved."""
+    kinds = [(config.layer_types[i], str(config.rope_parameters_of(i))) for i in range(config.num_hidden_layers)]
+    depth = min(max([LAYERS, *(kinds.index(kind) + 1 for kind in kinds)]), config.num_hidden_layers)
+    values = config.to_dict()
+    special = [config.bos_token_id, config.eos_token_id, config.pad_token_id]
+    ids = [i for entry in special for i in (entry if isinstance(entry, list) else [entry]) if i is not None]
+    values |= {"num_hidden_layers": depth, "vocab_size": min(config.vocab_size, max([VOCABULARY, *ids]) + 1)}
+    for name in ("layer_types", "no_rope_layers", "layer_rope_theta"):
+        if values.get(name) is not None:
+            values[name] = values[name][:depth]
+    values.pop("model_type", None)
+    return type(config)(**values)
+
+
+def models(source: Source, module: ModuleType, config: PreTrainedConfig) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """The variant and the written model of this config, with the same random weights."""
+    head = "ForCausalLM" if config.is_causal else "ForMaskedLM"
+    own_class = getattr(module, f"{source.name}{head}")
+    stack = copy.copy(source.stack)
+    stack.config = config
+    stack.no_rope_layers = source.stack.no_rope_layers[: config.num_hidden_layers]
+    values = fields_of(source.modeling, stack)
+    variant = getattr(hf_variants, f"Variant{head}")(config)
+    standalone = own_class(own_class.config_class(**values))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in variant.state_dict().values():
+            if tensor.is_floating_point():
+                # Far from where new weights are, and of a size that keeps activations finite.
+                scale = tensor.shape[-1] ** -0.5 if tensor.ndim > 1 else 0.5
+                noise = torch.randn(tensor.shape, generator=generator) * scale
+                tensor.copy_(noise + (0.7 if tensor.ndim == 1 else 0.0))
+    return variant, standalone
+
+
+def differences(source: Source, config: PreTrainedConfig) -> list[str]:
+    """What the written file computes otherwise than the variant; nothing where all is the same."""
+    with loaded(source) as module:
+        variant, standalone = models(source, module, reduced(config))
+        names, own = variant.state_dict(), standalone.state_dict()
+        if names.keys() != own.keys():
+            return [f"the names of tensors ({', '.join(sorted(names.keys() ^ own.keys())[:4])})"]
+        if shapes := [name for name in names if names[name].shape != own[name].shape]:
+            return [f"the shapes of tensors ({', '.join(shapes[:4])})"]
+        standalone.load_state_dict(names)
+        standalone.tie_weights()
+        return [
+            what for dtype in (torch.float32, torch.bfloat16) for what in _differences_in(variant, standalone, dtype)
+        ]
+
+
+def _differences_in(variant: PreTrainedModel, standalone: PreTrainedModel, dtype: torch.dtype) -> list[str]:
+    found = []
+    config = variant.config
+    pair = [model.to(dtype).eval() for model in (variant, standalone)]
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, config.vocab_size, (2, LENGTH), generator=generator)
+    if config.pad_token_id is not None:
+        ids[ids == config.pad_token_id] = (config.pad_token_id + 1) % config.vocab_size
+    mask = torch.ones_like(ids)
+    mask[1, : LENGTH // 3] = 0
+    inputs = {"whole rows": {"input_ids": ids}, "padded rows": {"input_ids": ids, "attention_mask": mask}}
+    if config.type_vocab_size > 1:
+        types = torch.randint(0, config.type_vocab_size, ids.shape, generator=generator)
+        inputs["token types"] = {"input_ids": ids, "token_type_ids": types}
+    for backend in ("eager", "sdpa"):
+        if backend == "sdpa" and config.unsupported_attention_features("sdpa"):
+            continue
+        for model in pair:
+            model.set_attn_implementation(backend)
+        where = f"in {str(dtype).removeprefix('torch.')}, {backend}"
+        for name, batch in inputs.items():
+            with torch.no_grad():
+                one, two = (model(**batch).logits for model in pair)
+            real = batch.get("attention_mask", torch.ones_like(ids)).bool()
+            if not torch.equal(one[real], two[real]):
+                found.append(f"the logits of {name} {where}")
+        gradients = []
+        for model in pair:
+            model.zero_grad()
+            arguments = {"use_cache": False} if config.is_causal else {}
+            model(input_ids=ids, labels=ids, **arguments).loss.backward()
+            gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+        one, two = gradients
+        if wrong := [name for name in one if not _same(one[name], two[name])]:
+            found.append(f"the gradients of {', '.join(wrong[:3])} {where}")
+        if config.is_causal:
+            tokens = [
+                model.generate(
+                    ids, attention_mask=mask, max_new_tokens=6, min_new_tokens=6, do_sample=False,
+                    pad_token_id=config.pad_token_id or 0, eos_token_id=None, output_logits=True,
+                    return_dict_in_generate=True,
+                )
+                for model in pair
+            ]  # fmt: skip
+            logits = [torch.stack(made.logits) for made in tokens]
+            if not torch.equal(tokens[0].sequences, tokens[1].sequences) or not torch.equal(*logits):
+                found.append(f"cached generation {where}")
+    return found
+
+
+def _same(one: torch.Tensor | None, two: torch.Tensor | None) -> bool:
+    return one is two if one is None or two is None else torch.equal(one, two)
+
+
+def refuse_differences(source: Source, config: PreTrainedConfig) -> None:
+    """Raise if the written file is not the variant."""
+    if found := differences(source, config):
+        raise NotStandalone(f"The standalone file differs from the variant in {'; '.join(found[:4])}")

@@ -1,0 +1,233 @@
+"""One model file per variant: that it is short, clean and the variant bit for bit, and refused where it is not."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import hf_variants
+from hf_variants import VariantConfig
+from hf_variants.standalone import NotStandalone, standalone, write_source
+from hf_variants.standalone.proof import differences, loaded, models, reduced
+from tests.strategies import hostile_
+
+
+PRESETS = list(hf_variants.presets())
+SIZES = {
+    "hidden_size": 48,
+    "num_attention_heads": 4,
+    "head_dim": 16,
+    "num_hidden_layers": 4,
+    "vocab_size": 99,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+# Every feature that no preset has, a few at a time.
+OTHERS = {
+    "encoder": {"is_causal": False, "norm_placement": "post", "norm_type": "layernorm", "type_vocab_size": 2,
+                "position_embedding_type": "learned", "embedding_norm": True, "pooler": True, "lm_head_transform": True,
+                "lm_head_bias": True, "attention_bias": True, "mlp_bias": True, "layer_types": "FS", "sliding_window": 4},
+    "roberta-like": {"is_causal": False, "norm_placement": "post", "norm_type": "layernorm", "type_vocab_size": 1,
+                     "position_embedding_type": "learned", "position_ids_source": "input_ids", "pooler": True,
+                     "pooler_scope": "base"},
+    "gates and sinks": {"attention_gate": "headwise", "attention_sinks": True, "clip_qkv": 1.5, "attention_sub_norm": True,
+                        "ffn_sub_norm": True, "learned_scale_type": "channel", "qk_norm": "per_head"},
+    "relative": {"position_embedding_type": "relative_bias", "norm_type": "dynamic_tanh", "label_smoothing": 0.1,
+                 "z_loss_coefficient": 0.01, "layer_types": "FS", "sliding_window": 4, "initializer_scheme": "fan_in"},
+    "relative per layer": {"position_embedding_type": "relative_bias", "relative_attention_per_layer": True,
+                           "attention_score_form": "biased", "num_key_value_heads": 2, "learned_scale_type": "scalar"},
+    "longrope": {"rope_parameters": {"rope_type": "longrope", "rope_theta": 100.0, "original_max_position_embeddings": 8,
+                                     "short_factor": [1.0] * 8, "long_factor": [2.0] * 8},
+                 "longrope_recomputes_cache": True, "embedding_multiplier": 4.5, "embedding_multiplier_position": "stack"},
+    "narrow embeddings": {"embedding_size": 24, "output_projection": True, "scale_query": True, "lm_head_normalized": True,
+                          "padding_mask_source": "input_ids", "first_layer_pre_norm": False, "embedding_norm": True},
+}  # fmt: skip
+
+
+def small(preset: str, **fields) -> VariantConfig:
+    if VariantConfig.from_preset(preset).sliding_window:
+        fields["sliding_window"] = 5
+    return VariantConfig.from_preset(preset, **SIZES, **fields)
+
+
+def config_of(name: str) -> VariantConfig:
+    return small(name) if name in PRESETS else VariantConfig(**SIZES, **OTHERS[name])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A variant of gemma3's kind, written as one file, and the variant."""
+    path = tmp_path_factory.mktemp("standalone")
+    model = hostile_(hf_variants.VariantForCausalLM(small("gemma3", num_key_value_heads=2, layer_types="SSSF"))).eval()
+    model.save_pretrained(path / "variant")
+    standalone(path / "variant", path / "my-model")
+    return path / "my-model", model
+
+
+def slow_but(quick: set[str], names: list[str]) -> list:
+    """The names as parameters, all but some of them slow together."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+QUICK = {"gptj", "gemma2", "bloom", "command-a", "encoder", "gates and sinks", "narrow embeddings"}
+
+
+@pytest.mark.parametrize("name", slow_but(QUICK, [*PRESETS, *OTHERS]))
+def test_bits_are_the_variants(name):
+    config = config_of(name)
+    assert differences(write_source(config, name.replace(" ", "-")), config) == []
+
+
+def test_a_file_that_differs_is_not_written():
+    config = small("granite")
+    source = write_source(config, "granite")
+    changed = source._replace(modeling=source.modeling.replace("self.residual_multiplier\n", "0.5\n"))
+    assert changed != source
+    assert any("logits" in what for what in differences(changed, config))
+
+
+@pytest.mark.parametrize(
+    "names", [["llama", "gemma3", "opt"], pytest.param(PRESETS, marks=pytest.mark.slow)], ids=["some", "all"]
+)
+def test_lengths_and_ruff(names, tmp_path):
+    for name in names:
+        source = write_source(small(name, num_key_value_heads=1 if name == "falcon" else 2), name)
+        assert len(source.modeling.splitlines()) <= (350 if name in ("llama", "mistral", "qwen2", "qwen3") else 450)
+        for file, text in source.files.items():
+            (tmp_path / file).write_text(text, encoding="utf-8")
+    ruff = [sys.executable, "-m", "ruff"]
+    rules = ["--select", "E,W,F,I,B,UP,RET,SIM", "--ignore", "B905", "--target-version", "py310"]
+    for command in (["check", *rules], ["format", "--check"]):
+        made = subprocess.run(
+            [*ruff, *command, "--isolated", "--line-length", "119", str(tmp_path)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert made.returncode == 0, made.stdout + made.stderr
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "bloom"])
+def test_nothing_that_has_one_value(name):
+    text = write_source(small(name), name).modeling
+    branches = [line for line in text.splitlines() if line.strip().startswith("if") and "config." in line]
+    assert not [line for line in branches if "> self.config.max_position_embeddings" not in line]
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"per_layer_config": {1: {"intermediate_size": 16}}}, "per_layer_config"),
+        ({"hidden_act": "xielu"}, "hidden_act"),
+        ({"ffn_chunk_size": 4}, "ffn_chunk_size"),
+        ({"add_cross_attention": True}, "add_cross_attention"),
+    ],
+)
+def test_what_is_not_covered_is_refused_by_field(fields, named):
+    with pytest.raises(NotStandalone, match=rf"`{named}`.*hf-variants bundle"):
+        write_source(VariantConfig(**SIZES, **fields), "foo")
+
+
+def test_a_field_that_nothing_reads_is_refused(monkeypatch):
+    from hf_variants.standalone import axes
+
+    # As of an axis that is added tomorrow.
+    monkeypatch.setitem(axes.FIELDS, "tomorrow", VariantConfig.__dataclass_fields__["hidden_size"])
+    monkeypatch.setattr(VariantConfig, "tomorrow", True, raising=False)
+    with pytest.raises(NotStandalone, match="`tomorrow`"):
+        write_source(VariantConfig(**SIZES), "foo")
+
+
+def test_a_folder_loads_with_its_own_code_and_generates(folder):
+    path, model = folder
+    assert sorted(p.name for p in path.glob("*.py")) == ["configuration_my_model.py", "modeling_my_model.py"]
+    own = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True).eval()
+    assert type(own).__name__ == "MyModelForCausalLM"
+    assert "hf_variants.model" not in type(own).__module__
+    ids = torch.randint(1, 99, (2, 9), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(own(input_ids=ids).logits, model(input_ids=ids).logits)
+    static = {"cache_implementation": "static", "disable_compile": True}
+    tokens = [m.generate(ids, max_new_tokens=6, do_sample=False, **static) for m in (own, model)]
+    assert torch.equal(*tokens)
+    assert AutoConfig.from_pretrained(path, trust_remote_code=True).model_type == "my_model"
+
+
+def test_save_and_load_again(folder, tmp_path):
+    own = AutoModelForCausalLM.from_pretrained(folder[0], trust_remote_code=True)
+    own.save_pretrained(tmp_path / "again")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again", trust_remote_code=True)
+    weights = again.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in own.state_dict().items())
+
+
+def test_gradient_checkpointing_and_lora(folder):
+    import peft
+
+    own = AutoModelForCausalLM.from_pretrained(folder[0], trust_remote_code=True).train()
+    ids = torch.arange(1, 17).view(2, 8)
+    gradients = []
+    for use in (False, True):
+        if use:
+            own.gradient_checkpointing_enable()
+        own.zero_grad()
+        own(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        gradients.append([p.grad.clone() for p in own.parameters()])
+    assert all(torch.equal(one, two) for one, two in zip(*gradients))
+    adapted = peft.get_peft_model(own, peft.LoraConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
+    assert sum("lora_A" in name for name, _ in adapted.named_parameters()) == 2 * own.config.num_hidden_layers
+
+
+def test_new_weights_are_drawn_as_the_variants_are():
+    config = small("deepnorm", initializer_range=0.05)
+    source = write_source(config, "deepnorm")
+    with loaded(source) as module:
+        torch.manual_seed(0)
+        _, own = models(source, module, reduced(config))
+    torch.manual_seed(0)
+    variant = hf_variants.VariantForCausalLM(reduced(config))
+    for name, tensor in own.state_dict().items():
+        if tensor.ndim > 1:
+            assert tensor.std().item() == pytest.approx(variant.state_dict()[name].std().item(), rel=0.1), name
+
+
+def test_the_plan_of_tensor_parallelism_is_the_variants(folder):
+    path, model = folder
+    own = AutoConfig.from_pretrained(path, trust_remote_code=True)
+    assert own.base_model_tp_plan == model.config.base_model_tp_plan
+    assert own.base_model_pp_plan == model.config.base_model_pp_plan
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gemma2", "encoder"])
+def test_loads_where_this_package_is_absent(name, tmp_path):
+    config = config_of(name)
+    kind = "CausalLM" if config.is_causal else "MaskedLM"
+    model = hostile_(getattr(hf_variants, f"VariantFor{kind}")(config)).eval()
+    model.save_pretrained(tmp_path / "variant")
+    standalone(tmp_path / "variant", tmp_path / "own")
+    ids = torch.arange(1, 11).view(1, 10)
+    torch.save(model(input_ids=ids).logits, tmp_path / "logits.pt")
+    code = (
+        "import sys, torch, transformers\n"
+        f"model = transformers.AutoModelFor{kind}.from_pretrained("
+        f"{str(tmp_path / 'own')!r}, trust_remote_code=True).eval()\n"
+        "made = model(input_ids=torch.arange(1, 11).view(1, 10)).logits\n"
+        f"assert torch.equal(made, torch.load({str(tmp_path / 'logits.pt')!r}))\n"
+        "assert not [name for name in sys.modules if name.split('.')[0] == 'hf_variants']\n"
+    )
+    made = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+
+
+def test_a_name_that_no_class_can_have_is_refused():
+    with pytest.raises(ValueError, match="begins with a letter"):
+        write_source(VariantConfig(**SIZES), "3b")
+
+
+def test_it_is_a_package_of_templates():
+    import hf_variants.standalone as package
+
+    assert {path.name for path in Path(package.__file__).parent.glob("*.jinja")} == {
+        "layers.jinja", "model.jinja", "modeling.jinja",
+    }  # fmt: skip
