@@ -69,6 +69,9 @@ class Stack:
         c = self.reader
         arguments = c.norm_arguments()
         self.norm = self._norm_kind(arguments, per_head=False, ones=c.initializer_norm_ones)
+        if self.norm["base"] != "torch_layernorm":
+            # First, so that the plain name is its own.
+            self._norm_class(self.norm)
         for field in ("norm_type", "norm_affine", "norm_bias", "norm_unit_offset", "norm_casting_mode"):
             getattr(c, field)
 
