@@ -47,6 +47,9 @@ WITHOUT_EFFECT = {
 # What earlier releases computed and the installed one may not read any more, and the values that mean nothing.
 RETIRED = {"pruned_heads": (None, {}), "add_cross_attention": (None, False)}
 
+# Keys of older configs for what stands among `rope_parameters` today.
+ROPE_KEYS = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
+
 # Words in the names of keys, and in their values, for position encodings.
 POSITIONS = {"rotary": "rope", "rope": "rope", "alibi": "alibi"}
 
@@ -323,10 +326,11 @@ def _is_implied(config: PreTrainedConfig, key: str, value: Any) -> bool:
     if key == "sliding_window":
         # No position is farther away.
         return context is not None and value >= context
-    if key == "original_max_position_embeddings":
+    if key in ROPE_KEYS:
+        # The config class moves them into the parameters, which are what models read.
         parameters = getattr(config, "rope_parameters", None) or {}
         scaled = parameters.get("rope_type", "default") in ("llama3", "yarn", "longrope")
-        return not scaled or parameters.get(key) == value
+        return key in parameters if scaled or key != "original_max_position_embeddings" else True
     return False
 
 

@@ -203,7 +203,7 @@ class RopeParameters(Entry):
         reads: the parameters that it reads beside transformers' standard ones.
     """
 
-    keys = ("rope_parameters",)
+    keys = kept = ("rope_parameters",)
 
     def __init__(self, partial: bool = True, per_layer_type: bool = True, reads: tuple[str, ...] = ()):
         self.partial = partial
@@ -225,14 +225,14 @@ class RopeParameters(Entry):
                     f"`rope_parameters` has {' and '.join(f'`{name}`' for name in ignored)}, which the native class does "
                     "not read. Remove the key."
                 )
-            if entry.get("rope_type") == "proportional":
+            if self.partial or entry.get("rope_type", "default") in ("default", "proportional"):
                 continue
-            if not self.partial and entry.get("partial_rotary_factor") not in (None, 1.0):
+            if entry.get("partial_rotary_factor") not in (None, 1.0):
                 raise ConversionError(
                     f"`rope_parameters` has `partial_rotary_factor` {entry['partial_rotary_factor']}, but the native "
                     "class rotates whole heads. Remove the key."
                 )
-        return {"rope_parameters": parameters}
+        return {"rope_parameters": parameters if self.partial else _without_idle_factor(parameters)}
 
     def backward(self, fields):
         parameters = fields["rope_parameters"] or {}
@@ -242,10 +242,18 @@ class RopeParameters(Entry):
         return {"rope_parameters": parameters}
 
 
+def _without_idle_factor(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The parameters without a `partial_rotary_factor` that a class which rotates whole heads does not look at."""
+    is_default = parameters.get("rope_type", "default") == "default"
+    return {
+        key: _without_idle_factor(value) if isinstance(value, dict) else value
+        for key, value in parameters.items()
+        if not (is_default and key == "partial_rotary_factor")
+    }
+
+
 class NestedRopeParameters(RopeParameters):
     """`rope_parameters` of a native type that always has one dictionary per layer type, and ignores what is beside."""
-
-    kept = ("rope_parameters",)
 
     def __init__(self, *layer_types: str):
         super().__init__(partial=False)
@@ -263,7 +271,7 @@ class PartialRopeParameters(RopeParameters):
 
     # transformers 5.17 keeps a copy of the factor beside the parameters, which no class reads.
     keys = ("rope_parameters", "partial_rotary_factor")
-    kept = ("partial_rotary_factor",)
+    kept = keys
 
     def __init__(self):
         super().__init__(per_layer_type=False)
@@ -512,6 +520,16 @@ def _own_values(native: PreTrainedConfig) -> Fields:
     return {key: value for key, value in native.to_dict().items() if key not in FRAMEWORK_KEYS}
 
 
+def _as_rotary_embeddings_read(native: PreTrainedConfig) -> PreTrainedConfig:
+    """A native config as it is after the stock model has scaled its RoPE by it, where keys beside the parameters count."""
+    parameters = getattr(native, "rope_parameters", None) or {}
+    if parameters.get("rope_type", "default") == "default":
+        return native
+    native = copy.deepcopy(native)
+    native.standardize_rope_params()
+    return native
+
+
 def _refuse_other_positions(config: AnyVariantConfig, unread: Fields) -> None:
     """
     Refuse a native config that speaks of positions which its class does not encode.
@@ -726,7 +744,8 @@ class ConfigMap:
                 "`model.dequantize()`, and save it."
             )
         self._check_keys(native, ignore_keys, head)
-        values = _own_values(native)
+        published = _own_values(native)
+        values = _own_values(_as_rotary_embeddings_read(native))
         entries = self._all_entries(values)
         values[HEAD_KEY] = head
         fields = self._fields(values)
@@ -742,7 +761,7 @@ class ConfigMap:
         undetermined = [key for entry in entries for key in entry.kept]
         # The way back knows those only that the class declares.
         undeclared = set(entries[0].keys) - self.native_class().to_dict().keys()
-        kept = {key: values[key] for key in [*undetermined, *undeclared, *unread, *ignore_keys] if key in values}
+        kept = {key: published[key] for key in [*undetermined, *undeclared, *unread, *ignore_keys] if key in published}
         kept |= {key: value for key, value in native.to_dict().items() if key in KEPT_FRAMEWORK_KEYS}
         leftovers = {
             key: value

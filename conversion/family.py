@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.auto_factory import getattribute_from_module
@@ -190,12 +191,19 @@ class Family:
             # The same tensors; whether it is a decoder, its config says.
             return "masked_lm"
         if head is None:
+            classes = (self.native_class(head) for head in self.converted_heads)
             raise UnsupportedModelType(
-                f"{class_name} has no counterpart here. Load the checkpoint as one of: "
-                + ", ".join(c.__name__ for head in self.heads if (c := self.native_class(head)) is not None)
-                + "."
+                f"{class_name} has no counterpart here. Use the stock class of "
+                f"transformers for it; what is converted is {' and '.join(c.__name__ for c in classes if c is not None)}."
             )
         return head
+
+    def knows(self, class_name: str) -> bool:
+        """Whether the name of a checkpoint's class says what it is: a class of transformers, or one named like those."""
+        named = any(self._is_called(head, class_name) for head in self.heads)
+        return (
+            named or self.class_of_transformers(class_name) is not None or self._head_by_ending(class_name) is not None
+        )
 
     def _is_called(self, head: str, class_name: str) -> bool:
         native = self.native_class(head)
@@ -207,14 +215,14 @@ class Family:
             return ""
         return f"the checkpoint is a {class_name}, of which {self.native_class(head).__name__} is what was taken"
 
-    def _class_of_transformers(self, class_name: str) -> type[PreTrainedModel] | None:
+    def class_of_transformers(self, class_name: str) -> type[PreTrainedModel] | None:
         """A class of this type by its name, whatever its head."""
         found = getattr(sys.modules[self.native_class(self.primary).__module__], class_name, None)
         return found if isinstance(found, type) and issubclass(found, PreTrainedModel) else None
 
     def _part_of(self, class_name: str) -> str | None:
         """Of another class of transformers, the head without a task of its own that has most of its tensors."""
-        whole = self._class_of_transformers(class_name)
+        whole = self.class_of_transformers(class_name)
         if whole is None:
             return None
         config = self.config_map.native_class()
@@ -233,7 +241,7 @@ class Family:
 
     def _head_by_ending(self, class_name: str) -> str | None:
         """The head that the name of a class of other code speaks of."""
-        if self._class_of_transformers(class_name) is not None:
+        if self.class_of_transformers(class_name) is not None:
             return None
         for head, endings in ENDINGS.items():
             if any(_plain(class_name).endswith(_plain(ending)) for ending in endings):
@@ -367,7 +375,12 @@ def read_config(folder: Path) -> PreTrainedConfig:
         return family.own_config.from_pretrained(folder)
     if model_type not in CONFIG_MAPPING:
         raise UnsupportedModelType(refusals.sentence(model_type))
-    return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (AttributeError, KeyError, TypeError, StrictDataclassError) as error:
+        raise ConversionError(
+            f"transformers does not take the config in {path} ({type(error).__name__}: {error}). Correct what it names."
+        ) from error
 
 
 # The types of our own checkpoints.

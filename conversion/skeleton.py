@@ -7,9 +7,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 
 def empty_model(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
-    """The model without memory for its weights."""
+    """The model without memory for its weights; its attention backend need not be installed here."""
+    config = copy.deepcopy(config)
+    backend = config._attn_implementation
+    config._attn_implementation = "eager"
     with torch.device("meta"):
-        return model_class(copy.deepcopy(config))
+        model = model_class(config)
+    model.config._attn_implementation = backend
+    return model
 
 
 def stored_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:

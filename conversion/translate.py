@@ -27,6 +27,7 @@ from .family import (
     all_families_and_encoders,
     family_and_head,
     family_for,
+    family_of,
     head_of_variant,
     is_variant,
     read_config,
@@ -178,12 +179,23 @@ class _Translation:
     to_native: bool
 
     def tensors(self, load: checkpoint.TensorSource | None = None) -> Iterator[tuple[str, torch.Tensor]]:
-        """The target's tensors one by one; they may be views of the source's memory."""
-        computed = {name for step in self.steps if not step.sources for name in step.targets}
+        """
+        The target's tensors one by one; they may be views of the source's memory. Those that no checkpoint has are in its
+        dtype, or in float32 where that would round them (a table of sinusoids): who loads the result in float32 has them
+        exact, as the class that computes them.
+        """
         for name, tensor in rules.run(
             self.steps, load or self.load, self.config, self.shapes, to_native=self.to_native
         ):
-            yield name, tensor.to(self.config.dtype or torch.float32) if name in computed else tensor
+            if name in self.computed:
+                cast = tensor.to(self.config.dtype or torch.float32)
+                tensor = cast if torch.equal(cast.to(tensor.dtype), tensor) else tensor
+            yield name, tensor
+
+    @property
+    def computed(self) -> set[str]:
+        """Names of the target's tensors that are made of no stored one."""
+        return {name for step in self.steps if not step.sources for name in step.targets}
 
     def lookup(self, load: checkpoint.TensorSource | None = None) -> checkpoint.TensorSource:
         """The same by name, in any order; what a step makes together is kept until another step is asked for."""
@@ -226,9 +238,19 @@ class _Translation:
         """
         return {name: tensor.to("meta") for name, tensor in self.tensors(header)}
 
-    def in_memory(self) -> dict[str, torch.Tensor]:
-        """The target's tensors, independent of the source's memory."""
-        return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in self.tensors()}
+    def in_memory(self, dtype: torch.dtype | str | None) -> dict[str, torch.Tensor]:
+        """
+        The target's tensors, independent of the source's memory.
+
+        Args:
+            dtype: of the model that they are for; by default, and with `"auto"`, each keeps its own.
+        """
+        own = self.config.dtype or torch.float32
+        rounded = self.computed if dtype in (None, "auto") else set()
+        return {
+            name: (tensor.to(own) if name in rounded else tensor).clone(memory_format=torch.contiguous_format)
+            for name, tensor in self.tensors()
+        }
 
 
 def _translation(
@@ -264,9 +286,24 @@ def _for_other_heads(
     return {source: target for source, target in moves.items() if (source if to_native else target) in ours}
 
 
-def native_family_and_head(config: PreTrainedConfig) -> tuple[Family, str]:
-    """Of a checkpoint, from `architectures`; the family's usual head where it says nothing."""
-    return family_and_head(config, next(iter(config.architectures or ()), None))
+def native_family_and_head(config: PreTrainedConfig, weights: checkpoint.Weights | None = None) -> tuple[Family, str]:
+    """
+    Of a checkpoint, from `architectures`. Where that says nothing, or only a name that no class of transformers has and
+    no task can be read from, it is the family's language model, or the bare model if `weights` have nothing of its head.
+    """
+    class_name = next(iter(config.architectures or ()), None)
+    family = family_of(config.model_type)
+    if class_name is not None and family.knows(class_name):
+        return family_and_head(config, class_name)
+    bare = family.native_class("base")
+    if weights is None or bare is None:
+        return family, family.primary
+    model = empty_model(family.native_class(family.primary), config)
+    inside = empty_model(bare, config).state_dict().keys()
+    head = {name for name in stored_tensors(model) if name.removeprefix(f"{model.base_model_prefix}.") not in inside}
+    layout = as_transformers_reads(model, weights)
+    return family, family.primary if not head or not head.isdisjoint(layout.names) else "base"
+
 
 
 def build(
@@ -342,10 +379,11 @@ def _open_native(source: str | Path, ignore_keys: Iterable[str]) -> _NativeSourc
     """What stands in a folder or a file of weights, or behind a Hub id."""
     path = checkpoint.resolve_folder(source)
     native_config = read_config(path)
-    family, head = native_family_and_head(native_config)
+    family_of(native_config.model_type)
     checkpoint.refuse_adapter(path)
     weights = checkpoint.weights_of(source, path)
     _refuse_more_layers_than_tensors(native_config, weights)
+    family, head = native_family_and_head(native_config, weights)
     config = family.config_map.to_variant(native_config, ignore_keys, head)
     native = empty_model(family.native_class(head), native_config)
     layout = as_transformers_reads(native, weights)
@@ -356,7 +394,7 @@ def _open_native(source: str | Path, ignore_keys: Iterable[str]) -> _NativeSourc
         opened.notes.append(f"Read {weights.file}, as transformers does; {', '.join(weights.others)} was left alone")
     _untie(opened, native_config, ignore_keys)
     _leave_out_the_pooler(opened)
-    _follow_default_attention(opened)
+    _follow_attention(opened)
     return opened
 
 
@@ -368,7 +406,7 @@ def _in_memory(native: PreTrainedModel, ignore_keys: Iterable[str]) -> _NativeSo
     config.dtype = native.dtype
     opened = _NativeSource(family, head, part, config, layout, native.dtype)
     _untie(opened, native.config, ignore_keys)
-    _follow_default_attention(opened)
+    _follow_attention(opened)
     return opened
 
 
@@ -444,10 +482,14 @@ def _part_of(
     return native, names, lambda name: state[stored[name]]
 
 
-def _follow_default_attention(opened: _NativeSource) -> None:
-    """Attention runs as in the stock class by default: eager where that has nothing else."""
+def _follow_attention(opened: _NativeSource) -> None:
+    """Attention runs as in the stock class: by default eager where that has nothing else, or as its config asks."""
+    is_eager = not (type(opened.native)._supports_sdpa or opened.family.own_models)
     for stack in stacks(opened.config):
-        stack.eager_by_default = not (type(opened.native)._supports_sdpa or opened.family.own_models)
+        stack.eager_by_default = is_eager
+    asked = opened.native.config._attn_implementation
+    if asked not in (None, "eager" if is_eager else "sdpa"):
+        opened.config._attn_implementation = asked
 
 
 def _generation_config(model: PreTrainedModel, source: PreTrainedModel) -> None:
@@ -504,7 +546,7 @@ def from_native(
         opened = _in_memory(source, ignore_keys)
     target_class = opened.family.variant_class(opened.head)
     translation = opened.translation(empty_model(target_class, opened.config))
-    model = build(target_class, opened.config, translation.in_memory(), dtype, device_map)
+    model = build(target_class, opened.config, translation.in_memory(dtype), dtype, device_map)
     if isinstance(source, PreTrainedModel):
         _generation_config(model, source)
     elif model.can_generate():
@@ -596,7 +638,7 @@ def to_native(model: PreTrainedModel, model_type: str | None = None) -> PreTrain
         family, head, model, list(stored_tensors(model)), model.state_dict().__getitem__, native_config, folding
     )
     native_config.dtype = model.dtype
-    native = build(type(target), native_config, translation.in_memory(), None, None)
+    native = build(type(target), native_config, translation.in_memory(None), None, None)
     _generation_config(native, model)
     report = _report(type(model).__name__, type(native).__name__, "export", family, head, model.config, target)
     _note_folds(report, folding, model.dtype)
@@ -663,7 +705,7 @@ def _open_gguf(path: Path, ignore_keys: Iterable[str]) -> tuple[gguf_files.GGUFC
         file.family, file.head, file.native, _variant_of_gguf(file), layout, file.dtype, path.parent, list(file.notes)
     )
     _untie(opened, file.config, ignore_keys)
-    _follow_default_attention(opened)
+    _follow_attention(opened)
     return file, opened
 
 
@@ -692,7 +734,7 @@ def _from_gguf(
     file, opened = _open_gguf(path, ignore_keys)
     target_class = opened.family.variant_class(opened.head)
     translation = opened.translation(empty_model(target_class, opened.config))
-    model = build(target_class, opened.config, translation.in_memory(), dtype, device_map)
+    model = build(target_class, opened.config, translation.in_memory(dtype), dtype, device_map)
     if model.can_generate():
         model.generation_config = file.generation_config()
     return model

@@ -107,7 +107,7 @@ def _load(source: str | Path | PreTrainedModel, dtype: torch.dtype | None, ignor
     if is_variant(config):
         model_class = variant_class((config.architectures or ["VariantForCausalLM"])[0])
     else:
-        family, head = native_family_and_head(config)
+        family, head = native_family_and_head(config, weights)
         model_class = family.native_class(head)
     is_file = Path(source).is_file()
     by_itself = {"config": config, "state_dict": {name: weights(name) for name in weights.names()}} if is_file else {}

@@ -10,6 +10,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BartConfig,
+    BartForCausalLM,
     GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
@@ -281,10 +283,30 @@ def test_a_quantised_checkpoint_is_refused(tmp_path, quantization):
 
 
 def test_a_class_without_counterpart_is_named(tmp_path):
+    config = BartConfig(
+        vocab_size=32, d_model=8, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=8, decoder_ffn_dim=8, max_position_embeddings=16,
+    )  # fmt: skip
+    BartForCausalLM(config).save_pretrained(tmp_path / "native")
+    with pytest.raises(UnsupportedModelType, match=r"BartForCausalLM .* stock class"):
+        convert(tmp_path / "native", tmp_path / "out")
+
+
+@pytest.mark.parametrize("architectures", [None, ["LlamaForSomethingElse"], ["Llama_XYZ"]])
+@pytest.mark.parametrize(("keep", "head"), [(True, "VariantForCausalLM"), (False, "VariantModel")])
+def test_where_no_known_class_is_named_the_tensors_say_which_it_is(tmp_path, architectures, keep, head):
     folder = saved(llama(), tmp_path / "native")
-    rewrite_config(folder, architectures=["LlamaForSomethingElse"])
-    with pytest.raises(UnsupportedModelType, match="LlamaForSomethingElse"):
-        convert(folder, tmp_path / "out")
+    rewrite_config(folder, architectures=architectures)
+    tensors = load_file(folder / "model.safetensors")
+    if not keep:
+        del tensors["lm_head.weight"]
+    own = {"something.weight": torch.ones(2)} if architectures else {}
+    save_file(tensors | own, folder / "model.safetensors", metadata={"format": "pt"})
+    report = convert(folder, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == [head]
+    assert report.passed_over.keys() == own.keys()
+    assert bool(report.part) == bool(architectures)
+    assert verify(folder, tmp_path / "out").ok
 
 
 @pytest.mark.parametrize("source", ["no/such/folder", "nothing_here"])

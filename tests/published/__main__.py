@@ -15,7 +15,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedConfig, PreTrainedModel, set_seed
 from transformers.utils import logging
 
 from hf_variants.conversion import convert, export
@@ -64,22 +64,25 @@ def _checked(published: dict[str, Any], folder: Path, refusal: str | None) -> di
     write(published)
     try:
         config = read_config(source)
-    except StrictDataclassError as error:
-        return {"loads": f"- (stock: {type(error).__name__})"}
-    try:
+        family, head = native_family_and_head(config)
         values = shrunk(published, type(config))
         write(values)
         config = read_config(source)
-        family, head = native_family_and_head(config)
-        native_class = family.native_class(head)
-        torch.manual_seed(0)
         dtype = config.dtype or torch.float32
-        # The class writes the weights, but the config stays as it was published.
-        hostile_(native_class(read_config(source))).to(dtype).save_pretrained(source)
+        native_class = family.native_class(head)
+        # The class that is named writes the weights, a head of its own included; the config stays as it was published.
+        writer_class = family.class_of_transformers(next(iter(config.architectures or ()), "")) or native_class
+        writer = _built(writer_class, read_config(source))
+        if isinstance(writer, Exception):
+            # What stops the stock class is nothing to compare with.
+            return {"loads": f"- (stock: {type(writer).__name__})"}
+        hostile_(writer).to(dtype).save_pretrained(source)
         write(values)
         (source / "generation_config.json").unlink(missing_ok=True)
         convert(source, folder / "variant")
     except Exception as error:  # Also those that are no message to a user, which the table has to show.
+        if isinstance(error.__cause__, StrictDataclassError):
+            return {"loads": f"- (stock: {type(error.__cause__).__name__})"}
         said = f"{type(error).__name__}: " * (not isinstance(error, (ValueError, OSError))) + str(error).split(". ")[0]
         right = refusal is not None and refusal in str(error)
         return {"loads": "refused, rightly" if right else f"NO: {said}"}
@@ -90,8 +93,16 @@ def _checked(published: dict[str, Any], folder: Path, refusal: str | None) -> di
     sides = {"stock": (native_class, source), "ours": (ours_class, folder / "variant")}
     if family.own_config is None:
         row |= _compared(family, head, sides, dtype)
-    row |= _exported(folder, source)
+    row |= _exported(folder, source, None if writer_class is native_class else native_class)
     return row
+
+
+def _built(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel | Exception:
+    torch.manual_seed(0)
+    try:
+        return model_class(config)
+    except Exception as error:  # whatever a class says to a config that it does not take
+        return error
 
 
 def _compared(family: Family, head: str, sides: dict[str, tuple], dtype: torch.dtype) -> dict[str, str]:
@@ -175,14 +186,23 @@ def _equal(
     return "yes" if error <= bound else f"NO: {error:.1e} of the spread"
 
 
-def _exported(folder: Path, source: Path) -> dict[str, str]:
+def _exported(folder: Path, source: Path, part: type[PreTrainedModel] | None) -> dict[str, str]:
+    """
+    What comes back of a config and its tensors.
+
+    Args:
+        part: the class of what was taken, where the checkpoint had a head of its own beside it.
+    """
     try:
         export(folder / "variant", folder / "back")
     except (ConversionError, ValueError, OSError) as error:
         return {"config back": f"NO: {error}", "tensors back": "NO"}
     theirs, ours = (read_config(path).to_dict() for path in (source, folder / "back"))
     different = {k for k in theirs.keys() | ours.keys() if theirs.get(k) != ours.get(k)} - OF_THE_FRAMEWORK
-    left, right = (load_file(path / "model.safetensors") for path in (source, folder / "back"))
+    left, right = (
+        load_file(path / "model.safetensors") if part is None else part.from_pretrained(path).state_dict()
+        for path in (source, folder / "back")
+    )
     same = left.keys() == right.keys() and all(
         left[name].dtype == right[name].dtype and torch.equal(left[name], right[name]) for name in left
     )
