@@ -1,6 +1,7 @@
 """Conversion itself: in memory (`from_native`, `to_native`) and on disk (`convert`, `export`), by the same rules."""
 
 import copy
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -799,6 +800,11 @@ def write_checkpoint(
         write_code(folder)
     checkpoint.write_safetensors(tensors, headers, folder, max_shard_bytes)
     config.save_pretrained(folder)
+    if is_variant(config) and config._attn_implementation is not None:
+        # What the source asks for: transformers reads this key, and does not write it.
+        path = folder / CONFIG_NAME
+        settings = json.loads(path.read_text(encoding="utf-8")) | {"attn_implementation": config._attn_implementation}
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 @dataclass

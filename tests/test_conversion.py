@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     BartConfig,
     BartForCausalLM,
@@ -19,6 +20,8 @@ from transformers import (
     LlamaForCausalLM,
     LlamaForSequenceClassification,
     LlamaModel,
+    MarianConfig,
+    MarianMTModel,
     PreTrainedTokenizerFast,
 )
 
@@ -587,3 +590,55 @@ def test_an_export_without_sliding_layers_runs(model_type):
     for either in (exported, model):
         either.set_attn_implementation("eager")
     assert torch.equal(logits(exported, 20), logits(model, 20))
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_the_attention_that_a_config_asks_for(tmp_path, key):
+    folder = saved(llama(), tmp_path / "native")
+    rewrite_config(folder, **{key: "eager"})
+    convert(folder, tmp_path / "out")
+    stock = LlamaForCausalLM.from_pretrained(folder)
+    ours = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert stock.config._attn_implementation == ours.config._attn_implementation == "eager"
+    # One that is not installed here is no obstacle to converting.
+    rewrite_config(folder, **{key: "flash_attention_2"})
+    convert(folder, tmp_path / "elsewhere")
+    assert (
+        json.loads((tmp_path / "elsewhere" / "config.json").read_text())["attn_implementation"] == "flash_attention_2"
+    )
+
+
+def test_a_table_that_no_checkpoint_has_is_not_rounded_to_its_dtype(tmp_path):
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    config = MarianConfig(
+        vocab_size=32, pad_token_id=31, encoder_attention_heads=2, decoder_attention_heads=2, **sizes
+    )
+    folder = saved(hostile_(MarianMTModel(config)).to(torch.float16), tmp_path / "native")
+    convert(folder, tmp_path / "out")
+    ids = torch.arange(12)[None]
+    for dtype in (torch.float32, torch.float16):
+        stock = MarianMTModel.from_pretrained(folder, dtype=dtype)
+        from_disk = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out", dtype=dtype)
+        for ours in (from_disk, hf_variants.from_native(folder, dtype=dtype)):
+            assert {tensor.dtype for tensor in ours.parameters()} == {dtype}
+            with torch.no_grad():
+                expected, seen = (model(ids, decoder_input_ids=ids).logits for model in (stock, ours))
+            assert torch.equal(seen, expected)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}, "original_max_position_embeddings": 24},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+        {"partial_rotary_factor": 0.5},
+    ],
+)
+def test_rope_keys_mean_what_they_mean_to_the_stock_class(tmp_path, changes):
+    folder = saved(llama(), tmp_path / "native")
+    rewrite_config(folder, remove=("rope_parameters",), **changes)
+    convert(folder, tmp_path / "out")
+    assert verify(folder, tmp_path / "out").ok
+    export(tmp_path / "out", tmp_path / "back")
+    before, after = (LlamaConfig.from_pretrained(path) for path in (folder, tmp_path / "back"))
+    assert before.rope_parameters == after.rope_parameters
