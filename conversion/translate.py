@@ -306,7 +306,6 @@ def native_family_and_head(config: PreTrainedConfig, weights: checkpoint.Weights
     return family, family.primary if not head or not head.isdisjoint(layout.names) else "base"
 
 
-
 def build(
     model_class: type[PreTrainedModel],
     config: PreTrainedConfig,
