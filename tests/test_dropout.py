@@ -104,7 +104,8 @@ def test_stock_class_and_variant_drop_the_same(model_type, seed):
             ours = hf_variants.from_native(stock)
             backends = row.backends if isinstance(row.backends, tuple) else row.backends(stock.config)
             batch = inputs_of(stock, 16)["long"]
-            for backend in backends:
+            # What a key falls back on does not depend on the backend.
+            for backend in backends if options is all_set else backends[:1]:
                 if backend == "sdpa" and not ours._supports_sdpa:
                     continue
                 set_backend(stock, ours, backend)
