@@ -32,6 +32,7 @@ from .family import (
     head_of_variant,
     is_variant,
     read_config,
+    stacks,
     variant_class,
 )
 from .folds import Folding
