@@ -54,6 +54,9 @@ published: $(INSTALLED)  ## published configs, shrunk: which convert, and in wha
 adapters: $(INSTALLED)  ## the table of adapter methods and native types; writes docs/adapters.md
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tests.adapter_table > docs/adapters.md
 
+hostile: $(INSTALLED)  ## damaged and hostile inputs to every command: what comes of them, as a table (ARGS=--verbose)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tests.hostile.table $(ARGS)
+
 releases: $(RELEASES:%=release-%)  ## the same with older transformers, shortly (RELEASES="5.17.0 5.20.2")
 
 release-%: .venv-%/.installed

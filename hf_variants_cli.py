@@ -8,7 +8,12 @@ and shell completion should not wait for that, so the parser lives here, and eac
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
+import io
 import json
+import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +24,21 @@ from typing import Any
 BASE_MODEL_RELATIONS = ("adapter", "finetune", "merge", "quantized")
 # The names torch gives its own dtypes; "auto" keeps what the source has.
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+# Characters that move the cursor, change colours, ring or reverse the direction of writing; not line ends and tabs.
+STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# What torch says for it, on any device.
+NO_MEMORY = r"out of memory|can't allocate memory|not enough memory"
+# By the system's error number.
+REMEDIES = {
+    errno.ENOSPC: "Your disk is full: free some space, or write to another disk.",
+    errno.EDQUOT: "Your disk quota is used up: free some space, or write elsewhere.",
+    errno.EACCES: "Give yourself the right to it, or choose another place.",
+    errno.EPERM: "Give yourself the right to it, or choose another place.",
+    errno.EROFS: "Choose a place that can be written to.",
+    errno.ENOENT: "Check the spelling of the path.",
+    errno.EIO: "The disk fails: copy what is on it, and use another.",
+}
 
 # Fields of transformers' GenerationConfig that have an option of their own; the others are reached with --set.
 GENERATION_OPTIONS: dict[str, tuple[type, str]] = {
@@ -37,27 +57,79 @@ GENERATION_OPTIONS: dict[str, tuple[type, str]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 done, 1 a check said no, 2 wrong use, 3 a fault of ours."""
-    arguments = build_parser().parse_args(argv)
+    with contextlib.redirect_stdout(_Shown(sys.stdout)), contextlib.redirect_stderr(_Shown(sys.stderr)):
+        return _run(build_parser().parse_args(argv))
+
+
+def _run(arguments: argparse.Namespace) -> int:
     try:
         return arguments.run(arguments)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:
-        # What a user can cause is raised as one of these two, with a message that stands on its own.
-        if arguments.debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except Exception as error:
         if arguments.debug:
             raise
+        if (sentence := _sentence(error)) is not None:
+            print(f"error: {sentence}", file=sys.stderr)
+            return 2
         print(
             f"error: unexpected {type(error).__name__}: {error}. This is a fault in hf-variants or in a package it "
             "uses: run the command again with --debug and report what it prints.",
             file=sys.stderr,
         )
         return 3
+
+
+def _sentence(error: Exception) -> str | None:
+    """What is wrong and what to do, of an error that a user can cause; `None` for a fault."""
+    # The writer of safetensors says the system's number in words.
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    if isinstance(error, OSError) or number:
+        code, file = getattr(error, "errno", None), getattr(error, "filename", None)
+        code = int(number[1]) if number else code
+        if code is not None:
+            where = f"{file}: " if file else ""
+            return f"{where}{os.strerror(code)}. {REMEDIES.get(code, 'Check the path and what lies there.')}"
+    if isinstance(error, MemoryError) or re.search(NO_MEMORY, str(error)):
+        return (
+            f"There is not enough memory ({str(error).splitlines()[0] if str(error) else 'nothing more is known'}). "
+            "Choose a narrower --dtype, fewer beams or tokens, or a machine with more."
+        )
+    # What a user can cause is raised as one of these two, with a message that stands on its own.
+    return str(error) if isinstance(error, (ValueError, OSError)) else None
+
+
+class _Shown(io.TextIOBase):
+    """
+    What is written to a terminal, where characters that steer it show as escapes: names and texts in files may hold any.
+    """
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        # A progress bar returns to the start of its line, as the first thing that it writes.
+        start = len(text) - len(text.removeprefix("\r"))
+        kept = text[start:].replace("\r\n", "\n")
+        self._stream.write(text[:start] + STEERING.sub(lambda found: ascii(found[0])[1:-1], kept))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    @property
+    def encoding(self) -> str:
+        return self._stream.encoding
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -296,7 +368,7 @@ def _add_generation_options(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--stop", metavar="TEXT", action="append", dest="stop_strings", help="stop after TEXT; may be given again"
     )
-    group.add_argument("--seed", metavar="N", type=int, help="of sampling")
+    group.add_argument("--seed", metavar="N", type=_seed, help="of sampling")
     group.add_argument(
         "--set", metavar="NAME=VALUE", action="append", type=_assignment, default=[], dest="more",
         help="any other field of transformers' GenerationConfig, its value as JSON or text; may be given again",
@@ -343,6 +415,13 @@ def _size(text: str) -> int:
         return _positive(number) * sizes[unit.upper()]
     except (KeyError, ValueError):
         raise argparse.ArgumentTypeError(f"{text!r} is not a size. Give a number and a unit, such as 5GB.") from None
+
+
+def _seed(text: str) -> int:
+    number = int(text)
+    if not 0 <= number < 2**32:
+        raise argparse.ArgumentTypeError(f"{number} is no seed. Give a number from 0 to {2**32 - 1}.")
+    return number
 
 
 def _positive(text: str) -> int:

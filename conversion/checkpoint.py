@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 from transformers.utils import (
     ADAPTER_CONFIG_NAME,
+    CONFIG_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
     WEIGHTS_INDEX_NAME,
@@ -31,6 +32,7 @@ from transformers.utils import (
 
 from .companions import HUB_PATTERNS
 from .errors import ConversionError
+from .json_files import read_object
 
 
 try:
@@ -89,14 +91,12 @@ def resolve_folder(source: str | Path) -> Path:
 
 def _weight_map(index: Path) -> dict[str, Any]:
     """Tensor name -> file name, as an index says."""
-    try:
-        weight_map = json.loads(index.read_text()).get("weight_map", {})
-        if not isinstance(weight_map, dict):
-            raise TypeError("its `weight_map` is no map")
-    except (ValueError, AttributeError, TypeError) as error:
-        raise ConversionError(
-            f"{index.name} is no index of weights ({error}). The checkpoint is damaged; fetch it again."
-        ) from error
+    content = read_object(index)
+    weight_map = content.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ConversionError(f"{index} has no `weight_map` of tensors. The checkpoint is damaged; fetch it again.")
+    if not isinstance(content.get("metadata", {}), dict):
+        raise ConversionError(f"`metadata` in {index} is no map. The checkpoint is damaged; fetch it again.")
     return weight_map
 
 
@@ -139,10 +139,15 @@ class Weights:
         suffix = ".safetensors" if "safetensors" in self.file else ".bin"
         for file in sorted(set(map(str, weight_map.values()))):
             # transformers follows such paths; a malicious index could read any file of this machine.
-            if Path(file).name != file or not file.endswith(suffix):
+            if Path(file).name != file or not file.endswith(suffix) or len(file) > 255:
                 raise ConversionError(
-                    f"{self.file} names the file {file!r}, which is not a plain {suffix} file of its folder. Do not "
+                    f"{self.file} names the file {file[:200]!r}, which is not a plain {suffix} file of its folder. Do not "
                     "trust this checkpoint."
+                )
+            if not (self.folder / file).is_file():
+                raise FileNotFoundError(
+                    f"{self.folder / self.file} names {file[:200]!r}, which is missing. The checkpoint is incomplete; "
+                    "fetch it again."
                 )
             present = set(self._tensors_of(file).keys())
             claimed = {name for name, where in weight_map.items() if where == file}
@@ -372,9 +377,13 @@ def new_folder(destination: str | Path) -> Iterator[Path]:
     """
     target = Path(destination).expanduser()
     refuse_occupied(destination)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    # Such a folder cannot be replaced: it is filled.
+    stays = target.is_dir() and (os.path.ismount(target) or target.samefile(os.curdir))
+    target = target.resolve()
+    place = target if stays else target.parent
+    place.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(target)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.{UNFINISHED}-", dir=target.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.{UNFINISHED}-", dir=place))
     with _held(temporary), _ended_by_signal():
         try:
             yield temporary
@@ -382,11 +391,17 @@ def new_folder(destination: str | Path) -> Iterator[Path]:
                 if path.is_file():
                     _flush(path)
             _flush(temporary)
-            if target.exists():
-                target.rmdir()
-            temporary.chmod(0o755)
-            temporary.rename(target)
-            _flush(target.parent)
+            if stays:
+                # What makes it a checkpoint comes last.
+                for path in sorted(temporary.iterdir(), key=lambda path: path.name == CONFIG_NAME):
+                    path.rename(target / path.name)
+                temporary.rmdir()
+            else:
+                if target.exists():
+                    target.rmdir()
+                temporary.chmod(0o755)
+                temporary.rename(target)
+            _flush(place)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise

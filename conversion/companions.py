@@ -17,6 +17,7 @@ from transformers import utils
 from transformers.utils import logging
 
 from .errors import ConversionError
+from .json_files import read_json, read_object, read_text
 from .tokenization import differences, load_tokenizer
 
 
@@ -24,6 +25,8 @@ logger = logging.get_logger(__name__)
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 MODULES = "modules.json"
+# Of a tokenizer, those that are one whatever its class.
+OBJECTS = (TOKENIZER_CONFIG, "tokenizer.json", "special_tokens_map.json", "added_tokens.json")
 # In the tokenizer's config of a converted folder: the class that the source's named there, null where it named none.
 ORIGINAL_CLASS = "native_tokenizer_class"
 
@@ -90,7 +93,7 @@ def tokenizer_files(folder: Path) -> list[Path]:
     ]
 
 
-def _belongs(path: Path, folder: Path) -> bool:
+def belongs(path: Path, folder: Path) -> bool:
     """Whether a file is the folder's own: links may go to files in it, and to the Hub cache's store beside it."""
     target, root = path.resolve(), folder.resolve()
     stores = [root] if root.parent.name != "snapshots" else [root, root.parent.parent / "blobs"]
@@ -108,16 +111,41 @@ def copy_files(source: Path, destination: Path) -> None:
         ConversionError: for a modules.json that leaves the folder.
     """
     for path in sorted(source.iterdir()):
-        if path.is_file() and _is_companion(path.name) and _belongs(path, source):
+        if path.is_file() and _is_companion(path.name) and belongs(path, source):
             shutil.copyfile(path, destination / path.name)
+            if path.suffix == ".json":
+                _forget_code(destination / path.name)
     _copy_tree(source / utils.CHAT_TEMPLATE_DIR, destination / utils.CHAT_TEMPLATE_DIR, source)
     for module in _modules(source):
         _copy_tree(source / module, destination / module, source)
-    if (source / MODULES).is_file() and _belongs(source / MODULES, source):
+    if (source / MODULES).is_file() and belongs(source / MODULES, source):
         shutil.copyfile(source / MODULES, destination / MODULES)
-    settings = _settings(destination)
-    if settings.pop("auto_map", None) is not None:
-        _write_settings(destination, settings)
+
+
+def _forget_code(path: Path) -> None:
+    settings = read_json(path)
+    if isinstance(settings, dict) and settings.pop("auto_map", None) is not None:
+        _write_settings(path, settings)
+
+
+def refuse_broken_files(folder: Path) -> None:
+    """
+    Look at what travels beside the weights before any long work.
+
+    Raises:
+        ConversionError: for a file that cannot be read as what it must be.
+    """
+    for path in sorted(folder.iterdir()):
+        if not _is_companion(path.name) or not path.is_file() or not belongs(path, folder):
+            continue
+        if path.suffix == ".jinja":
+            read_text(path)
+        elif path.name == utils.GENERATION_CONFIG_NAME:
+            read_object(path)
+        elif path.suffix == ".json":
+            content = read_json(path)
+            if path.name in OBJECTS and not isinstance(content, dict):
+                raise ConversionError(f"{path} holds no JSON object. The file is damaged; fetch it again, or mend it.")
 
 
 def _modules(folder: Path) -> Iterator[str]:
@@ -126,7 +154,7 @@ def _modules(folder: Path) -> Iterator[str]:
     if not path.is_file():
         return
     try:
-        entries = [(entry["path"], entry["type"]) for entry in json.loads(path.read_text(encoding="utf-8"))]
+        entries = [(entry["path"], entry["type"]) for entry in read_json(path)]
     except (ValueError, TypeError, KeyError) as error:
         raise ConversionError(f"{path} is no list of modules ({error!r}). Mend or remove it.") from error
     for where, kind in entries:
@@ -143,7 +171,7 @@ def _modules(folder: Path) -> Iterator[str]:
 def _copy_tree(source: Path, destination: Path, root: Path) -> None:
     """Copy a folder's files, pickled weights as safetensors."""
     for path in sorted(source.rglob("*")) if source.is_dir() else ():
-        if not path.is_file() or path.name.endswith(NEVER_COPIED) or not _belongs(path, root):
+        if not path.is_file() or path.name.endswith(NEVER_COPIED) or not belongs(path, root):
             continue
         target = destination / path.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -200,17 +228,18 @@ def _reference(source: Path, destination: Path) -> tuple[Any, list[str]]:
         shutil.copytree(
             destination, staged, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors", "*.py")
         )
-        config = json.loads((source / utils.CONFIG_NAME).read_text(encoding="utf-8"))
+        config = read_object(source / utils.CONFIG_NAME)
         config.pop("auto_map", None)
         (staged / utils.CONFIG_NAME).write_text(json.dumps(config), encoding="utf-8")
         code = _settings(source).get("auto_map")
         if code is not None:
-            _write_settings(staged, {**_settings(staged), "auto_map": code})
+            _write_settings(staged / TOKENIZER_CONFIG, {**_settings(staged), "auto_map": code})
             notes.append("it has code of its own, which was neither run nor copied: compare it yourself")
             tokenizer = load_tokenizer(staged, repository=_repository(source))
             if not isinstance(tokenizer, str):
                 return tokenizer, notes
-            _write_settings(staged, {name: value for name, value in _settings(staged).items() if name != "auto_map"})
+            own = {name: value for name, value in _settings(staged).items() if name != "auto_map"}
+            _write_settings(staged / TOKENIZER_CONFIG, own)
         return load_tokenizer(staged, repository=_repository(source)), notes
 
 
@@ -230,7 +259,7 @@ def _restore_class(folder: Path, reference: Any, to_native: bool) -> None:
     settings["tokenizer_class"] = named
     if named is None:
         del settings["tokenizer_class"]
-    _write_settings(folder, settings)
+    _write_settings(folder / TOKENIZER_CONFIG, settings)
 
 
 def _name_class(folder: Path, reference: Any, to_native: bool) -> None:
@@ -238,7 +267,7 @@ def _name_class(folder: Path, reference: Any, to_native: bool) -> None:
     settings = _settings(folder)
     original = settings.pop(ORIGINAL_CLASS, settings.get("tokenizer_class"))
     settings["tokenizer_class"] = type(reference).__name__
-    _write_settings(folder, settings if to_native else {**settings, ORIGINAL_CLASS: original})
+    _write_settings(folder / TOKENIZER_CONFIG, settings if to_native else {**settings, ORIGINAL_CLASS: original})
 
 
 def _save(folder: Path, reference: Any, to_native: bool) -> None:
@@ -248,12 +277,11 @@ def _save(folder: Path, reference: Any, to_native: bool) -> None:
 
 def _settings(folder: Path) -> dict[str, Any]:
     path = folder / TOKENIZER_CONFIG
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_object(path) if path.is_file() else {}
 
 
-def _write_settings(folder: Path, settings: dict[str, Any]) -> None:
+def _write_settings(path: Path, settings: dict[str, Any]) -> None:
     """In the form of the file that is there, so that a change that is undone leaves its bytes."""
-    path = folder / TOKENIZER_CONFIG
     if not settings:
         path.unlink(missing_ok=True)
         return

@@ -1,5 +1,8 @@
 """What can go wrong in a conversion, each as an exception that says what to do."""
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 
@@ -26,6 +29,70 @@ class VerificationFailed(ConversionError):
             f"The conversion differs from its source, so nothing was written: {failed}. Convert without verifying to "
             "look at it, and please report it."
         )
+
+
+NOTHING: Mapping[str, Any] = {}
+
+
+class Unreadable(ConversionError):
+    """Code that was not made for some value failed on it."""
+
+
+@contextmanager
+def reading(
+    what: str | Path, keys: Mapping[str, Any] = NOTHING, without: Callable[[str], Any] | None = None
+) -> Iterator[None]:
+    """
+    Around code of others, and of ours, that meets values which it may not be made for.
+
+    Args:
+        what: the file that the values stand in, or a few words for them.
+        keys: of the values, with them.
+        without: does the same where one key is left out; what then works was that key's fault.
+
+    Raises:
+        ConversionError: naming `what` and the keys, in place of errors that are no sentences of their own.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, Unreadable) and without is not None:
+            # What is inside may not know the keys.
+            error = error.__cause__ or error
+        elif isinstance(error, (ConversionError, FileNotFoundError, MemoryError)):
+            raise
+        blamed = [f"`{key}`" for key in _to_blame(error, keys, without)]
+        where = f"{what}, {' or '.join(blamed[:3])}" if blamed else what
+        raise Unreadable(
+            f"{where}: {one_line(error)}. Correct the value, or fetch the file again; if transformers takes it as it is, "
+            "report this as a fault of hf-variants, with what --debug shows."
+        ) from error
+
+
+def _to_blame(error: Exception, values: Mapping[str, Any], without: Callable[[str], Any] | None) -> list[str]:
+    if without is None or _works(without, ""):
+        return []
+    alone = [key for key in values if _works(without, key)]
+    zeros = [key for key, value in values.items() if value == 0 and type(value) in (int, float)]
+    return alone or (zeros if isinstance(error, ZeroDivisionError) else [])
+
+
+def _works(without: Callable[[str], Any], key: str) -> bool:
+    try:
+        without(key)
+    except Exception:
+        return False
+    return True
+
+
+def one_line(error: BaseException, limit: int = 400) -> str:
+    """What an error of a library says, without its line breaks and final stop."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = " ".join(lines)
+    said = said if len(said) <= limit else f"{said[: limit - 3]}..."
+    # A sentence speaks for itself; a name, a number or nothing does not.
+    kind = "" if isinstance(error, ValueError) and " " in said else f"{type(error).__name__}: "
+    return f"{kind}{said}".rstrip(". :")
 
 
 def _short(value: Any, limit: int = 160) -> str:

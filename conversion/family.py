@@ -1,7 +1,6 @@
 """What a native family is: its config translation, its weight rules, and where its arithmetic must differ from ours."""
 
 import importlib
-import json
 import pkgutil
 import sys
 from collections.abc import Callable, Mapping
@@ -9,7 +8,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.auto_factory import getattribute_from_module
@@ -22,7 +20,8 @@ from hf_variants.model.configuration_variant_seq2seq import VariantSeq2SeqConfig
 
 from . import families, refusals
 from .config_map import AnyVariantConfig, ConfigMap, Entry
-from .errors import ConversionError, UnsupportedModelType
+from .errors import UnsupportedModelType, reading
+from .json_files import read_config_values
 from .rules import Rule
 from .skeleton import empty_model
 
@@ -360,27 +359,30 @@ def read_config(folder: Path) -> PreTrainedConfig:
     Raises:
         FileNotFoundError: if the folder has no config.json.
         UnsupportedModelType: if transformers does not know its model type.
+        ConversionError: for a file or values of which no config can be made.
     """
     path = folder / CONFIG_NAME
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {CONFIG_NAME}. Give the folder of a checkpoint.")
-    try:
-        model_type = json.loads(path.read_text()).get("model_type", "")
-    except (ValueError, AttributeError) as error:
-        raise ConversionError(
-            f"{path} is not a JSON object ({error}). The checkpoint is damaged; fetch it again."
-        ) from error
+    values = read_config_values(path)
+    model_type = values.get("model_type", "")
+    if not isinstance(model_type, str) or not model_type:
+        raise UnsupportedModelType(
+            f"`model_type` in {path} is {model_type!r}, not a name. Write the model's type there."
+        )
     family = all_families().get(model_type)
-    if family is not None and family.own_config is not None:
-        return family.own_config.from_pretrained(folder)
-    if model_type not in CONFIG_MAPPING:
+    own = None if family is None else family.own_config
+    if own is None and model_type not in CONFIG_MAPPING:
         raise UnsupportedModelType(refusals.sentence(model_type))
-    try:
+    config_class = own or CONFIG_MAPPING[model_type]
+
+    def without(key: str) -> PreTrainedConfig:
+        return config_class.from_dict({name: value for name, value in values.items() if name != key})
+
+    with reading(path, values, without):
+        if own is not None:
+            return own.from_pretrained(folder)
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (AttributeError, KeyError, TypeError, StrictDataclassError) as error:
-        raise ConversionError(
-            f"transformers does not take the config in {path} ({type(error).__name__}: {error}). Correct what it names."
-        ) from error
 
 
 # The types of our own checkpoints.

@@ -26,7 +26,7 @@ from .checkpoint import FLOATS, TensorSource
 from .config_map import UNBUILDABLE
 from .errors import ConversionError
 from .rules import some
-from .skeleton import empty_model
+from .skeleton import empty_model, stored_tensors
 
 
 logger = logging.get_logger(__name__)
@@ -120,7 +120,7 @@ def as_transformers_reads(model: PreTrainedModel, weights: Weights) -> Layout:
             copies[name] = stored
     passed_over |= _reasons(model, unexpected)
     sources = {name: group for group in converted.values() for name in group.names()}
-    _refuse_other_numbers(model, copies, weights)
+    refuse_other_numbers(model, copies, weights)
 
     def read(name: str, values: bool) -> torch.Tensor:
         if name in copies:
@@ -177,8 +177,13 @@ def _standing_in(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]
     return found
 
 
-def _refuse_other_numbers(model: PreTrainedModel, copies: Mapping[str, str], weights: Weights) -> None:
-    """Weights are floats: those of 8 bits and fewer need scales beside them, and complex ones have no meaning."""
+def refuse_other_numbers(model: PreTrainedModel, copies: Mapping[str, str], weights: Weights) -> None:
+    """
+    `ConversionError` for weights that are no floats: those of 8 bits and fewer need scales, complex ones have no meaning.
+
+    Args:
+        copies: names of the model's tensors, with those under which they are stored.
+    """
     expected = model.state_dict()
     for name, stored in copies.items():
         dtype = weights.header(stored).dtype
@@ -207,6 +212,56 @@ def _refuse_more_layers(expected: Iterable[str], unexpected: Mapping[str, str]) 
             f"The config makes {sizes[modules]} of {modules}, and the checkpoint has more: {some(names)}. "
             "Correct the number of layers in config.json if it is wrong, or remove these tensors from the checkpoint."
         )
+
+
+def checked_names(model: PreTrainedModel, weights: Weights) -> list[str]:
+    """
+    The names of the tensors that a checkpoint of one of our models consists of: each once, and of tied ones the source.
+
+    Args:
+        model: no memory is needed for its weights.
+        weights: in the checkpoint; only tied copies are read.
+
+    Raises:
+        ConversionError: naming tensors that are missing, nobody's, of another shape or no floating-point numbers.
+    """
+    tied, expected, present = model.all_tied_weights_keys, stored_tensors(model), set(weights.names())
+    names = []
+    for name in weights.names():
+        if name not in tied or tied[name] not in present:
+            names.append(name)
+        elif not torch.equal(weights(name), weights(tied[name])):
+            raise ConversionError(
+                f"The config ties {name} to {tied[name]} (`tie_word_embeddings`), but the checkpoint has different values "
+                "for them. Set `tie_word_embeddings` to false in its config.json if they are meant to differ."
+            )
+    wrong = [f"{name} is missing" for name in expected if name not in names]
+    wrong += [f"{name} is not the model's" for name in names if name not in expected]
+    if wrong:
+        raise _other_weights(wrong)
+    refuse_other_shapes(model, weights)
+    refuse_other_numbers(model, {name: name for name in names}, weights)
+    return names
+
+
+def refuse_other_shapes(model: PreTrainedModel, weights: Weights) -> None:
+    """`ConversionError` for stored tensors of one of our models that have another shape than its config gives them."""
+    expected = model.state_dict()
+    shapes = {name: weights.header(name).shape for name in weights.names() if name in expected}
+    wrong = [
+        f"{name} has the shape {list(shape)} instead of {list(expected[name].shape)}"
+        for name, shape in shapes.items()
+        if shape != expected[name].shape
+    ]
+    if wrong:
+        raise _other_weights(wrong)
+
+
+def _other_weights(wrong: list[str]) -> ConversionError:
+    return ConversionError(
+        f"The weights are not those that config.json describes: {'; '.join(wrong[:5])}. Load the checkpoint with the code "
+        "that wrote it, and save it again."
+    )
 
 
 def _reasons(model: PreTrainedModel, unexpected: Mapping[str, str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from .errors import ConversionError
 from .gguf_files import read_tokenizer
+from .limits import bounded
 
 
 TEXTS = (
@@ -49,6 +50,8 @@ def load_tokenizer(source: Path, repository: str | None = None) -> Any:
         return AutoTokenizer.from_pretrained(source, **options)
     # Tokenizers, their converters and the libraries behind them raise errors of every class.
     except Exception as error:
+        if "trust_remote_code" in str(error):
+            return "AutoTokenizer cannot read the tokenizer without code of its own, which is never run"
         return (
             f"AutoTokenizer cannot read the tokenizer ({type(error).__name__}: {str(error).strip().splitlines()[:1]})"
         )
@@ -89,7 +92,8 @@ def _some(a: dict, b: dict) -> str:
 def _outcome(probe: Callable[[Any], Any], tokenizer: Any) -> Any:
     """What comes out; an error is an outcome, too."""
     try:
-        return probe(tokenizer)
+        with bounded("The tokenizer or its template"):
+            return probe(tokenizer)
     except Exception as error:
         return type(error).__name__
 

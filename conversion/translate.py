@@ -20,9 +20,9 @@ from hf_variants.model.configuration_variant import VariantConfig
 from hf_variants.model.custom_code import auto_map_of, write_code
 
 from . import checkpoint, folds, gguf_files, rules
-from .companions import copy_companions
+from .companions import belongs, copy_companions, refuse_broken_files
 from .config_map import training_fields
-from .errors import ConversionError, NotRepresentable, VerificationFailed
+from .errors import ConversionError, NotRepresentable, VerificationFailed, reading
 from .family import (
     Family,
     all_families_and_encoders,
@@ -36,7 +36,8 @@ from .family import (
     variant_class,
 )
 from .folds import Folding
-from .layout import Layout, Stored, as_transformers_reads, output_embedding
+from .json_files import read_config_values
+from .layout import Layout, Stored, as_transformers_reads, output_embedding, refuse_other_shapes
 from .record import command_line, is_hub_id, last_part, public_name, write_record
 from .skeleton import empty_model, stored_tensors
 from .tokenization import load_tokenizer
@@ -382,10 +383,8 @@ def _open_native(source: str | Path, ignore_keys: Iterable[str]) -> _NativeSourc
     family_of(native_config.model_type)
     checkpoint.refuse_adapter(path)
     weights = checkpoint.weights_of(source, path)
-    _refuse_more_layers_than_tensors(native_config, weights)
-    family, head = native_family_and_head(native_config, weights)
-    config = family.config_map.to_variant(native_config, ignore_keys, head)
-    native = empty_model(family.native_class(head), native_config)
+    refuse_more_layers_than_tensors(native_config, weights)
+    family, head, config, native = _understood(path / CONFIG_NAME, native_config, weights, ignore_keys)
     layout = as_transformers_reads(native, weights)
     dtype = native_config.dtype if native_config.dtype in checkpoint.FLOATS else weights.dtype()
     config.dtype = dtype
@@ -396,6 +395,41 @@ def _open_native(source: str | Path, ignore_keys: Iterable[str]) -> _NativeSourc
     _leave_out_the_pooler(opened)
     _follow_attention(opened)
     return opened
+
+
+def refuse_quantised(path: Path, values: Mapping[str, Any]) -> None:
+    """`ConversionError` for a config.json that says so, by the method's name."""
+    if (packed := values.get("quantization_config")) is not None:
+        raise ConversionError(
+            f"{path} says that the weights are quantised (`quantization_config`: {packed.get('quant_method')}). Take "
+            "the model as it was before."
+        )
+
+
+def _understood(
+    path: Path, native_config: PreTrainedConfig, weights: checkpoint.Weights, ignore_keys: Iterable[str]
+) -> tuple[Family, str, VariantConfig, PreTrainedModel]:
+    """
+    What a native config stands for: our config, and the native model without memory for its weights.
+
+    Args:
+        path: of the config.json, in whose values everything is looked for that fails.
+    """
+
+    def understand(native_config: PreTrainedConfig) -> tuple[Family, str, VariantConfig, PreTrainedModel]:
+        family, head = native_family_and_head(native_config, weights)
+        config = family.config_map.to_variant(native_config, ignore_keys, head)
+        return family, head, config, empty_model(family.native_class(head), native_config)
+
+    values = read_config_values(path)
+    refuse_quantised(path, values)
+
+    def without(key: str) -> Any:
+        left = {name: value for name, value in values.items() if name != key}
+        return understand(type(native_config).from_dict(left))
+
+    with reading(path, values, without):
+        return understand(native_config)
 
 
 def _in_memory(native: PreTrainedModel, ignore_keys: Iterable[str]) -> _NativeSource:
@@ -410,13 +444,16 @@ def _in_memory(native: PreTrainedModel, ignore_keys: Iterable[str]) -> _NativeSo
     return opened
 
 
-def _refuse_more_layers_than_tensors(config: PreTrainedConfig, weights: checkpoint.Weights) -> None:
+def refuse_more_layers_than_tensors(config: PreTrainedConfig, weights: checkpoint.Weights) -> None:
     """Before a model of that size is described: each layer has at least one tensor."""
+    if is_variant(config) and config.is_encoder_decoder:
+        for stack in stacks(config):
+            refuse_more_layers_than_tensors(stack, weights)
     for key in ("num_hidden_layers", "encoder_layers", "decoder_layers", "num_layers", "num_decoder_layers"):
         layers = getattr(config, key, None)
         if isinstance(layers, int) and layers > len(weights.files):
             raise ConversionError(
-                f"`{key}` is {layers}, and the checkpoint has {len(weights.files)} tensors. "
+                f"`{key}` is {layers}, and the checkpoint in {weights.folder} has {len(weights.files)} tensors. "
                 "It is incomplete, or the config does not belong to these weights."
             )
 
@@ -483,8 +520,10 @@ def _part_of(
 
 
 def _follow_attention(opened: _NativeSource) -> None:
-    """Attention runs as the native config asks."""
-    is_eager = any(stack.eager_by_default for stack in stacks(opened.config))
+    """Attention runs as in the stock class: by default eager where that has nothing else, or as its config asks."""
+    is_eager = not (type(opened.native)._supports_sdpa or opened.family.own_models)
+    for stack in stacks(opened.config):
+        stack.eager_by_default = is_eager
     asked = opened.native.config._attn_implementation
     if asked not in (None, "eager" if is_eager else "sdpa"):
         opened.config._attn_implementation = asked
@@ -499,16 +538,19 @@ def stored_generation_config(folder: Path) -> GenerationConfig:
     """
     What stock classes that generate have after loading from a folder; before transformers 4.25, config.json held it.
     """
-    try:
-        return GenerationConfig.from_pretrained(folder)
-    except OSError:
+    path = folder / GENERATION_CONFIG_NAME
+    if path.is_file():
+        with reading(path):
+            return GenerationConfig.from_pretrained(folder)
+    with reading(folder / CONFIG_NAME):
         return GenerationConfig.from_pretrained(folder, config_file_name=CONFIG_NAME, _from_model_config=True)
 
 
 def _write_generation_config(folder: Path, native: PreTrainedModel, source: Path) -> None:
     """Beside a variant, whose config.json does not hold what generation reads, the settings of its source."""
     path = folder / GENERATION_CONFIG_NAME
-    if path.is_file() or not native.can_generate():
+    theirs = source / GENERATION_CONFIG_NAME
+    if path.is_file() or not native.can_generate() or (theirs.is_file() and not belongs(theirs, source)):
         return
     # Not `save_pretrained`, which refuses settings that have no effect together; they were published so.
     path.write_text(stored_generation_config(source).to_json_string(), encoding="utf-8")
@@ -768,12 +810,18 @@ def _cast(
     tensors: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype | None, non_finite: list[str]
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors in another dtype; the names of those with NaN or infinite values are collected on the way."""
+    cast = ((name, tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor) for name, tensor in tensors)
+    return noting_non_finite(cast, non_finite)
+
+
+def noting_non_finite(
+    tensors: Iterable[tuple[str, torch.Tensor]], non_finite: list[str]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors as they come; the names of those with NaN or infinite values are collected on the way."""
     for name, tensor in tensors:
-        if tensor.is_floating_point():
-            tensor = tensor if dtype is None else tensor.to(dtype)
-            # NaN and infinities come through to the extremes, which are found in one pass without a copy.
-            if tensor.numel() and not all(torch.isfinite(extreme) for extreme in torch.aminmax(tensor)):
-                non_finite.append(name)
+        # NaN and infinities come through to the extremes, which are found in one pass without a copy.
+        if tensor.is_floating_point() and tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
+            non_finite.append(name)
         yield name, tensor
 
 
@@ -963,6 +1011,7 @@ def convert(
     if is_gguf(source):
         return _convert_gguf(Path(source), destination, target_dtype, ignore_keys, max_shard_bytes, verify)
     opened = _open_native(source, ignore_keys)
+    refuse_broken_files(opened.path)
     with _converted(opened, source, destination, target_dtype, max_shard_bytes, verify, ignore_keys) as (
         folder,
         report,
@@ -1096,10 +1145,15 @@ def export(
         raise ConversionError(
             f"{source} is a {config.model_type} checkpoint, not a variant. Convert it first, or export another folder."
         )
+    refuse_quantised(folder / CONFIG_NAME, read_config_values(folder / CONFIG_NAME))
     head = head_of_variant((config.architectures or ["VariantForCausalLM"])[0])
-    family, native_config, folding = _target_of(config, model_type, head)
     weights = checkpoint.weights_of(source, folder)
-    variant = empty_model(family.variant_class(head), config)
+    refuse_more_layers_than_tensors(config, weights)
+    variant = empty_model(variant_class((config.architectures or ["VariantForCausalLM"])[0]), config)
+    refuse_other_shapes(variant, weights)
+    with reading(folder / CONFIG_NAME):
+        family, native_config, folding = _target_of(config, model_type, head)
+    refuse_broken_files(folder)
     layout = as_transformers_reads(variant, weights)
     apart = _for_other_heads(family, head, layout.apart, variant, to_native=True)
     target, translation = _exported(family, head, variant, layout.names, layout.load, native_config, folding)
@@ -1137,6 +1191,11 @@ def export(
 
 def _note_non_finite(report: Report, names: list[str]) -> None:
     report.non_finite = names
+    warn_of_non_finite(names)
+
+
+def warn_of_non_finite(names: list[str]) -> None:
+    """Say aloud which tensors have values that are no numbers."""
     if names:
         logger.warning(
             f"{len(names)} tensors have NaN or infinite values, {names[0]} first: the source is damaged, or "

@@ -14,6 +14,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel, set_seed
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from hf_variants.model.configuration_variant import VariantConfig
 
@@ -21,14 +22,22 @@ from . import checkpoint, folds, rules
 from .companions import has_tokenizer
 from .config_map import differing_fields
 from .errors import ConversionError, NotRepresentable
-from .family import Family, family_and_head, head_of_variant, is_variant, read_config, stacks, variant_class
+from .family import Family, family_and_head, family_of, head_of_variant, is_variant, read_config, stacks, variant_class
 from .folds import Folding
 from .gguf_files.proof import Reading, readings
+from .json_files import read_object
 from .layout import NO_PLACE, as_transformers_reads
 from .memory import lay_alike
-from .skeleton import empty_model, stored_tensors
+from .skeleton import empty_model, loading, stored_tensors
 from .tokenization import differences, load_tokenizer, probe_texts
-from .translate import _as_dtype, _load_gguf, is_gguf, native_family_and_head, stored_generation_config
+from .translate import (
+    _as_dtype,
+    _load_gguf,
+    is_gguf,
+    native_family_and_head,
+    refuse_more_layers_than_tensors,
+    stored_generation_config,
+)
 
 
 # Longest input that is tried, to leave a laptop usable. Longer windows are narrowed and farther positions given.
@@ -102,8 +111,11 @@ def _load(source: str | Path | PreTrainedModel, dtype: torch.dtype | None, ignor
         return _Loaded(model if dtype is None else model.to(dtype), Path(source), readings=seen)
     folder = checkpoint.resolve_folder(source)
     config = read_config(folder)
+    if not is_variant(config):
+        family_of(config.model_type)
     # Refuses indexes that leave the folder, before transformers follows them.
     weights = checkpoint.weights_of(source, folder)
+    refuse_more_layers_than_tensors(config, weights)
     if is_variant(config):
         model_class = variant_class((config.architectures or ["VariantForCausalLM"])[0])
     else:
@@ -117,10 +129,14 @@ def _load(source: str | Path | PreTrainedModel, dtype: torch.dtype | None, ignor
         # It would be a random one.
         by_itself["add_pooling_layer"] = False
     # transformers fills missing tensors with random values, and leaves out what it has no place for.
-    model, info = model_class.from_pretrained(
-        None if is_file else folder, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True,
-        **by_itself,
-    )  # fmt: skip
+    if (folder / GENERATION_CONFIG_NAME).is_file():
+        read_object(folder / GENERATION_CONFIG_NAME)
+    with loading(folder, model_class):
+        _refuse_larger_model(empty_model(model_class, config), folder, weights)
+        model, info = model_class.from_pretrained(
+            None if is_file else folder, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True,
+            **by_itself,
+        )  # fmt: skip
     if is_file and model.can_generate():
         model.generation_config = stored_generation_config(folder)
     unread: Iterable[str] = ()
@@ -139,7 +155,28 @@ def _load(source: str | Path | PreTrainedModel, dtype: torch.dtype | None, ignor
         for name in sorted(info[f"{kind}_keys"])
         if kind != "unexpected" or name not in unread
     ]
+    start = getattr(config, "decoder_start_token_id", None)
+    if isinstance(start, int) and start >= _vocab_size(model):
+        faults.append(f"no embedding for the decoder_start_token_id {start}")
+    if getattr(config, "quantization_config", None) is None:
+        expected, prefix = model.state_dict(), f"{model.base_model_prefix}."
+        for name in weights.names():
+            place = expected.get(name, expected.get(prefix + name))
+            dtype_of = weights.header(name).dtype
+            if place is not None and place.is_floating_point() and dtype_of not in checkpoint.FLOATS:
+                faults.append(f"{dtype_of} {name}")
     return _Loaded(model, folder, faults)
+
+
+def _refuse_larger_model(model: PreTrainedModel, folder: Path, weights: checkpoint.Weights) -> None:
+    """Before memory is taken for weights that are not there; a file of 4 bits has an eighth of the numbers."""
+    described = sum(tensor.numel() for tensor in model.state_dict().values())
+    stored = sum(weights.header(name).numel() for name in weights.names())
+    if described > 10 * stored + 1_000_000:
+        raise ConversionError(
+            f"{folder / CONFIG_NAME} describes {described:,} numbers, and the weights have {stored:,}: their shapes are "
+            "others. Check that the config belongs to these weights."
+        )
 
 
 def _inputs(model: PreTrainedModel, length: int, batch: int = 2) -> torch.Tensor:

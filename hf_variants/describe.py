@@ -1,12 +1,13 @@
 """What architecture a config stands for, as a table for people."""
 
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
 import hf_variants
 
+from .conversion.errors import reading
+from .conversion.json_files import read_config_values
 from .conversion.skeleton import empty_model
 from .conversion.translate import config_of_gguf, is_gguf
 from .model.axis import ROUNDING, Axis, nobody_chose, own_fields
@@ -44,18 +45,18 @@ def load_config(name: str) -> "hf_variants.VariantConfig | hf_variants.VariantSe
     file = path / "config.json" if path.is_dir() else path
     if not file.exists():
         raise FileNotFoundError(f"{path} holds no config.json. Give the folder of a saved model.")
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        model_type = values.get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{file} is not a config: {error}. Give a config.json as transformers writes it.") from error
+    values = read_config_values(file)
+    model_type = values.get("model_type")
     kinds = {kind.model_type: kind for kind in (hf_variants.VariantConfig, hf_variants.VariantSeq2SeqConfig)}
-    if model_type not in kinds:
+    if not isinstance(model_type, str) or model_type not in kinds:
         raise ValueError(
             f"{file} has model_type {model_type!r}, and only {' and '.join(map(repr, kinds))} can be described. "
             "Convert the model first."
         )
-    return kinds[model_type].from_dict(values)
+    with reading(file):
+        config = kinds[model_type].from_dict(values)
+    config.name_or_path = str(path)
+    return config
 
 
 def describe(config: "hf_variants.VariantConfig | hf_variants.VariantSeq2SeqConfig") -> str:

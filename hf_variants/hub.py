@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import CommitInfo
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME, logging
@@ -14,11 +13,14 @@ import hf_variants
 
 from . import card
 from .conversion import checkpoint
-from .conversion.companions import copy_files
+from .conversion.companions import belongs, copy_files, refuse_broken_files
 from .conversion.errors import ConversionError
 from .conversion.family import is_variant, read_config
+from .conversion.json_files import read_object
+from .conversion.layout import checked_names
 from .conversion.record import RECORD
-from .conversion.skeleton import empty_model, stored_tensors
+from .conversion.skeleton import empty_model
+from .conversion.translate import noting_non_finite, warn_of_non_finite
 from .model.configuration_variant import FRAMEWORK_KEYS
 from .model.custom_code import auto_map_of, write_code
 from .model.upload import Upload, written_since
@@ -70,8 +72,8 @@ def bundle(
     config = read_config(folder)
     model = model_of(source, folder, config)
     reader = checkpoint.Weights(folder)
-    expected = stored_tensors(model)
-    names = checked_names(model, expected, reader)
+    names = checked_names(model, reader)
+    refuse_broken_files(folder)
     upload = None
     if push_to is not None:
         upload = Upload(
@@ -92,9 +94,11 @@ def bundle(
         config.architectures = [type(model).__name__]
         config.auto_map = auto_map_of(config)
         write_code(temporary)
-        tensors = ((name, checked(name, reader(name), expected[name])) for name in names)
+        non_finite: list[str] = []
+        tensors = noting_non_finite(((name, reader(name)) for name in names), non_finite)
         headers = {name: reader.header(name) for name in names}
         checkpoint.write_safetensors(tensors, headers, temporary, max_shard_bytes)
+        warn_of_non_finite(non_finite)
         config.save_pretrained(temporary)
         _copy_the_rest(folder, temporary)
         card.write_card(
@@ -126,7 +130,7 @@ def model_of(source: str | Path, folder: Path, config: PreTrainedConfig) -> PreT
             f"`architectures` of {folder / CONFIG_NAME} is {names or None}, so it is unknown which class the weights are "
             f"of. Write one of {', '.join(card.TASKS)} there."
         )
-    values = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    values = read_object(folder / CONFIG_NAME)
     if unknown := _unknown_keys(config, values):
         logger.warning(
             f"{', '.join(f'`{key}`' for key in unknown)} of {folder / CONFIG_NAME} means nothing to this version of "
@@ -145,48 +149,16 @@ def _unknown_keys(config: PreTrainedConfig, values: dict[str, Any]) -> list[str]
     return unknown
 
 
-def checked_names(model: PreTrainedModel, expected: dict[str, torch.Tensor], reader: checkpoint.Weights) -> list[str]:
-    """The names of the tensors to store: each of the model's, once, and of tied ones the source."""
-    tied = model.all_tied_weights_keys
-    names = []
-    for name in reader.names():
-        if name not in tied or tied[name] not in reader.files:
-            names.append(name)
-        elif not torch.equal(reader(name), reader(tied[name])):
-            raise ConversionError(
-                f"The config ties {name} to {tied[name]} (`tie_word_embeddings`), but the checkpoint has different values "
-                "for them. Set `tie_word_embeddings` to false in its config.json if they are meant to differ."
-            )
-    wrong = [f"{name} is missing" for name in expected if name not in names]
-    wrong += [f"{name} is not the model's" for name in names if name not in expected]
-    if wrong:
-        raise _wrong_weights(wrong)
-    return names
-
-
-def checked(name: str, tensor: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-    if tensor.shape != expected.shape:
-        raise _wrong_weights([f"{name} has the shape {list(tensor.shape)} instead of {list(expected.shape)}"])
-    return tensor
-
-
-def _wrong_weights(wrong: list[str]) -> ConversionError:
-    return ConversionError(
-        f"The weights are not those that config.json describes: {'; '.join(wrong[:5])}. Load the checkpoint with the code "
-        "that wrote it, and save it again."
-    )
-
-
 def _copy_the_rest(folder: Path, destination: Path) -> None:
     """Tokenizer, generation config, licence, the card and the record of a conversion."""
     copy_files(folder, destination)
     for name in (card.CARD, RECORD):
-        if (folder / name).is_file():
+        if (folder / name).is_file() and belongs(folder / name, folder):
             shutil.copyfile(folder / name, destination / name)
     path = destination / "tokenizer_config.json"
     if not path.is_file():
         return
-    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = read_object(path)
     kept = {
         key: value
         for key, value in settings.items()
@@ -194,7 +166,7 @@ def _copy_the_rest(folder: Path, destination: Path) -> None:
     }
     if kept != settings:
         path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    original = json.loads((folder / path.name).read_text(encoding="utf-8"))
+    original = read_object(folder / path.name)
     if original.get("auto_map"):
         logger.warning(
             f"The tokenizer of {folder} has code of its own ({original['auto_map']}), which is not bundled. Save it as a "

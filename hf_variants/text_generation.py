@@ -1,5 +1,6 @@
 """Text from a checkpoint, in the terminal: `hf-variants generate` and `hf-variants chat`."""
 
+import copy
 import difflib
 import json
 import sys
@@ -13,6 +14,7 @@ import torch
 from transformers import (
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TextStreamer,
@@ -22,9 +24,20 @@ from transformers import (
 import hf_variants
 from hf_variants.conversion import from_native
 from hf_variants.conversion.adapters import is_adapter, load_adapter
-from hf_variants.conversion.family import VARIANT_TYPES, variant_class
+from hf_variants.conversion.checkpoint import Weights, resolve_folder
+from hf_variants.conversion.companions import refuse_broken_files
+from hf_variants.conversion.errors import ConversionError, one_line, reading
+from hf_variants.conversion.family import is_variant, read_config, variant_class
 from hf_variants.conversion.gguf_files import read_tokenizer
-from hf_variants.conversion.translate import is_gguf
+from hf_variants.conversion.layout import checked_names
+from hf_variants.conversion.limits import bounded
+from hf_variants.conversion.skeleton import empty_model, loading
+from hf_variants.conversion.translate import (
+    is_gguf,
+    noting_non_finite,
+    refuse_more_layers_than_tensors,
+    warn_of_non_finite,
+)
 
 
 # transformers would stop after 20 tokens where neither the user nor the checkpoint names a length.
@@ -33,6 +46,9 @@ DEFAULT_NEW_TOKENS = 256
 UNSET_MAX_LENGTH = 20
 # Setting one of these asks for sampling; transformers ignores them without it.
 SAMPLING_OPTIONS = frozenset({"temperature", "top_k", "top_p", "min_p", "typical_p"})
+
+# Of accelerate: ways to spread a model over what there is.
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 EXIT_COMMANDS = ("/exit", "/quit")
 CLEAR_COMMAND = "/clear"
@@ -62,17 +78,15 @@ class Generator:
         Returns:
             what was written; of an answer that was interrupted (Ctrl-C), what there was by then.
         """
-        inputs = self.tokenizer(text, return_tensors="pt", add_special_tokens=special_tokens).to(self.model.device)
+        with reading("The tokenizer, or the prompt"):
+            inputs = self.tokenizer(text, return_tensors="pt", add_special_tokens=special_tokens)
         inputs = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
+        options = self._within_table(inputs["input_ids"], options)
+        inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
         printer = _Printer(self.tokenizer, out)
         started = time.perf_counter()
         try:
-            tokens = self.model.generate(
-                **inputs,
-                generation_config=options,
-                streamer=None if (options.num_beams or 1) > 1 else printer,
-                tokenizer=self.tokenizer if options.stop_strings else None,
-            )
+            tokens = self._generate(inputs, options, None if (options.num_beams or 1) > 1 else printer)
         except KeyboardInterrupt:
             # Flushes the word that was being formed.
             printer.end()
@@ -85,6 +99,87 @@ class Generator:
             )
         print(f"[{count} tokens, {count / (time.perf_counter() - started):.0f} a second]", file=sys.stderr)
         return printer.text
+
+    def _within_table(self, ids: torch.Tensor, options: GenerationConfig) -> GenerationConfig:
+        """
+        The options, with no more new tokens than there are positions.
+
+        Args:
+            ids: of the prompt: (1, tokens).
+
+        Raises:
+            ValueError: for a prompt that the model has no embeddings for.
+        """
+        if ids.shape[1] == 0:
+            raise ValueError("The prompt has no tokens to begin with. Give a text.")
+        config = self.model.config
+        encoder, decoder = (config.encoder, config.decoder) if config.is_encoder_decoder else (config, config)
+        if (largest := int(ids.max())) >= encoder.vocab_size:
+            raise ValueError(
+                f"The tokenizer makes token {largest} of the prompt, and the model has {encoder.vocab_size}. They do not "
+                "belong together: name the right one with --tokenizer."
+            )
+        if has_table(encoder) and ids.shape[1] + (encoder is decoder) > encoder.max_position_embeddings:
+            raise ValueError(
+                f"The prompt has {ids.shape[1]} tokens, and the model's table of positions ends at "
+                f"{encoder.max_position_embeddings} (`max_position_embeddings`). Shorten it."
+            )
+        room = decoder.max_position_embeddings - (ids.shape[1] if encoder is decoder else 1)
+        asked = options.max_new_tokens
+        if not has_table(decoder) or not isinstance(asked, int) or asked <= room:
+            return options
+        print(f"[at most {room} tokens: the table of positions ends there]", file=sys.stderr)
+        options = copy.deepcopy(options)
+        options.max_new_tokens = room
+        return options
+
+    def _generate(
+        self, inputs: dict[str, torch.Tensor], options: GenerationConfig, streamer: TextStreamer | None
+    ) -> torch.Tensor:
+        """
+        The model's tokens.
+
+        Raises:
+            ValueError: if settings are to blame: without them, the model makes a token of the same prompt.
+        """
+        tokenizer = self.tokenizer if options.stop_strings else None
+        try:
+            return self.model.generate(**inputs, generation_config=options, streamer=streamer, tokenizer=tokenizer)
+        except (
+            ArithmeticError,
+            AttributeError,
+            ImportError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
+            if isinstance(error, torch.OutOfMemoryError) or "memory" in str(error):
+                raise
+            set_by_somebody = options.to_diff_dict()
+            self._generate_plainly(inputs)
+            names = ", ".join(f"{name} = {value!r}" for name, value in set_by_somebody.items())
+            code = "trust_remote_code" in str(error)
+            what = "they ask for code of others, which is never run" if code else one_line(error)
+            raise ValueError(
+                f"Generation fails with its settings: {what}. Correct one of them, in generation_config.json or "
+                f"with an option: {names}."
+            ) from error
+
+    def _generate_plainly(self, inputs: dict[str, torch.Tensor]) -> None:
+        """One token; what a checkpoint says of generation fills every setting that is left open, so it is put away."""
+        settings = self.model.generation_config
+        plain = GenerationConfig(max_new_tokens=1, pad_token_id=0, decoder_start_token_id=0, bos_token_id=0)
+        self.model.generation_config = plain
+        try:
+            self.model.generate(**inputs, generation_config=plain)
+        finally:
+            self.model.generation_config = settings
+
+
+def has_table(stack: hf_variants.VariantConfig) -> bool:
+    """Whether positions come from a table, which ends."""
+    return stack.position_embedding_type in ("learned", "sinusoidal")
 
 
 class _Printer(TextStreamer):
@@ -123,6 +218,7 @@ def open_checkpoint(
         ValueError: if the checkpoint's type cannot be converted, or if it does not write text.
         OSError: if there is no checkpoint or no tokenizer.
     """
+    _refuse_device(device)
     device = device or (torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")).type
     model = _load_model(source, dtype, device, ignore_keys)
     if not model.can_generate():
@@ -131,6 +227,19 @@ def open_checkpoint(
             "encoder-decoder with its language-model head."
         )
     return Generator(model.eval(), _load_tokenizer(tokenizer or source))
+
+
+def _refuse_device(device: str | None) -> None:
+    """`ValueError` for a device that torch does not know or this machine does not have; not for plans over several."""
+    if device is None or device in DEVICE_MAPS:
+        return
+    try:
+        torch.empty(0, device=device)
+    # By the backend, an error of another class.
+    except Exception as error:
+        raise ValueError(
+            f"--device {device}: {one_line(error)}. Give cpu, or an accelerator of this machine."
+        ) from error
 
 
 def _load_model(
@@ -146,16 +255,49 @@ def _load_model(
         model = _load_model(str(base), dtype, device, ignore_keys)
         return load_adapter(model, folder, ignore_keys=ignore_keys)
     try:
-        values, _ = hf_variants.VariantConfig.get_config_dict(source)
-    except OSError as error:
+        folder = resolve_folder(source)
+        config = read_config(folder)
+    except FileNotFoundError as error:
         raise OSError(
             f"{source} is not a checkpoint: {str(error).splitlines()[0]} Give a folder with a config.json, a .gguf "
             "file, or a Hub id."
         ) from error
-    if values.get("model_type") not in VARIANT_TYPES:
-        return from_native(source, dtype=dtype, device_map=device, ignore_keys=ignore_keys)
-    model_class = variant_class((values.get("architectures") or ["none"])[0])
-    return model_class.from_pretrained(source, dtype=dtype or "auto", device_map=device)
+    refuse_broken_files(folder)
+    if is_variant(config):
+        model = _load_variant(folder, config, dtype, device)
+    else:
+        chosen = config._attn_implementation
+        attention = "" if chosen is None else f" (`attn_implementation` {chosen!r})"
+        # Of several dtypes stock classes take the config's, and only conversion keeps each.
+        with reading(f"{folder}{attention}"):
+            model = from_native(source, dtype=dtype or config.dtype, device_map=device, ignore_keys=ignore_keys)
+    non_finite: list[str] = []
+    for _ in noting_non_finite(((name, weight.data) for name, weight in model.named_parameters()), non_finite):
+        pass
+    warn_of_non_finite(non_finite)
+    return model
+
+
+def _load_variant(folder: Path, config: PreTrainedConfig, dtype: torch.dtype | None, device: str) -> PreTrainedModel:
+    """
+    One of our models.
+
+    Raises:
+        ConversionError: if its weights are not those of its config: transformers would fill what is missing at random.
+    """
+    model_class = variant_class((config.architectures or ["none"])[0])
+    weights = Weights(folder)
+    refuse_more_layers_than_tensors(config, weights)
+    # What quantisers store beside the weights, they alone know.
+    with loading(folder, model_class):
+        if getattr(config, "quantization_config", None) is None:
+            checked_names(empty_model(model_class, config), weights)
+        model, info = model_class.from_pretrained(
+            folder, dtype=dtype or "auto", device_map=device, output_loading_info=True
+        )
+    if info["missing_keys"]:
+        raise ConversionError(f"{folder} lacks {', '.join(sorted(info['missing_keys'])[:5])}. Fetch it again.")
+    return model
 
 
 def _base_of(folder: Path) -> str | Path:
@@ -176,11 +318,15 @@ def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
             return read_tokenizer(path)
         if is_adapter(path) and not (path / "tokenizer_config.json").is_file() and _base_of(path) != path.resolve():
             return _load_tokenizer(str(_base_of(path)))
-        return AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
+        # A tokenizer that wants code of its own is read without it, or not at all.
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    # Tokenizers and the libraries behind them raise errors of every class.
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            error = ValueError("it brings code of its own, which is never run")
         raise OSError(
-            f"No tokenizer could be read from {source}: {str(error).splitlines()[0]} Save one there, or name another "
-            "folder with --tokenizer."
+            f"No tokenizer could be read from {source}: {one_line(error)}. Save one there, or name another folder with "
+            "--tokenizer."
         ) from error
 
 
@@ -215,14 +361,15 @@ def generation_options(model: PreTrainedModel, options: Mapping[str, Any]) -> Ge
     if "max_new_tokens" in chosen:
         # Both set would be reported as a conflict at every call.
         config.max_length = None
-    config.update(**chosen)
-    if not config.do_sample:
-        # What a checkpoint recommends for sampling does not apply.
-        config.update(**dict.fromkeys(SAMPLING_OPTIONS, None))
-    if config.pad_token_id is None and config.eos_token_id is not None:
-        ends = config.eos_token_id
-        config.pad_token_id = ends[0] if isinstance(ends, list) else ends
-    config.validate()
+    with reading(f"The generation settings of {model.name_or_path or 'the checkpoint'} with the options given"):
+        config.update(**chosen)
+        if not config.do_sample:
+            # What a checkpoint recommends for sampling does not apply.
+            config.update(**dict.fromkeys(SAMPLING_OPTIONS, None))
+        if config.pad_token_id is None and config.eos_token_id is not None:
+            ends = config.eos_token_id
+            config.pad_token_id = ends[0] if isinstance(ends, list) else ends
+        config.validate()
     return config
 
 
@@ -298,6 +445,17 @@ def chat(
             messages = list(beginning)
         elif line:
             messages.append({"role": "user", "content": line})
-            text = generator.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            text = _rendered(generator.tokenizer, messages)
             answer = generator.stream(text, config, out or sys.stdout, special_tokens=False)
             messages.append({"role": "assistant", "content": answer})
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
+    """
+    A conversation as the model wants it.
+
+    Raises:
+        ValueError: if the template fails; it is anybody's code, if only in Jinja's sandbox.
+    """
+    with bounded("The chat template"), reading("The chat template"):
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

@@ -20,6 +20,12 @@ from .stack import LAYER_TYPE_LETTERS
 
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
 
+# Of RoPE parameters, what is divided by or raised to a power; others may be 0 (`mscale_all_dim`).
+POSITIVE_ROPE_KEYS = (
+    "rope_theta", "factor", "partial_rotary_factor", "original_max_position_embeddings", "low_freq_factor",
+    "high_freq_factor", "beta_fast", "beta_slow",
+)  # fmt: skip
+POSITIVE_ROPE_LISTS = ("short_factor", "long_factor")
 # What transformers' RoPE functions read without a default, beside `rope_theta`.
 ROPE_KEYS = {
     "linear": ("factor",),
@@ -209,6 +215,12 @@ class PositionsAxis(Axis):
                 f"Use one of {', '.join(ROPE_TYPES)}.",
             ),
             Check(
+                rope and bool(self._rope_values_without_meaning()),
+                f"`rope_parameters` has {' and '.join(self._rope_values_without_meaning())}, and a rotation is made of "
+                "positive numbers.",
+                "Correct it; `rope_theta` is 10000 in most models.",
+            ),
+            Check(
                 rope and bool(self._missing_rope_keys()),
                 f"`rope_parameters` has no {' and '.join(self._missing_rope_keys())}, which its `rope_type` reads.",
                 "Add what is missing, or choose another `rope_type`.",
@@ -372,6 +384,16 @@ class PositionsAxis(Axis):
         flat = [parameters[key] for key in nested] if nested else [parameters]
         return [entry for entry in flat if entry]
 
+    def _rope_values_without_meaning(self) -> list[str]:
+        found = []
+        for entry in self._flat_rope_parameters():
+            for key in (*POSITIVE_ROPE_KEYS, *POSITIVE_ROPE_LISTS):
+                value = entry.get(key)
+                values = value if key in POSITIVE_ROPE_LISTS and isinstance(value, (list, tuple)) else [value]
+                if value is not None and not all(type(v) in (int, float) and 0 < v < math.inf for v in values):
+                    found.append(f"`{key}` {value!r:.80}")
+        return found
+
     def _missing_rope_keys(self) -> list[str]:
         missing = []
         for entry in self._flat_rope_parameters():
@@ -404,7 +426,7 @@ class PositionsAxis(Axis):
 
     def _unknown_rope_types(self) -> list[str]:
         types = {entry.get("rope_type", "default") for entry in self._flat_rope_parameters()}
-        return sorted(types - set(ROPE_TYPES))
+        return sorted(map(str, types - set(ROPE_TYPES)))
 
 
 # Rotary positions (https://arxiv.org/abs/2104.09864)

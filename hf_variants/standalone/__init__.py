@@ -5,13 +5,17 @@ from pathlib import Path
 
 from .. import card
 from ..conversion import checkpoint
-from ..conversion.companions import copy_files
+from ..conversion.companions import copy_files, refuse_broken_files
 from ..conversion.family import read_config
-from ..conversion.skeleton import stored_tensors
-from ..hub import checked, checked_names, model_of
+from ..conversion.layout import checked_names
+from ..hub import model_of
 from .axes import NotStandalone
 from .proof import loaded, refuse_differences
-from .writing import Source, features, write_files, write_source
+from .writing import Source, features, fields_of, write_files, write_source
+
+
+# Our class -> end of the written class's name.
+HEADS = {"VariantModel": "Model", "VariantForCausalLM": "ForCausalLM", "VariantForMaskedLM": "ForMaskedLM"}
 
 
 def standalone(
@@ -42,28 +46,24 @@ def standalone(
     folder = checkpoint.resolve_folder(source)
     config = read_config(folder)
     model = model_of(source, folder, config)
+    class_name = type(model).__name__
+    if class_name not in HEADS:
+        raise NotStandalone(f"`architectures` is {class_name}, and standalone files have {', '.join(HEADS)} only")
     reader = checkpoint.Weights(folder)
-    expected = stored_tensors(model)
-    names = checked_names(model, expected, reader)
+    names = checked_names(model, reader)
+    refuse_broken_files(folder)
     written = write_source(config, name or Path(destination).expanduser().resolve().name)
-    head = type(model).__name__.removeprefix("Variant").removeprefix("Seq2Seq")
-    if head not in ("Model", *written.heads):
-        raise NotStandalone(
-            f"`architectures` is {type(model).__name__}, and the file of this config has {', '.join(written.heads)}"
-        )
     refuse_differences(written, config)
     with checkpoint.new_folder(destination) as temporary:
         write_files(written, temporary)
-        tensors = ((key, checked(key, reader(key), expected[key])) for key in names)
+        tensors = ((key, reader(key)) for key in names)
         checkpoint.write_safetensors(tensors, {key: reader.header(key) for key in names}, temporary, max_shard_bytes)
         with loaded(written) as module:
             configuration = importlib.import_module(f"{module.__package__}.configuration_{written.stem}")
             own = getattr(configuration, f"{written.name}Config")(
-                **written.values(config),
-                architectures=[written.name + head],
+                **fields_of(written.modeling, written.stack),
+                architectures=[written.name + HEADS[class_name]],
                 dtype=config.dtype,
-                id2label=config.id2label,
-                label2id=config.label2id,
             )
             own.auto_map = written.auto_map
             own.save_pretrained(temporary)
@@ -72,11 +72,8 @@ def standalone(
 
 
 def _readme(source: Source) -> str:
-    auto = list(source.auto_map)[2]
-    stacks = source.stacks.items()
-    lines = "\n".join(
-        f"- {f'{name}: ' if len(stacks) > 1 else ''}{line}" for name, stack in stacks for line in features(stack)
-    )
+    auto = next(key for key in reversed(source.auto_map))
+    lines = "\n".join(f"- {line}" for line in features(source.stack))
     return (
         f"---\nlibrary_name: transformers\n---\n\n# {source.name}\n\n{lines}\n\nThe model is one file, "
         f"[modeling_{source.stem}.py](modeling_{source.stem}.py), written by hf-variants.\n\n```python\n"
