@@ -680,6 +680,11 @@ class ConfigMap:
                     {*entry.inner.keys, *common},
                 )
 
+    def _runs_eager(self, head: str) -> bool:
+        """Whether the stock class has eager attention alone; what a type's own code runs is not known here."""
+        classes = self.readers(head)
+        return self.own_config is None and bool(classes) and not classes[0]._supports_sdpa
+
     def unread(self, native: PreTrainedConfig, head: str = "") -> Fields:
         """
         The values in a native config that change nothing: no entry translates them, and its class does not read them,
@@ -753,6 +758,8 @@ class ConfigMap:
             fields = _nested(fields)
         with nobody_chose():
             config = self.config_class(**fields, dtype=native.dtype)
+        for stack in [config] if isinstance(config, VariantConfig) else [config.encoder, config.decoder]:
+            stack.eager_by_default = self._runs_eager(head)
         unread = self.unread(native, head)
         _refuse_other_positions(config, unread)
         restored = self.native_class().to_dict()

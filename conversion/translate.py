@@ -520,10 +520,8 @@ def _part_of(
 
 
 def _follow_attention(opened: _NativeSource) -> None:
-    """Attention runs as in the stock class: by default eager where that has nothing else, or as its config asks."""
-    is_eager = not (type(opened.native)._supports_sdpa or opened.family.own_models)
-    for stack in stacks(opened.config):
-        stack.eager_by_default = is_eager
+    """Attention runs as the native config asks."""
+    is_eager = any(stack.eager_by_default for stack in stacks(opened.config))
     asked = opened.native.config._attn_implementation
     if asked not in (None, "eager" if is_eager else "sdpa"):
         opened.config._attn_implementation = asked

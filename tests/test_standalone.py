@@ -6,13 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+)
 
 import hf_variants
 from hf_variants import VariantConfig
 from hf_variants.standalone import NotStandalone, standalone, write_source
 from hf_variants.standalone.proof import differences, loaded, models, reduced
 from tests.strategies import hostile_
+from tests.test_seq2seq import stack
 
 
 PRESETS = list(hf_variants.presets())
@@ -79,6 +84,58 @@ QUICK = {"gptj", "gemma2", "bloom", "command-a", "encoder", "gates and sinks", "
 def test_bits_are_the_variants(name):
     config = config_of(name)
     assert differences(write_source(config, name.replace(" ", "-")), config) == []
+
+
+SEQ2SEQ = [("vanilla", "vanilla"), ("t5", "umt5"), ("modern", "sliding"), ("sinks", "softcap"), ("alibi", "t5")]
+
+
+def pair(encoder: str, decoder: str, **top) -> hf_variants.VariantSeq2SeqConfig:
+    given = {"decoder_start_token_id": 1, "pad_token_id": 0, "eos_token_id": 2, **top}
+    return hf_variants.VariantSeq2SeqConfig(encoder=stack(encoder, 2), decoder=stack(decoder, 3), **given)
+
+
+@pytest.mark.parametrize(
+    ("stacks", "top"),
+    [
+        (("vanilla", "vanilla"), {}),
+        (("modern", "sliding"), {"share_embeddings": False, "final_logits_bias": True, "label_shift": "last_token"}),
+        *(pytest.param(stacks, {}, marks=pytest.mark.slow) for stacks in SEQ2SEQ),
+        pytest.param(
+            ("t5", "t5"),
+            {"tie_word_embeddings": False, "decoder_inputs_from_source": True, "labels_disable_cache": True},
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=str,
+)
+def test_bits_of_an_encoder_decoder(stacks, top):
+    config = pair(*stacks, **top)
+    assert differences(write_source(config, "pair"), config) == []
+
+
+def test_what_two_stacks_have_in_common_stands_once():
+    same, other = (write_source(pair(*stacks), "pair").modeling for stacks in (("t5", "t5"), ("modern", "vanilla")))
+    assert "class PairMLP(" in same
+    assert "class PairEncoderMLP(" in other
+    assert same.count("\ndef eager_attention_forward") == 0 or same.count("def eager_attention_forward") == 1
+
+
+def test_an_encoder_decoder_is_written_and_generates(tmp_path):
+    model = hostile_(hf_variants.VariantForConditionalGeneration(pair("modern", "vanilla"))).eval()
+    model.save_pretrained(tmp_path / "variant")
+    standalone(tmp_path / "variant", tmp_path / "pair")
+    own = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "pair", trust_remote_code=True).eval()
+    ids = torch.randint(3, 50, (2, 9), generator=torch.Generator().manual_seed(0))
+    for options in ({}, {"num_beams": 3}, {"cache_implementation": "static", "disable_compile": True}):
+        tokens = [m.generate(ids, max_new_tokens=6, do_sample=False, **options) for m in (own, model)]
+        assert torch.equal(*tokens)
+
+
+def test_a_classifier_is_refused(tmp_path):
+    hf_variants.VariantForSequenceClassification(small("llama")).save_pretrained(tmp_path / "variant")
+    with pytest.raises(NotStandalone, match="`architectures` is VariantForSequenceClassification"):
+        standalone(tmp_path / "variant", tmp_path / "classifier")
+    assert not (tmp_path / "classifier").exists()
 
 
 def test_a_file_that_differs_is_not_written():
@@ -183,7 +240,7 @@ def test_new_weights_are_drawn_as_the_variants_are():
     source = write_source(config, "deepnorm")
     with loaded(source) as module:
         torch.manual_seed(0)
-        _, own = models(source, module, reduced(config))
+        _, own = models(source, module, reduced(config), "ForCausalLM")
     torch.manual_seed(0)
     variant = hf_variants.VariantForCausalLM(reduced(config))
     for name, tensor in own.state_dict().items():
@@ -229,5 +286,5 @@ def test_it_is_a_package_of_templates():
     import hf_variants.standalone as package
 
     assert {path.name for path in Path(package.__file__).parent.glob("*.jinja")} == {
-        "layers.jinja", "model.jinja", "modeling.jinja",
+        "layers.jinja", "model.jinja", "modeling.jinja", "seq2seq.jinja",
     }  # fmt: skip

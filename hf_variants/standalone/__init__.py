@@ -11,11 +11,7 @@ from ..conversion.layout import checked_names
 from ..hub import model_of
 from .axes import NotStandalone
 from .proof import loaded, refuse_differences
-from .writing import Source, features, fields_of, write_files, write_source
-
-
-# Our class -> end of the written class's name.
-HEADS = {"VariantModel": "Model", "VariantForCausalLM": "ForCausalLM", "VariantForMaskedLM": "ForMaskedLM"}
+from .writing import Source, features, write_files, write_source
 
 
 def standalone(
@@ -46,13 +42,15 @@ def standalone(
     folder = checkpoint.resolve_folder(source)
     config = read_config(folder)
     model = model_of(source, folder, config)
-    class_name = type(model).__name__
-    if class_name not in HEADS:
-        raise NotStandalone(f"`architectures` is {class_name}, and standalone files have {', '.join(HEADS)} only")
     reader = checkpoint.Weights(folder)
     names = checked_names(model, reader)
     refuse_broken_files(folder)
     written = write_source(config, name or Path(destination).expanduser().resolve().name)
+    head = type(model).__name__.removeprefix("Variant").removeprefix("Seq2Seq")
+    if head not in ("Model", *written.heads):
+        raise NotStandalone(
+            f"`architectures` is {type(model).__name__}, and the file of this config has {', '.join(written.heads)}"
+        )
     refuse_differences(written, config)
     with checkpoint.new_folder(destination) as temporary:
         write_files(written, temporary)
@@ -61,9 +59,11 @@ def standalone(
         with loaded(written) as module:
             configuration = importlib.import_module(f"{module.__package__}.configuration_{written.stem}")
             own = getattr(configuration, f"{written.name}Config")(
-                **fields_of(written.modeling, written.stack),
-                architectures=[written.name + HEADS[class_name]],
+                **written.values(config),
+                architectures=[written.name + head],
                 dtype=config.dtype,
+                id2label=config.id2label,
+                label2id=config.label2id,
             )
             own.auto_map = written.auto_map
             own.save_pretrained(temporary)
@@ -72,8 +72,11 @@ def standalone(
 
 
 def _readme(source: Source) -> str:
-    auto = next(key for key in reversed(source.auto_map))
-    lines = "\n".join(f"- {line}" for line in features(source.stack))
+    auto = list(source.auto_map)[2]
+    stacks = source.stacks.items()
+    lines = "\n".join(
+        f"- {f'{name}: ' if len(stacks) > 1 else ''}{line}" for name, stack in stacks for line in features(stack)
+    )
     return (
         f"---\nlibrary_name: transformers\n---\n\n# {source.name}\n\n{lines}\n\nThe model is one file, "
         f"[modeling_{source.stem}.py](modeling_{source.stem}.py), written by hf-variants.\n\n```python\n"

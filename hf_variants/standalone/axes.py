@@ -51,7 +51,8 @@ class Stack:
             )
         self.config = config
         self.prefix = prefix
-        self.config_class = f"{name}Config"
+        self.config_class = f"{prefix}Config"
+        self.name = name
         self.norms = norms
         self.seq2seq = in_seq2seq
         c = self.reader = Reader(config)
@@ -111,7 +112,7 @@ class Stack:
         relevant = dict(kind)
         if kind["base"] != "dynamic_tanh":
             relevant.pop("bias")
-        shared = self.config_class.removesuffix("Config")
+        shared = self.name
         for name in (f"{shared}{stem}", f"{shared}{own}{stem}", f"{self.prefix}{stem}", f"{self.prefix}{own}{stem}"):
             if self.norms.setdefault(name, relevant) == relevant:
                 return name
@@ -174,6 +175,8 @@ class Stack:
         self.score_form = c.attention_score_form
         self.scores_in_float32 = c.attention_scores_in_float32
         self.softmax_in_float32 = c.attention_softmax_in_float32
+        if self.cross and self.score_form == "biased":
+            raise NotStandalone("`attention_score_form` biased is set in a stack with cross-attention")
         self.attention_dropout = c.attention_dropout
         self.layer_kinds = sorted(set(c.layer_types))
         heads = "multi-head" if self.kv_equal else "grouped-query"
@@ -416,7 +419,7 @@ class Stack:
 
     def _head_axes(self) -> None:
         c = self.reader
-        self.dec = "config"
+        self.dec = "config.decoder" if self.seq2seq else "config"
         self.output_projection = c.output_projection
         self.head_transform = c.lm_head_transform
         self.head_transform_bias, self.head_transform_act = c.lm_head_transform_bias, c.lm_head_transform_act
@@ -429,7 +432,7 @@ class Stack:
         self.logit_scaled, self.logit_division = c.logit_scale != 1.0, c.logit_scale_by_division
         self.logit_cap = c.final_logit_softcapping is not None
         self.z_loss, self.smoothing = bool(c.z_loss_coefficient), bool(c.label_smoothing)
-        self.own_loss = self.z_loss or self.smoothing
+        self.own_loss = self.z_loss or self.smoothing or self.seq2seq
         self.pooler = c.pooler
         self.pooler_varies = c.pooler and c.pooler_scope != "every_head"
         self.pooler_default = c.has_pooler("base")

@@ -1,7 +1,6 @@
 """What has to be the same in a variant and in its standalone files before anyone gets them."""
 
 import contextlib
-import copy
 import importlib
 import sys
 import tempfile
@@ -15,8 +14,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 import hf_variants
 
+from ..model.configuration_variant_seq2seq import DECODER_FIELDS
 from .axes import NotStandalone
-from .writing import Source, fields_of, write_files
+from .writing import Source, write_files
 
 
 # Of the model that is compared: enough layers for every kind that a stack has, and tokens for every special id.
@@ -44,6 +44,15 @@ def loaded(source: Source) -> Iterator[ModuleType]:
 
 def reduced(config: PreTrainedConfig) -> PreTrainedConfig:
     """The config with few layers and tokens: as it is in all that the written file has resolved."""
+    if config.is_encoder_decoder:
+        values = config.to_dict()
+        parts = {"encoder": reduced(config.encoder).to_dict(), "decoder": reduced(config.decoder).to_dict()}
+        same = max(parts["encoder"]["vocab_size"], parts["decoder"]["vocab_size"])
+        if config.share_embeddings:
+            parts["encoder"]["vocab_size"] = parts["decoder"]["vocab_size"] = same
+        for name in ("model_type", *DECODER_FIELDS):
+            values.pop(name, None)
+        return type(config)(**{**values, **parts})
     kinds = [(config.layer_types[i], str(config.rope_parameters_of(i))) for i in range(config.num_hidden_layers)]
     depth = min(max([LAYERS, *(kinds.index(kind) + 1 for kind in kinds)]), config.num_hidden_layers)
     values = config.to_dict()
@@ -57,16 +66,13 @@ def reduced(config: PreTrainedConfig) -> PreTrainedConfig:
     return type(config)(**values)
 
 
-def models(source: Source, module: ModuleType, config: PreTrainedConfig) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """The variant and the written model of this config, with the same random weights."""
-    head = "ForCausalLM" if config.is_causal else "ForMaskedLM"
-    own_class = getattr(module, f"{source.name}{head}")
-    stack = copy.copy(source.stack)
-    stack.config = config
-    stack.no_rope_layers = source.stack.no_rope_layers[: config.num_hidden_layers]
-    values = fields_of(source.modeling, stack)
+def models(
+    source: Source, module: ModuleType, config: PreTrainedConfig, head: str
+) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """The variant and the written model of this config and head, the variant with random weights."""
+    own_class = getattr(module, source.name + head)
     variant = getattr(hf_variants, f"Variant{head}")(config)
-    standalone = own_class(own_class.config_class(**values))
+    standalone = own_class(own_class.config_class(**source.values(config), id2label=config.id2label))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for tensor in variant.state_dict().values():
@@ -75,13 +81,13 @@ def models(source: Source, module: ModuleType, config: PreTrainedConfig) -> tupl
                 scale = tensor.shape[-1] ** -0.5 if tensor.ndim > 1 else 0.5
                 noise = torch.randn(tensor.shape, generator=generator) * scale
                 tensor.copy_(noise + (0.7 if tensor.ndim == 1 else 0.0))
-    return variant, standalone
+    return variant.eval(), standalone.eval()
 
 
 def differences(source: Source, config: PreTrainedConfig) -> list[str]:
     """What the written file computes otherwise than the variant; nothing where all is the same."""
     with loaded(source) as module:
-        variant, standalone = models(source, module, reduced(config))
+        variant, standalone = models(source, module, reduced(config), source.heads[0])
         names, own = variant.state_dict(), standalone.state_dict()
         if names.keys() != own.keys():
             return [f"the names of tensors ({', '.join(sorted(names.keys() ^ own.keys())[:4])})"]
@@ -96,7 +102,7 @@ def differences(source: Source, config: PreTrainedConfig) -> list[str]:
 
 def _differences_in(variant: PreTrainedModel, standalone: PreTrainedModel, dtype: torch.dtype) -> list[str]:
     found = []
-    config = variant.config
+    config = getattr(variant.config, "encoder", variant.config)
     pair = [model.to(dtype).eval() for model in (variant, standalone)]
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(0, config.vocab_size, (2, LENGTH), generator=generator)
@@ -108,8 +114,14 @@ def _differences_in(variant: PreTrainedModel, standalone: PreTrainedModel, dtype
     if config.type_vocab_size > 1:
         types = torch.randint(0, config.type_vocab_size, ids.shape, generator=generator)
         inputs["token types"] = {"input_ids": ids, "token_type_ids": types}
+    generates = variant.can_generate()
+    if variant.config.is_encoder_decoder:
+        vocab_size = variant.config.decoder.vocab_size
+        target = torch.randint(0, vocab_size, (2, LENGTH - 3), generator=generator)
+        inputs = {name: {**batch, "decoder_input_ids": target} for name, batch in inputs.items()}
+        inputs["padded rows"]["attention_mask"] = mask.flip(1)
     for backend in ("eager", "sdpa"):
-        if backend == "sdpa" and config.unsupported_attention_features("sdpa"):
+        if backend == "sdpa" and variant.config.unsupported_attention_features("sdpa"):
             continue
         for model in pair:
             model.set_attn_implementation(backend)
@@ -118,21 +130,25 @@ def _differences_in(variant: PreTrainedModel, standalone: PreTrainedModel, dtype
             with torch.no_grad():
                 one, two = (model(**batch).logits for model in pair)
             real = batch.get("attention_mask", torch.ones_like(ids)).bool()
+            if "decoder_input_ids" in batch:
+                real = torch.ones(one.shape[:2], dtype=torch.bool)
             if not torch.equal(one[real], two[real]):
                 found.append(f"the logits of {name} {where}")
         gradients = []
         for model in pair:
             model.zero_grad()
-            arguments = {"use_cache": False} if config.is_causal else {}
-            model(input_ids=ids, labels=ids, **arguments).loss.backward()
+            arguments = {"use_cache": False} if generates else {}
+            labels = inputs["whole rows"].get("decoder_input_ids", ids)
+            model(**inputs["whole rows"], labels=labels, **arguments).loss.backward()
             gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
         one, two = gradients
         if wrong := [name for name in one if not _same(one[name], two[name])]:
             found.append(f"the gradients of {', '.join(wrong[:3])} {where}")
-        if config.is_causal:
+        if generates:
             tokens = [
                 model.generate(
-                    ids, attention_mask=mask, max_new_tokens=6, min_new_tokens=6, do_sample=False,
+                    ids, attention_mask=inputs["padded rows"]["attention_mask"], max_new_tokens=6, min_new_tokens=6,
+                    do_sample=False,
                     pad_token_id=config.pad_token_id or 0, eos_token_id=None, output_logits=True,
                     return_dict_in_generate=True,
                 )

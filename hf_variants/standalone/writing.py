@@ -1,7 +1,7 @@
 """A variant as source: one file with its model, one with its config, and nothing that it does not use."""
 
+import copy
 import importlib.util
-import json
 import re
 import subprocess
 import sys
@@ -23,8 +23,8 @@ IMPORTS = {
     "collections.abc": ["Callable"],
     "functools": ["partial"],
     "torch": ["nn"],
-    "transformers": [],
     "transformers.activations": ["ACT2FN"],
+    "transformers.configuration_utils": ["PreTrainedConfig"],
     "transformers.cache_utils": ["Cache", "DynamicCache", "EncoderDecoderCache", "StaticCache"],
     "transformers.generation": ["GenerationMixin"],
     "transformers.integrations.sdpa_attention": ["repeat_kv"],
@@ -49,7 +49,7 @@ IMPORTS = {
     ],
     "transformers.modeling_rope_utils": ["ROPE_INIT_FUNCTIONS", "dynamic_rope_update"],
     "transformers.modeling_utils": ["ALL_ATTENTION_FUNCTIONS", "PreTrainedModel"],
-    "transformers.utils": ["can_return_tuple", "is_tracing"],
+    "transformers.utils": ["ModelOutput", "can_return_tuple", "is_tracing"],
     "transformers.utils.generic": ["merge_with_config_defaults"],
     "transformers.utils.output_capturing": ["OutputRecorder", "capture_outputs"],
 }
@@ -86,7 +86,8 @@ class Source(NamedTuple):
         stem: end of the files' names, and the model type.
         modeling, configuration: the text of the two files.
         auto_map: Auto class -> file and class.
-        stack: what the templates were told.
+        stacks: what the templates were told, by prefix of the classes.
+        fields: by the same prefix, the fields that its config has.
     """
 
     name: str
@@ -94,11 +95,38 @@ class Source(NamedTuple):
     modeling: str
     configuration: str
     auto_map: dict[str, str]
-    stack: Stack
+    stacks: dict[str, Stack]
+    fields: dict[str, list[str]]
 
     @property
     def files(self) -> dict[str, str]:
         return {f"modeling_{self.stem}.py": self.modeling, f"configuration_{self.stem}.py": self.configuration}
+
+    @property
+    def heads(self) -> list[str]:
+        """Ends of the names of the classes with a head, the language model's first."""
+        names = [reference.rpartition(".")[2].removeprefix(self.name) for reference in self.auto_map.values()]
+        return names[2:]
+
+    @property
+    def head(self) -> Stack:
+        """The stack with the language-modelling head."""
+        return list(self.stacks.values())[-1]
+
+    def values(self, config: PreTrainedConfig) -> dict[str, Any]:
+        """Arguments of the written config class for a variant of the same kind, with as many layers or fewer."""
+        if not config.is_encoder_decoder:
+            return _values(self.head, self.fields[self.name], config)
+        parts = {"encoder": config.encoder, "decoder": config.decoder}
+        nested = {
+            part: _values(self.stacks[self.name + part.title()], self.fields[self.name + part.title()], stack)
+            for part, stack in parts.items()
+        }
+        return (
+            nested
+            | {name: getattr(config, name) for name in self.fields[self.name]}
+            | {"tie_word_embeddings": config.tie_word_embeddings or config.share_embeddings}
+        )
 
 
 def names_of(name: str) -> tuple[str, str]:
@@ -114,57 +142,151 @@ def write_source(config: PreTrainedConfig, name: str) -> Source:
     The two files of a variant.
 
     Args:
-        config: of a decoder or an encoder.
+        config: of a decoder, an encoder or an encoder-decoder.
         name: what its classes are called after.
 
     Raises:
         NotStandalone: if a field asks for what one file does not cover.
     """
-    if config.is_encoder_decoder:
-        raise NotStandalone("An encoder-decoder (`is_encoder_decoder`) is two stacks, and a standalone file has one")
     prefix, stem = names_of(name)
     norms: dict[str, dict] = {}
-    stack = Stack(config, prefix, prefix, norms)
-    if stack.cross:
-        raise NotStandalone("`add_cross_attention` is set, and a standalone file has no encoder")
+    if config.is_encoder_decoder:
+        parts = {f"{prefix}Encoder": config.encoder, f"{prefix}Decoder": config.decoder}
+        stacks = {part: Stack(stack, part, prefix, norms, in_seq2seq=True) for part, stack in parts.items()}
+        classes = {"AutoModel": "Model", "AutoModelForSeq2SeqLM": "ForConditionalGeneration"}
+    else:
+        stacks = {prefix: Stack(config, prefix, prefix, norms)}
+        if stacks[prefix].cross:
+            raise NotStandalone("`add_cross_attention` is set, and a standalone file has no encoder")
+        head = "ForCausalLM" if config.is_causal else "ForMaskedLM"
+        classes = {"AutoModel": "Model", f"AutoModel{head}": head}
+    top = {name: getattr(config, name) for name in SEQ2SEQ_FIELDS if config.is_encoder_decoder}
+    arguments = {
+        "N": prefix, "stacks": stacks, "head": list(stacks.values())[-1],
+        "top": top | {"tie_head": config.tie_word_embeddings},
+    }  # fmt: skip
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("hf_variants.standalone", "."),
         line_statement_prefix="%%",
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
-    head = "ForCausalLM" if config.is_causal else "ForMaskedLM"
-    classes = {"AutoModel": "Model", f"AutoModel{head}": head}
-    exported = sorted([f"{prefix}{end}" for end in classes.values()] + [f"{prefix}PreTrainedModel"])
     template = environment.get_template("modeling.jinja")
-    arguments = {"N": prefix, "stacks": {prefix: stack}, "head": stack, "exported": json.dumps(exported)}
     # Which norms there are, and what has to be initialised, is known when all is written.
     template.render(norms={}, inits=[], **arguments)
     body = template.render(norms=dict(norms), inits=[], **arguments)
     inits = [what for what, mark in INITIALISED.items() if mark in body]
-    body = template.render(norms=dict(norms), inits=inits, **arguments)
-    fields = fields_of(body, stack)
-    stack.refuse_unread(set(fields))
-    modeling = f'"""{_docstring(stack, prefix)}"""\n\n{_imports(body, prefix, stem)}\n\n\n{body}'
-    configuration = _configuration(stack, prefix, stem, fields)
+    sections = _sections(template.render(norms=dict(norms), inits=inits, **arguments))
+    fields = {}
+    for part, stack in stacks.items():
+        text = "".join(text for title, text in sections if title == part or len(stacks) == 1)
+        if stack.seq2seq and stack.cross:
+            heads = "".join(text for title, text in sections if title == "head")
+            text += re.sub(r"\bconfig\.decoder\.", "config.", heads)
+        fields[part] = _fields_of(text, stack)
+        stack.refuse_unread(set(fields[part]))
+    if config.is_encoder_decoder:
+        sections = shared_between(sections, prefix)
+        fields[prefix] = ["is_encoder_decoder", "decoder_start_token_id", "use_cache", "initializer_range",
+                          "bos_token_id", "eos_token_id", "pad_token_id"]  # fmt: skip
+    body = "".join(text for _, text in sections)
+    modeling = f'"""{_docstring(stacks, prefix)}"""\n\n{_imports(body, prefix, stem)}\n\n\n{body}'
     auto_map = {"AutoConfig": f"configuration_{stem}.{prefix}Config"}
     auto_map |= {auto: f"modeling_{stem}.{prefix}{end}" for auto, end in classes.items()}
-    return Source(prefix, stem, _formatted(modeling), _formatted(configuration), auto_map, stack)
+    source = Source(prefix, stem, _formatted(modeling), "", auto_map, stacks, fields)
+    return source._replace(configuration=_formatted(_configurations(source, config)))
 
 
-def fields_of(body: str, stack: Stack) -> dict[str, Any]:
-    """The fields that a config of the written file has, with this variant's values."""
-    read = set(re.findall(r"\bconfig\.([a-z_0-9]+)", body)) - {"is_encoder_decoder"}
-    names = [name for name in FIELDS if name in read or name in ALWAYS]
-    values = {name: getattr(stack.config, name) for name in names}
+# Of an encoder-decoder, beside its stacks: the template resolves them.
+SEQ2SEQ_FIELDS = (
+    "share_embeddings", "unread_shared_embedding", "final_logits_bias", "label_shift", "decoder_inputs_from_source",
+    "labels_disable_cache",
+)  # fmt: skip
+
+
+def _sections(body: str) -> list[tuple[str, str]]:
+    """The text by the stack that it is of; `"norms"` and `"head"` are nobody's."""
+    parts = re.split(r"^#: (\w+)\n", "#: norms\n" + body, flags=re.M)[1:]
+    return list(zip(parts[::2], parts[1::2]))
+
+
+def shared_between(sections: list[tuple[str, str]], prefix: str) -> list[tuple[str, str]]:
+    """What both stacks define alike stands once, under the name without the stack; other functions get its name."""
+    stacks = [f"{prefix}Encoder", f"{prefix}Decoder"]
+    texts = dict.fromkeys(stacks, "")
+    for title, text in sections:
+        if title in texts:
+            texts[title] += text
+    found = {
+        stack: dict(re.findall(r"^((?:class|def) \w+)((?:.|\n)*?)(?=\n(?:class|def) |\Z)", text, flags=re.M))
+        for stack, text in texts.items()
+    }
+    renamed = {
+        stack: {head.split()[1]: f"{head} {body}".replace(stack, prefix).strip() for head, body in definitions.items()}
+        for stack, definitions in found.items()
+    }
+    plain = {
+        stack: {name.replace(stack, prefix): (name, text) for name, text in named.items()}
+        for stack, named in renamed.items()
+    }
+    one, two = (plain[stack] for stack in stacks)
+    alike = {name for name in one if name in two and one[name][1] == two[name][1]}
+    while True:
+        # A definition that uses one which differs differs as well.
+        others = (one.keys() | two.keys()) - alike
+        wrong = {name for name in alike if any(re.search(rf"\b{other}\b", one[name][1]) for other in others - {name})}
+        if not wrong:
+            break
+        alike -= wrong
+    made, shared = [], []
+    for title, text in sections:
+        if title not in stacks:
+            made.append((title, text))
+            continue
+        short = title.removeprefix(prefix).lower()
+        pieces = re.split(r"^(?=class |def )", text, flags=re.M)
+        kept = [pieces[0]]
+        for piece in pieces[1:]:
+            own = re.match(r"(?:class|def) (\w+)", piece)
+            name = own.group(1).replace(title, prefix) if own else ""
+            if name not in alike:
+                kept.append(piece)
+            elif title == stacks[0]:
+                shared.append(piece)
+                kept.append(piece)
+        text = "".join(kept)
+        for name, (own_name, _) in plain[title].items():
+            if name in alike:
+                text = re.sub(rf"\b{own_name}\b", name, text)
+            elif own_name[0].islower() and name in one and name in two:
+                text = re.sub(rf"(?<![\w.]){own_name}\b", f"{short}_{own_name}", text)
+        for name in alike:
+            # What both use takes either config.
+            text = re.sub(
+                rf"(class {name}\(.*?\):(?:.|\n)*?config: ){title}Config", r"\1PreTrainedConfig", text, count=1
+            )
+        made.append((title, text))
+    return made
+
+
+def _fields_of(text: str, stack: Stack) -> list[str]:
+    """The fields that the config of a written stack has."""
+    read = set(re.findall(r"\bconfig\.([a-z_0-9]+)", text))
     if stack.rotary:
-        values["rope_parameters"] = stack.rope_value
-    if "no_rope_layers" in values:
-        values["no_rope_layers"] = stack.no_rope_layers
+        read.add("rope_parameters")
     if stack.layer_kinds != ["full_attention"]:
-        values["sliding_window"] = stack.config.sliding_window
-    if stack.grouped or not stack.kv_equal:
-        values["num_key_value_heads"] = stack.config.num_key_value_heads
+        read.add("sliding_window")
+    if not stack.kv_equal:
+        read.add("num_key_value_heads")
+    return [name for name in FIELDS if name in read or name in ALWAYS]
+
+
+def _values(stack: Stack, fields: list[str], config: PreTrainedConfig) -> dict[str, Any]:
+    values = {name: getattr(config, name) for name in fields}
+    if stack.rotary:
+        values["rope_parameters"] = copy.deepcopy(stack.rope_value)
+    if "no_rope_layers" in values:
+        values["no_rope_layers"] = stack.no_rope_layers[: config.num_hidden_layers]
     return values
 
 
@@ -187,7 +309,8 @@ def _imports(body: str, prefix: str, stem: str) -> str:
         "\n".join(sorted(standard, key=lambda line: line.startswith("from"))),
         "\n".join(line for _, line in ordered),
     ]
-    return "\n\n".join([*filter(None, groups), f"from .configuration_{stem} import {prefix}Config"])
+    configs = sorted(set(re.findall(rf"\b{prefix}(?:Encoder|Decoder)?Config\b", body)))
+    return "\n\n".join([*filter(None, groups), f"from .configuration_{stem} import {', '.join(configs)}"])
 
 
 def _import_as(module: str, name: str) -> str:
@@ -195,14 +318,13 @@ def _import_as(module: str, name: str) -> str:
     return f"from {package} import {last} as {name}" if package == "transformers" else f"import {module} as {name}"
 
 
-def _docstring(stack: Stack, prefix: str) -> str:
-    lines = [f"{prefix}: a Transformer {'decoder' if stack.is_causal else 'encoder'} in one file.", ""]
-    return (
-        "\n".join(
-            lines + [textwrap.fill(f"- {line}", LINE_LENGTH, subsequent_indent="  ") for line in features(stack)]
-        )
-        + "\n"
-    )
+def _docstring(stacks: dict[str, Stack], prefix: str) -> str:
+    kinds = ["decoder" if stack.is_causal else "encoder" for stack in stacks.values()]
+    lines = [f"{prefix}: a Transformer {'-'.join(kinds)} in one file."]
+    for kind, stack in zip(kinds, stacks.values()):
+        lines += ["", f"{kind.title()}:"] if len(kinds) > 1 else [""]
+        lines += [textwrap.fill(f"- {line}", LINE_LENGTH, subsequent_indent="  ") for line in features(stack)]
+    return "\n".join([*lines, ""])
 
 
 def features(stack: Stack) -> list[str]:
@@ -246,40 +368,69 @@ def features(stack: Stack) -> list[str]:
     return found + [line for line, there in others.items() if there]
 
 
-def _configuration(stack: Stack, prefix: str, stem: str, fields: dict[str, Any]) -> str:
+def _configurations(source: Source, config: PreTrainedConfig) -> str:
+    values = source.values(config)
     lines = [
-        f'"""Sizes and numbers of {prefix}; everything else is in modeling_{stem}.py."""',
+        f'"""Sizes and numbers of {source.name}; everything else is in modeling_{source.stem}.py."""',
         "",
         "from huggingface_hub.dataclasses import strict",
         "from transformers.configuration_utils import PreTrainedConfig",
-        "",
-        "",
-        "@strict",
+    ]
+    if not config.is_encoder_decoder:
+        lines += _configuration(source, source.name, source.stem, source.head, values)
+        exported = [source.name]
+    else:
+        stacks = {part: values.pop(part) for part in ("encoder", "decoder")}
+        for part, given in stacks.items():
+            name = source.name + part.title()
+            lines += _configuration(source, name, f"{source.stem}_{part}", source.stacks[name], given)
+        lines += _configuration(source, source.name, source.stem, None, values)
+        exported = [source.name, *source.stacks]
+    names = ", ".join(f'"{name}Config"' for name in sorted(exported))
+    return "\n".join([*lines, "", "", f"__all__ = [{names}]", ""])
+
+
+def _configuration(
+    source: Source, prefix: str, model_type: str, stack: Stack | None, values: dict[str, Any]
+) -> list[str]:
+    """The class of one config; without a stack, of an encoder-decoder."""
+    lines = [
+        *("", "", "@strict"),
         f"class {prefix}Config(PreTrainedConfig):",
         f'    """Configuration of {prefix}, with the sizes it was written with as defaults."""',
         "",
-        f'    model_type = "{stem}"',
+        f'    model_type = "{model_type}"',
         '    keys_to_ignore_at_inference = ["past_key_values"]',
     ]
-    if any(key in entry for entry in stack.tables for key in ("alpha", "llama_4_scaling_beta")):
-        lines.append('    ignore_keys_at_rope_validation = {"llama_4_scaling_beta", "alpha"}')
-    for plan in ("base_model_tp_plan", "base_model_pp_plan"):
-        if value := getattr(stack.config, plan):
-            lines.append(f"    {plan} = {value!r}".replace("'", '"'))
-    lines.append("")
-    for name, value in fields.items():
-        lines.append(f"    {name}: {_type_of(name, value)} = {value!r}".replace("'", '"'))
-    defaults = {name: value for name, value in fields.items() if isinstance(value, list | dict)}
-    for name, value in defaults.items():
-        kind = "dict" if isinstance(value, dict) else "list"
-        at = next(i for i, line in enumerate(lines) if line.startswith(f"    {name}: "))
-        lines[at] = f"    {name}: {kind} | None = None"
-    if defaults:
+    if stack is None:
+        parts = {part: f"{prefix}{part.title()}Config" for part in ("encoder", "decoder")}
+        pairs = ", ".join(f'"{part}": {name}' for part, name in parts.items())
+        lines += [f"    sub_configs = {{{pairs}}}", ""]
+        lines += [f"    {part}: {name} | dict | None = None" for part, name in parts.items()]
+    else:
+        if any(key in entry for entry in stack.tables for key in ("alpha", "llama_4_scaling_beta")):
+            lines.append('    ignore_keys_at_rope_validation = {"llama_4_scaling_beta", "alpha"}')
+        for plan in ("base_model_tp_plan", "base_model_pp_plan"):
+            if value := getattr(stack.config, plan):
+                lines.append(f"    {plan} = {value!r}".replace("'", '"'))
+        lines.append("")
+    defaults = {name: value for name, value in values.items() if isinstance(value, list | dict)}
+    for name, value in values.items():
+        if name in defaults and name != "eos_token_id":
+            lines.append(f"    {name}: {type(value).__name__} | None = None")
+        else:
+            shown = None if name in defaults else value
+            lines.append(f"    {name}: {_type_of(name, value)} = {shown!r}".replace("'", '"'))
+    if defaults or stack is None:
         lines += ["", "    def __post_init__(self, **kwargs):"]
         for name, value in defaults.items():
             lines += [f"        if self.{name} is None:", f"            self.{name} = {value!r}".replace("'", '"')]
+        if stack is None:
+            for part, name in parts.items():
+                lines += [f"        if not isinstance(self.{part}, {name}):"]
+                lines += [f"            self.{part} = {name}(**(self.{part} or {{}}))"]
         lines.append("        super().__post_init__(**kwargs)")
-    return "\n".join([*lines, "", "", f'__all__ = ["{prefix}Config"]', ""])
+    return lines
 
 
 def _type_of(name: str, value: Any) -> str:

@@ -33,9 +33,11 @@ CONFIGS = Path(__file__).parent / "configs"
 ASPECTS = ("loads", "float32", "as stored", "generate", "loss", "config back", "tensors back")
 # Configs of which no class of transformers can be right: what must refuse them, and with which words.
 REFUSED = {
+    "bert-relative-key-query": "relative_key_query",
     "gpt-j-as-gpt-neo": "encodes positions otherwise",
     "gte-qwen2-7b-instruct": "is_causal",
     "jina-embeddings-v2-base-en": "position_embedding_type",
+    "llama-2-7b-awq": "quantised",
 }
 NEW_TOKENS = 6
 # What transformers writes for itself.
