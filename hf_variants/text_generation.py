@@ -370,6 +370,8 @@ def generation_options(model: PreTrainedModel, options: Mapping[str, Any]) -> Ge
             ends = config.eos_token_id
             config.pad_token_id = ends[0] if isinstance(ends, list) else ends
         config.validate()
+        if not isinstance(config.num_beams or 1, int):
+            raise TypeError(f"`num_beams` is {config.num_beams!r}, not a whole number")
     return config
 
 
