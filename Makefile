@@ -13,7 +13,7 @@ TYPES := build/types
 SUITE := build/suite
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all suite check adapters drift published releases clean
+.PHONY: help demo test test-all test-tools suite check adapters drift published releases clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test: $(INSTALLED)  ## run the tests (WORKERS=2, ARGS="-k pattern"); needs no ne
 
 test-all: $(TOOLS_INSTALLED)  ## the same and other people's tools on our models; writes docs/tools.md
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --tools-table=docs/tools.md $(ARGS)
+
+test-tools: $(TOOLS_INSTALLED)  ## other people's tools alone, without what takes several minutes a test
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) -m 'whole and not exhaustive' $(ARGS)
 
 # Those of the installed release, from PyPI. Their markers are not ours.
 suite: $(INSTALLED)  ## transformers' own testers on one config per kind of variant

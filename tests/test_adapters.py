@@ -53,6 +53,7 @@ def test_the_page_is_what_runs(name, model_type):
 
 
 @pytest.mark.whole
+@pytest.mark.exhaustive
 def test_the_whole_page_is_what_runs():
     assert adapter_table.page(adapter_table.run_cell) == PAGE.read_text()
 

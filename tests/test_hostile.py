@@ -45,11 +45,12 @@ def test_a_part_of_the_corpus(bench):
 
 
 @pytest.mark.whole
+@pytest.mark.exhaustive
 def test_the_whole_corpus(bench):
     assert not (found := faults_of(bench, runs(corpus.cases()))), "\n".join(found)
 
 
-@pytest.mark.parametrize("draws", [100, pytest.param(2000, marks=pytest.mark.whole)])
+@pytest.mark.parametrize("draws", [100, pytest.param(2000, marks=(pytest.mark.whole, pytest.mark.exhaustive))])
 def test_random_damage(bench, draws):
     drawn = (fuzz.case(seed) for seed in range(draws))
     assert not (found := faults_of(bench, drawn)), "\n".join(found)

@@ -69,6 +69,7 @@ def test_a_sample_of_types_and_every_layout(tmp_path):
 
 
 @pytest.mark.whole
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("model_type", list(all_families()))
 def test_every_head_and_layout(model_type, tmp_path):
     for head in all_families()[model_type].converted_heads:
