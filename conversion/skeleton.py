@@ -24,7 +24,12 @@ def empty_model(model_class: type[PreTrainedModel], config: PreTrainedConfig) ->
     # Names and shapes are the same with every attention, and a machine that only converts may lack some.
     backend = config._attn_implementation
     config._attn_implementation = "eager"
-    with reading(f"{config.name_or_path or 'The config'} makes no {model_class.__name__}"), torch.device("meta"):
+    with (
+        reading(
+            f"{config.name_or_path or 'The config'} makes no {getattr(model_class, 'func', model_class).__name__}"
+        ),
+        torch.device("meta"),
+    ):
         model = model_class(config)
     model.config._attn_implementation = backend
     return model

@@ -20,6 +20,7 @@ SMALL = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 4, "v
 
 # What the validation must say: overrides of SMALL, and a part of the sentence. Every row of the table is here.
 REFUSED = [
+    ({"rope_parameters": {"rope_type": "default", "rope_theta": 0.0}}, "and a rotation is made of positive numbers."),
     ({"vocab_size": 0}, "`vocab_size` is 0. Set `vocab_size` to at least 1."),
     ({"hidden_size": 0, "head_dim": 8}, "`hidden_size` is 0."),
     ({"intermediate_size": 0}, "`intermediate_size` is 0."),
