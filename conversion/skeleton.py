@@ -13,9 +13,12 @@ from .errors import reading
 from .json_files import read_config_values
 
 
-def empty_model(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+def empty_model(model_class: type[PreTrainedModel], config: PreTrainedConfig, **arguments) -> PreTrainedModel:
     """
     The model without memory for its weights.
+
+    Args:
+        arguments: of the class, beside the config.
 
     Raises:
         ConversionError: if the class makes no model of this config.
@@ -24,13 +27,8 @@ def empty_model(model_class: type[PreTrainedModel], config: PreTrainedConfig) ->
     # Names and shapes are the same with every attention, and a machine that only converts may lack some.
     backend = config._attn_implementation
     config._attn_implementation = "eager"
-    with (
-        reading(
-            f"{config.name_or_path or 'The config'} makes no {getattr(model_class, 'func', model_class).__name__}"
-        ),
-        torch.device("meta"),
-    ):
-        model = model_class(config)
+    with reading(f"{config.name_or_path or 'The config'} makes no {model_class.__name__}"), torch.device("meta"):
+        model = model_class(config, **arguments)
     model.config._attn_implementation = backend
     return model
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -322,7 +321,7 @@ def _epsilon(metadata: Metadata, known: dict[str, Any]) -> dict[str, Any]:
 def _native(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
     """The native model without memory; llama.cpp's encoders have no pooler."""
     if "add_pooling_layer" in signature(model_class.__init__).parameters:
-        return empty_model(partial(model_class, add_pooling_layer=False), config)
+        return empty_model(model_class, config, add_pooling_layer=False)
     return empty_model(model_class, config)
 
 
