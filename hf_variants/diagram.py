@@ -5,8 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .model.builder import NORM_SLOTS
+from .model.builder import language_head_parts, stack_parts
 from .model.normalization import NORM_KINDS
+from .model.part import Part
 
 
 # The usual names of gated networks, by their activation (https://arxiv.org/abs/2002.05202).
@@ -121,41 +122,36 @@ def stacks_of(config: Any, class_name: str | None = None) -> list[Stack]:
     return [_stack("", config, *_head(config, class_name or default, config))]
 
 
-def layer_of(config: Any, layer_idx: int) -> Layer:
-    """One layer as `builder.build_block` builds it."""
+def layer_of(config: Any, layer_idx: int, block: Part) -> Layer:
+    """One layer, whose structure is `block`."""
     layer = config.per_layer_config[layer_idx]
-    skipped = set(getattr(layer, "skip", ()))
-    sublayers: dict[str, Box] = {}
-    if "self_attn" not in skipped:
-        sublayers["self_attn"] = Box("attention", "self_attn", _self_attention(config, layer, layer_idx))
-    if layer.add_cross_attention:
-        sublayers["cross_attn"] = Box(
-            "attention", "cross_attn", ("Cross-attention", *_attention(layer, is_rotated=False))
-        )
-    if "mlp" not in skipped:
-        sublayers["mlp"] = Box("feed_forward", "mlp", _feed_forward(layer))
-    parallel = layer.parallel_block != "none"
-    shared_norm = layer.parallel_block == "shared_norm"
+    modules = block.children()
+    lines: dict[str, Callable] = {
+        "self_attn": lambda: _self_attention(config, layer, layer_idx),
+        "cross_attn": lambda: ("Cross-attention", *_attention(layer, is_rotated=False)),
+        "mlp": lambda: _feed_forward(layer),
+    }
     branches = []
-    for name, sublayer in sublayers.items():
-        filled = set(NORM_SLOTS[layer.norm_placement])
-        if name == "self_attn" and layer_idx == 0 and not layer.first_layer_pre_norm:
-            filled.discard("pre_norm")
-        if shared_norm and name != "self_attn":
-            filled.discard("pre_norm")
+    for name in (name for name in SUBLAYER_NAMES if name in modules):
+        paths = {slot: f"{name}_{slot}" for slot in SLOTS}
         norms = {
-            slot: Box("norm", f"{name}_{slot}", (norm_name(layer),)) if slot in filled else None for slot in SLOTS
+            slot: Box("norm", path, (norm_name(layer),)) if path in modules else None for slot, path in paths.items()
         }
         branches.append(
             Branch(
                 name,
-                sublayer,
+                Box("feed_forward" if name == "mlp" else "attention", name, lines[name]()),
                 **norms,
-                scale=_branch_scale(layer, name),
-                residual_scale=_residual_scale(layer),
+                scale=_branch_scale(f"{name}_residual", modules[f"{name}_residual"]),
+                residual_scale=_residual_scale(modules[f"{name}_residual"]),
             )
         )
-    return Layer(tuple(branches), parallel, shared_norm, layer.residual_from_norm)
+    return Layer(
+        tuple(branches),
+        parallel="shared_norm" in block.arguments,
+        shared_norm=block.arguments.get("shared_norm", False),
+        residual_from_norm=block.arguments.get("residual_from_norm", False),
+    )
 
 
 def norm_name(config: Any) -> str:
@@ -168,18 +164,16 @@ def norm_name(config: Any) -> str:
     return f"{name} (1 + w)" if config.norm_unit_offset else name
 
 
-def _branch_scale(layer: Any, name: str) -> Box | None:
-    path = f"{name}_residual"
-    if layer.learned_scale_type == "channel":
-        return Box("scale", path, ("LayerScale",))
-    if layer.learned_scale_type == "scalar":
-        return Box("scale", path, ("learned scale",))
-    return None if layer.residual_multiplier == 1.0 else Box("scale", path, (_times(layer.residual_multiplier),))
+def _branch_scale(path: str, residual: Part) -> Box | None:
+    if "shape" in residual.arguments:
+        return Box("scale", path, ("LayerScale" if residual.arguments["shape"] else "learned scale",))
+    multiplier = residual.arguments["branch_multiplier"]
+    return None if multiplier == 1.0 else Box("scale", path, (_times(multiplier),))
 
 
-def _residual_scale(layer: Any) -> str | None:
-    has_alpha = layer.norm_placement == "deepnorm" and layer.learned_scale_type == "none"
-    return _times(layer.deepnorm_alpha) if has_alpha and layer.deepnorm_alpha != 1.0 else None
+def _residual_scale(residual: Part) -> str | None:
+    scale = residual.arguments.get("residual_scale", 1.0)
+    return None if scale == 1.0 else _times(scale)
 
 
 def _self_attention(config: Any, layer: Any, layer_idx: int) -> tuple[str, ...]:
@@ -270,16 +264,18 @@ def _feed_forward(layer: Any) -> tuple[str, ...]:
 
 
 def _stack(name: str, config: Any, head: tuple[Box, ...], output: str) -> Stack:
+    parts = stack_parts(config)
+    blocks = parts["layers"].arguments["modules"]
     return Stack(
         name,
-        below=tuple(_embeddings(config)),
-        layers=tuple(layer_of(config, index) for index in range(config.num_hidden_layers)),
-        above=(*_ending(config), *head),
+        below=tuple(_embeddings(config, parts)),
+        layers=tuple(layer_of(config, index, block) for index, block in enumerate(blocks)),
+        above=(*_boxes(parts, config, ("norm", "output_projection")), *head),
         output=output,
     )
 
 
-def _embeddings(config: Any) -> list[Box]:
+def _embeddings(config: Any, parts: dict[str, Any]) -> list[Box]:
     """In the order of `VariantModel.forward`."""
     boxes = []
     lines = ["Token embedding", f"{config.vocab_size:,} × {config.embedding_size:,}"]
@@ -290,32 +286,30 @@ def _embeddings(config: Any) -> list[Box]:
     boxes.append(Box("embedding", "embed_tokens", tuple(lines)))
     if is_multiplied and in_stack:
         boxes.append(Box("scale", "multiply_embeddings", (_times(config.embedding_multiplier),)))
-    projects = config.embedding_size != config.hidden_size
-    projection = f"Projection {config.embedding_size:,} → {config.hidden_size:,}"
-    if projects and config.embedding_projection_position == "before_positions":
-        boxes.append(Box("projection", "token_projection", (projection,)))
-    if config.embedding_norm and config.embedding_norm_position == "before_positions":
-        boxes.append(Box("norm", "token_norm", (norm_name(config),)))
-    if config.type_vocab_size:
-        boxes.append(Box("added", "token_types", (f"{config.type_vocab_size} token types",)))
-    if config.position_embedding_type in ("learned", "sinusoidal"):
-        kind = config.position_embedding_type.capitalize()
-        boxes.append(Box("added", "embed_positions", (f"{kind} positions", f"{config.max_position_embeddings:,}")))
-    if config.task_type_vocab_size:
-        boxes.append(Box("added", "task_types", (f"{config.task_type_vocab_size} task types",)))
-    if config.embedding_norm and config.embedding_norm_position == "after_positions":
-        boxes.append(Box("norm", "embedding_norm", (norm_name(config),)))
-    if projects and config.embedding_projection_position == "after_norm":
-        boxes.append(Box("projection", "embedding_projection", (projection,)))
-    return boxes
+    names = ("token_projection", "token_norm", "token_types", "embed_positions", "task_types", "embedding_norm",
+             "embedding_projection")  # fmt: skip
+    return boxes + _boxes(parts, config, names)
 
 
-def _ending(config: Any) -> list[Box]:
-    """What a stack has behind its last layer."""
-    boxes = [Box("norm", "norm", (norm_name(config),))] if config.final_norm else []
-    if config.output_projection:
-        projection = f"Projection {config.hidden_size:,} → {config.embedding_size:,}"
-        boxes.append(Box("projection", "output_projection", (projection,)))
+def _boxes(parts: dict[str, Any], config: Any, names: tuple[str, ...]) -> list[Box]:
+    """Of what a stack has of these names, beside its layers."""
+    boxes = []
+    for name in names:
+        part = parts[name]
+        # What adds nothing has no arguments, and what is no part is a function that changes nothing.
+        if not isinstance(part, Part) or not part.arguments:
+            continue
+        given = part.arguments
+        if "norm" in name:
+            boxes.append(Box("norm", name, (norm_name(config),)))
+        elif "projection" in name:
+            line = f"Projection {given['in_features']:,} → {given['out_features']:,}"
+            boxes.append(Box("projection", name, (line,)))
+        elif name == "embed_positions":
+            kind = config.position_embedding_type.capitalize()
+            boxes.append(Box("added", name, (f"{kind} positions", f"{given['num_positions']:,}")))
+        else:
+            boxes.append(Box("added", name, (f"{given['num_embeddings']} {name.replace('_', ' ')}",)))
     return boxes
 
 
@@ -335,15 +329,16 @@ def _head(stack: Any, class_name: str, config: Any) -> tuple[tuple[Box, ...], st
 
 
 def _language_model(stack: Any, config: Any) -> list[Box]:
+    parts = language_head_parts(stack)
     boxes = []
-    width = stack.embedding_size if stack.output_projection else stack.hidden_size
     if stack.lm_head_transform:
-        dense = ("Dense", f"{width:,} → {stack.embedding_size:,}, {stack.lm_head_transform_act}", norm_name(stack))
-        boxes.append(Box("head", "lm_head_transform", dense))
-        width = stack.embedding_size
+        dense = parts["lm_head_transform"].arguments["dense"].arguments
+        widths = f"{dense['in_features']:,} → {dense['out_features']:,}, {stack.lm_head_transform_act}"
+        boxes.append(Box("head", "lm_head_transform", ("Dense", widths, norm_name(stack))))
     elif stack.lm_head_input_scale != 1.0:
         boxes.append(Box("scale", "lm_head_transform", (_times(stack.lm_head_input_scale),)))
-    lines = ["LM head", f"{width:,} → {stack.vocab_size:,}"]
+    head = parts["lm_head"].arguments
+    lines = ["LM head", f"{head['in_features']:,} → {head['out_features']:,}"]
     if config.tie_word_embeddings:
         lines.append("tied to the token embedding")
     if stack.lm_head_normalized:

@@ -16,7 +16,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 
 from hf_variants import VariantConfig
 from hf_variants.model.attention import eager_attention_forward
-from hf_variants.model.builder import build_cross_attention, build_self_attention
+from hf_variants.model.builder import cross_attention_part, self_attention_part
 
 
 WIDTH, HEADS, KV_HEADS, HEAD_DIM = 48, 4, 2, 16
@@ -28,12 +28,12 @@ DTYPES = (torch.float32, torch.bfloat16)
 BATCH, LENGTH = 2, 13
 
 
-def build(dtype=torch.float32, attn_implementation="eager", builder=build_self_attention, **fields):
+def build(dtype=torch.float32, attn_implementation="eager", builder=self_attention_part, **fields):
     """Layer 0's attention with random weights, biases and norms far from their initialisation."""
     config = VariantConfig(**{**SIZES, "position_embedding_type": "none", **fields})
     config._attn_implementation = attn_implementation
     torch.manual_seed(0)
-    module = builder(config, 0)
+    module = builder(config, 0).build()
     for parameter in module.parameters():
         nn.init.normal_(parameter, mean=0.2, std=0.6)
     return module.to(dtype).eval()
@@ -329,7 +329,7 @@ def test_attention_dropout_in_training_only():
 
 def test_cross_attention_keeps_the_encoders_keys():
     module = build(
-        builder=build_cross_attention, add_cross_attention=True, cross_attention_hidden_size=20, attention_bias=True,
+        builder=cross_attention_part, add_cross_attention=True, cross_attention_hidden_size=20, attention_bias=True,
         attention_output_bias=False,
     )  # fmt: skip
     x, source = inputs(), inputs(length=9, width=20)

@@ -9,7 +9,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from hf_variants import VariantConfig
-from hf_variants.model.builder import build_feed_forward
+from hf_variants.model.builder import feed_forward_part
 from hf_variants.model.feed_forward import FeedForward, GatedFeedForward
 
 
@@ -18,7 +18,7 @@ SIZES = {"hidden_size": 24, "num_attention_heads": 4, "num_hidden_layers": 2, "v
 
 def build(**fields):
     torch.manual_seed(0)
-    module = build_feed_forward(VariantConfig(**SIZES, **fields))
+    module = feed_forward_part(VariantConfig(**SIZES, **fields)).build()
     for parameter in module.parameters():
         nn.init.normal_(parameter, mean=0.1, std=0.5)
     return module

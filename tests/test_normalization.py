@@ -24,7 +24,7 @@ from hf_variants.model.normalization import (
     WeightlessRMSNorm,
     ZeroCenteredLayerNorm,
     ZeroCenteredRMSNorm,
-    make_norm,
+    choose_norm,
 )
 
 
@@ -45,7 +45,7 @@ class PaperDynamicTanh(nn.Module):
         return self.weight * torch.tanh(self.alpha * x) + self.bias
 
 
-# make_norm's arguments and the transformers module that computes the same, bit for bit.
+# choose_norm's arguments and the transformers module that computes the same, bit for bit.
 TWINS = {
     "llama": ({"norm_type": "rmsnorm"}, lambda: LlamaRMSNorm(DIM, EPS)),
     "t5": ({"norm_type": "rmsnorm"}, lambda: T5LayerNorm(DIM, EPS)),
@@ -76,7 +76,7 @@ TWINS = {
 
 def build(shape=DIM, **arguments):
     defaults = {"eps": EPS, "affine": True, "bias": False, "unit_offset": False, "casting_mode": "llama"}
-    return make_norm(shape=shape, **{**defaults, **arguments})
+    return choose_norm(shape=shape, **{**defaults, **arguments}).build()
 
 
 def make_hostile(module):

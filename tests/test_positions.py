@@ -40,7 +40,7 @@ from hf_variants import (
     VariantModel,
     VariantSeq2SeqConfig,
 )
-from hf_variants.model.builder import build_rotary_embeddings, build_rotation
+from hf_variants.model.builder import build_rotation, rotary_embedding_parts
 from hf_variants.model.positions import (
     AlibiBias,
     GrowingSinusoidalPositions,
@@ -76,7 +76,8 @@ def queries_and_keys(length, dtype):
 
 
 def rotate_ours(config, query, key, position_ids, layer_idx=0):
-    tables, names = build_rotary_embeddings(config)
+    part, names = rotary_embedding_parts(config)
+    tables = part.build()
     embeddings = tables[names[layer_idx]](query, position_ids)
     return build_rotation(config, config.rope_parameters_of(layer_idx))(query, key, embeddings)
 
@@ -167,7 +168,7 @@ def test_scalings_equal_llama(name, length):
 def test_dynamic_scaling_recovers_after_a_long_input():
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
     (ours,), stock = (
-        build_rotary_embeddings(variant(num_hidden_layers=1, rope_parameters=dict(rope)))[0].values(),
+        rotary_embedding_parts(variant(num_hidden_layers=1, rope_parameters=dict(rope)))[0].build().values(),
         modeling_llama.LlamaRotaryEmbedding(LlamaConfig(**SIZES, rope_parameters=dict(rope))),
     )
     for length in (50, 300, 200, 400, 30):
@@ -190,7 +191,7 @@ def test_tables_per_layer_type_equal_gemma3():
         cos, sin = stock(query, POSITIONS, layer_type)
         expected = modeling_gemma3.apply_rotary_pos_emb(query, key, cos, sin)
         assert_equal(rotate_ours(config, query, key, POSITIONS, layer_idx), expected)
-    assert len(build_rotary_embeddings(config)[0]) == 2
+    assert len(rotary_embedding_parts(config)[0].children()) == 2
 
 
 def test_alpha_stretch_equals_hunyuan():
@@ -202,7 +203,7 @@ def test_alpha_stretch_equals_hunyuan():
     config = variant(rope_parameters=dict(rope))
     assert_equal(rotate_ours(config, query, key, positions), stock)
     # The base is stretched once, so that the angles stay the same past the trained length.
-    (table,) = build_rotary_embeddings(config)[0].values()
+    (table,) = rotary_embedding_parts(config)[0].build().values()
     base = 10000.0 * 1000.0 ** (HEAD_DIM / (HEAD_DIM - 2))
     angles = torch.arange(300)[:, None] * base ** (-torch.arange(0, HEAD_DIM, 2) / HEAD_DIM)
     cos, _ = table(torch.zeros(1), torch.arange(300)[None])
@@ -254,7 +255,8 @@ def test_scores_depend_on_the_distance_alone():
 
 def test_layers_without_rotation():
     config = variant(num_hidden_layers=3, no_rope_layers=[1, 0, 1])
-    tables, names = build_rotary_embeddings(config)
+    part, names = rotary_embedding_parts(config)
+    tables = part.build()
     assert names == ["table_0", None, "table_0"]
     assert len(tables) == 1
     query, key = queries_and_keys(5, torch.float32)

@@ -388,9 +388,9 @@ class Attention(NormGuard, nn.Module):
     Args:
         config (`PreTrainedConfig`): kept for `config._attn_implementation` alone, which may change at run time.
         layer_idx (`int`): the layer's slot in the cache.
-        hidden_size, num_heads, num_key_value_heads, head_dim (`int`): sizes.
-        bias, output_bias (`bool`): biases of q/k/v and of the output projection.
-        linear_class (`type`): of the projections.
+        q_proj, k_proj, v_proj, o_proj (`nn.Linear`): to heads, and from them.
+        g_proj (`nn.Linear`): to the gate, or `None`.
+        num_heads, num_key_value_heads, head_dim (`int`): sizes.
         broadcast_key_value (`bool`): leave it to the attention function to broadcast the one key/value head.
         scaling (`float`): multiplier of the scores.
         scale_query (`bool`): apply it to the queries instead.
@@ -406,7 +406,6 @@ class Attention(NormGuard, nn.Module):
         sinks (`bool`): learn a sink per head.
         gate (`str`): `"none"`, `"headwise"` or `"elementwise"`.
         sub_norm (`Callable`): applied before the output projection; `unchanged` for none.
-        key_value_size (`int`): width of what keys and values are projected from, for cross-attention.
     """
 
     def __init__(
@@ -414,13 +413,14 @@ class Attention(NormGuard, nn.Module):
         config: PreTrainedConfig,
         layer_idx: int,
         *,
-        hidden_size: int,
+        q_proj: nn.Linear,
+        k_proj: nn.Linear,
+        v_proj: nn.Linear,
+        o_proj: nn.Linear,
+        g_proj: nn.Linear | None,
         num_heads: int,
         num_key_value_heads: int,
         head_dim: int,
-        bias: bool,
-        output_bias: bool,
-        linear_class: type[nn.Linear],
         broadcast_key_value: bool,
         scaling: float,
         scale_query: bool,
@@ -438,7 +438,6 @@ class Attention(NormGuard, nn.Module):
         sinks: bool,
         gate: str,
         sub_norm: Callable,
-        key_value_size: int | None = None,
     ):
         super().__init__()
         self.config = config
@@ -459,11 +458,10 @@ class Attention(NormGuard, nn.Module):
             softmax_dtype=torch.float32 if softmax_in_float32 else None,
         )
         self.clip = unchanged if clip is None else partial(_clamp, limit=clip)
-        key_value_size = key_value_size or hidden_size
-        self.q_proj = linear_class(hidden_size, num_heads * head_dim, bias=bias)
-        self.k_proj = linear_class(key_value_size, num_key_value_heads * head_dim, bias=bias)
-        self.v_proj = linear_class(key_value_size, num_key_value_heads * head_dim, bias=bias)
-        self.o_proj = linear_class(num_heads * head_dim, hidden_size, bias=output_bias)
+        self.q_proj = q_proj
+        self.k_proj = k_proj
+        self.v_proj = v_proj
+        self.o_proj = o_proj
         self.q_norm = q_norm
         self.k_norm = k_norm
         self.sub_norm = sub_norm
@@ -474,8 +472,8 @@ class Attention(NormGuard, nn.Module):
         if sinks:
             self.sinks = nn.Parameter(torch.zeros(num_heads))
         self.gate = _GATES[gate]
-        if gate != "none":
-            self.g_proj = nn.Linear(hidden_size, num_heads * (head_dim if gate == "elementwise" else 1), bias=False)
+        if g_proj is not None:
+            self.g_proj = g_proj
 
     def project_query(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(batch, length, hidden_size) -> (batch, heads, length, head_dim)."""

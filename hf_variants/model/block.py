@@ -212,12 +212,11 @@ class Block(NormGuard, GradientCheckpointingLayer):
     Base of all blocks: holds the sublayers and their slots under the names that checkpoints use.
 
     Args:
-        sublayers (`dict[str, nn.Module]`): sublayers by name, of `self_attn`, `cross_attn` and `mlp`.
-        slots (`dict[str, dict[str, Callable]]`): for each sublayer its `pre_norm`, `branch_norm`, `post_norm` and
-            `residual`.
         residual_from_norm (`bool`): the residual starts after `pre_norm`.
         ffn_chunk_size (`int`): number of tokens that the feed-forward sublayer takes at a time; 0 for all.
         limit_attention, limit_output (`Callable`): keep what attention and the block give in range; `unchanged` for none.
+        modules: of `self_attn`, `cross_attn` and `mlp` the sublayers that there are, and for each what stands around it:
+            `self_attn_pre_norm`, `self_attn_branch_norm`, `self_attn_post_norm` and `self_attn_residual`, and so on.
 
     Tensors that take part in the gradient are positional arguments of `forward`: reentrant checkpointing stops at
     those, and would go through a keyword's graph once per layer.
@@ -225,12 +224,11 @@ class Block(NormGuard, GradientCheckpointingLayer):
 
     def __init__(
         self,
-        sublayers: dict[str, nn.Module],
-        slots: dict[str, dict[str, Callable]],
         residual_from_norm: bool = False,
         ffn_chunk_size: int = 0,
         limit_attention: Callable = unchanged,
         limit_output: Callable = unchanged,
+        **modules: Callable,
     ):
         super().__init__()
         self.residual_from_norm = residual_from_norm
@@ -238,10 +236,8 @@ class Block(NormGuard, GradientCheckpointingLayer):
         self.limit_output = limit_output
         if ffn_chunk_size:
             self.feed_forward = partial(apply_chunking_to_forward, self.feed_forward, ffn_chunk_size, 1)
-        for name, sublayer in sublayers.items():
-            self.add_module(name, sublayer)
-            for slot, module in slots[name].items():
-                setattr(self, f"{name}_{slot}", module)
+        for name, module in modules.items():
+            setattr(self, name, module)
 
     def attend_to_self(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
         normed = self.self_attn_pre_norm(hidden_states)
@@ -337,13 +333,11 @@ class ParallelBlock(Block):
     With a shared norm the feed-forward network reads the attention's normalised input; with two norms its own.
     """
 
-    def __init__(self, sublayers, slots, shared_norm: bool, residual_first: bool, sum_dropout: float = 0.0):
-        super().__init__(sublayers, slots)
+    def __init__(self, shared_norm: bool, residual_first: bool, sum_dropout: float = 0.0, **modules: Callable):
+        super().__init__(**modules)
         self.shared_norm = shared_norm
         self.residual_first = residual_first
         self.sum_dropout = nn.Dropout(sum_dropout) if sum_dropout else unchanged
-        if shared_norm:
-            del self.mlp_pre_norm
 
     def sum_branches(self, residual: torch.Tensor, *branches: torch.Tensor) -> torch.Tensor:
         """The same sum in the two orders that native models round it in."""
@@ -373,11 +367,6 @@ class ParallelBlock(Block):
 
 class ParallelCrossBlock(ParallelBlock):
     """Self-attention, cross-attention and feed-forward network side by side; a shared norm serves all three."""
-
-    def __init__(self, sublayers, slots, shared_norm: bool, residual_first: bool, sum_dropout: float = 0.0):
-        super().__init__(sublayers, slots, shared_norm, residual_first, sum_dropout)
-        if shared_norm:
-            del self.cross_attn_pre_norm
 
     def forward(
         self,

@@ -1,10 +1,15 @@
-"""From config to modules: the only place where a config is read to decide what is built."""
+"""
+From config to modules: the only place where a config is read to decide what is built.
+
+Functions whose names end in `part` or `parts` say what there will be, as a tree that can be walked before it is built;
+those that begin with `build` return functions and other objects without weights.
+"""
 
 import json
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
-import torch
 from torch import nn
 
 from .attention import (
@@ -20,7 +25,6 @@ from .attention import (
 )
 from .block import (
     AttentionBlock,
-    Block,
     FeedForwardBlock,
     LearnedScaleResidual,
     ParallelBlock,
@@ -42,11 +46,12 @@ from .embedding import (
     multiply_rounded,
     no_types_among_tokens,
 )
-from .feed_forward import FeedForward, FusedGatedFeedForward, GatedFeedForward
-from .heads import POOLINGS, DenseTransform, InputScaling, LogitScaling, NormalizedLinear, Pooler
+from .feed_forward import FeedForward, FusedGatedFeedForward, GatedFeedForward, make_activation
+from .heads import POOLINGS, DenseTransform, InputScaling, LogitScaling, NormalizedLinear, Pooler, unread_bias
 from .linear import OwnDtypeLinear, UnfusedBiasLinear
 from .losses import causal_lm_loss, token_loss
-from .normalization import make_norm, unchanged
+from .normalization import choose_norm, unchanged
+from .part import Part
 from .positions import (
     AlibiBias,
     Float32RotaryEmbedding,
@@ -107,17 +112,25 @@ CROSS_ATTENTION = {
 }
 
 
-def build_norm(config: VariantConfig, dim: int) -> nn.Module:
+def linear_part(linear_class: type[nn.Linear], in_features: int, out_features: int, bias: bool) -> Part:
+    return Part(linear_class, in_features=in_features, out_features=out_features, bias=bias)
+
+
+def dropout_part(probability: float) -> Part | Callable:
+    return Part(nn.Dropout, p=probability) if probability else unchanged
+
+
+def norm_part(config: VariantConfig, dim: int) -> Part:
     """A norm of the config's kind over `dim` channels."""
-    norm = make_norm(dim, **config.norm_arguments())
+    norm = choose_norm(dim, **config.norm_arguments())
     if config.initializer_norm_ones:
-        norm.init_weight = 1.0
+        norm.attributes["init_weight"] = 1.0
     elif config.initializer_scheme == "fan_in" and config.norm_affine and config.norm_type != "dynamic_tanh":
-        norm.init_weight = config.initializer_range - float(config.norm_unit_offset)
+        norm.attributes["init_weight"] = config.initializer_range - float(config.norm_unit_offset)
     return norm
 
 
-def build_qk_norm(config: VariantConfig, num_heads: int) -> Callable:
+def qk_norm_part(config: VariantConfig, num_heads: int) -> Part | Callable:
     """The norm on `num_heads` heads of queries or keys; `unchanged` for none."""
     if config.qk_norm == "none":
         return unchanged
@@ -126,7 +139,7 @@ def build_qk_norm(config: VariantConfig, num_heads: int) -> Callable:
         "per_head": (num_heads, config.head_dim),
         "full": num_heads * config.head_dim,
     }[config.qk_norm]
-    return make_norm(shape, **config.qk_norm_arguments())
+    return choose_norm(shape, **config.qk_norm_arguments())
 
 
 def build_rotation(config: VariantConfig, rope_parameters: dict | None) -> Callable:
@@ -148,9 +161,9 @@ def build_rotation(config: VariantConfig, rope_parameters: dict | None) -> Calla
     return QueryScalingRotation(rotation) if "llama_4_scaling_beta" in rope_parameters else rotation
 
 
-def build_rotary_embeddings(config: VariantConfig) -> tuple[nn.ModuleDict, list[str | None]]:
+def rotary_embedding_parts(config: VariantConfig) -> tuple[Part, list[str | None]]:
     """The distinct tables of angles, and for every layer the name of its own (or `None`)."""
-    tables, names, known = nn.ModuleDict(), [], {}
+    tables, names, known = {}, [], {}
     for layer_idx, layer in enumerate(config.per_layer_config):
         parameters = config.rope_parameters_of(layer_idx)
         if parameters is None:
@@ -164,15 +177,16 @@ def build_rotary_embeddings(config: VariantConfig) -> tuple[nn.ModuleDict, list[
                 table_class = Float32RotaryEmbedding
             if "llama_4_scaling_beta" in parameters:
                 table_class = QueryScalingRotaryEmbedding
-            tables[known[key]] = table_class(
-                layer,
-                parameters,
+            tables[known[key]] = Part(
+                table_class,
+                config=layer,
+                rope_parameters=parameters,
                 interleaved=config.rope_interleaved,
                 table_in_float32=config.rope_table_in_float32,
                 reversed=config.rope_reversed,
             )
         names.append(known[key])
-    return tables, names
+    return Part(nn.ModuleDict, modules=tables), names
 
 
 def linear_class(config: VariantConfig) -> type[nn.Linear]:
@@ -180,17 +194,22 @@ def linear_class(config: VariantConfig) -> type[nn.Linear]:
     return UnfusedBiasLinear if config.unfused_bias else nn.Linear
 
 
-def _attention_arguments(config: VariantConfig, layer_idx: int) -> dict:
+def _attention_arguments(config: VariantConfig, layer_idx: int, key_value_size: int) -> dict:
     """What self- and cross-attention have in common, from one layer's resolved config."""
+    size, linear = config.hidden_size, linear_class(config)
+    width = config.num_attention_heads * config.head_dim
+    key_value_width = config.num_key_value_heads * config.head_dim
+    gate_width = {"none": 0, "headwise": config.num_attention_heads, "elementwise": width}[config.attention_gate]
     scaling = config.head_dim**-0.5 if config.attention_scaling is None else config.attention_scaling
     return {
-        "hidden_size": config.hidden_size,
+        "q_proj": linear_part(linear, size, width, config.attention_bias),
+        "k_proj": linear_part(linear, key_value_size, key_value_width, config.attention_bias),
+        "v_proj": linear_part(linear, key_value_size, key_value_width, config.attention_bias),
+        "o_proj": linear_part(linear, width, size, config.attention_output_bias),
+        "g_proj": linear_part(nn.Linear, size, gate_width, bias=False) if gate_width else None,
         "num_heads": config.num_attention_heads,
         "num_key_value_heads": config.num_key_value_heads,
         "head_dim": config.head_dim,
-        "bias": config.attention_bias,
-        "output_bias": config.attention_output_bias,
-        "linear_class": linear_class(config),
         "broadcast_key_value": config.broadcast_key_value,
         "scaling": scaling / (layer_idx + 1) if config.scale_attn_by_inverse_layer_idx else scaling,
         "scale_query": config.scale_query,
@@ -198,21 +217,17 @@ def _attention_arguments(config: VariantConfig, layer_idx: int) -> dict:
         "scores_in_float32": config.attention_scores_in_float32,
         "softmax_in_float32": config.attention_softmax_in_float32,
         "dropout": config.attention_dropout,
-        "q_norm": build_qk_norm(config, config.num_attention_heads),
-        "k_norm": build_qk_norm(config, config.num_key_value_heads),
+        "q_norm": qk_norm_part(config, config.num_attention_heads),
+        "k_norm": qk_norm_part(config, config.num_key_value_heads),
         "softcap": config.attn_logit_softcapping,
         "clip": config.clip_qkv,
         "sinks": config.attention_sinks,
         "gate": config.attention_gate,
-        "sub_norm": (
-            build_norm(config, config.num_attention_heads * config.head_dim)
-            if config.attention_sub_norm
-            else unchanged
-        ),
+        "sub_norm": norm_part(config, width) if config.attention_sub_norm else unchanged,
     }
 
 
-def build_self_attention(config: VariantConfig, layer_idx: int) -> Attention:
+def self_attention_part(config: VariantConfig, layer_idx: int) -> Part:
     layer = config.per_layer_config[layer_idx]
     window = None
     if config.layer_types[layer_idx] == "sliding_attention":
@@ -223,46 +238,48 @@ def build_self_attention(config: VariantConfig, layer_idx: int) -> Attention:
         attention_class = NormAfterRotationAttention
     elif config.heads_first_from == "norm":
         attention_class = HeadsFirstNormAttention
-    return attention_class(
-        config,
-        layer_idx,
+    return Part(
+        attention_class,
+        config=config,
+        layer_idx=layer_idx,
         is_causal=config.is_causal,
         rotation=build_rotation(config, config.rope_parameters_of(layer_idx)),
         sliding_window=window,
-        **_attention_arguments(layer, layer_idx),
+        **_attention_arguments(layer, layer_idx, config.hidden_size),
     )
 
 
-def build_cross_attention(config: VariantConfig, layer_idx: int) -> Attention:
+def cross_attention_part(config: VariantConfig, layer_idx: int) -> Part:
     layer = config.per_layer_config[layer_idx]
-    return CROSS_ATTENTION[layer.qk_norm](
-        config,
-        layer_idx,
+    return Part(
+        CROSS_ATTENTION[layer.qk_norm],
+        config=config,
+        layer_idx=layer_idx,
         is_causal=False,
         rotation=NoRotation(),
         sliding_window=None,
-        key_value_size=config.cross_attention_hidden_size or config.hidden_size,
-        **_attention_arguments(layer, layer_idx),
+        **_attention_arguments(layer, layer_idx, config.cross_attention_hidden_size or config.hidden_size),
     )
 
 
-def build_feed_forward(config: VariantConfig) -> FeedForward:
+def feed_forward_part(config: VariantConfig) -> Part:
     """The feed-forward network of one layer's resolved config."""
+    outer, inner, linear = config.hidden_size, config.intermediate_size, linear_class(config)
+    output_class = OwnDtypeLinear if config.ffn_output_in_float32 else linear
+    arguments = {
+        "up_proj": linear_part(linear, outer, inner, config.mlp_bias),
+        "down_proj": linear_part(output_class, inner, outer, config.mlp_output_bias),
+        "act_fn": Part(make_activation, name=config.hidden_act),
+        "dropout": config.activation_dropout,
+        "sub_norm": norm_part(config, inner) if config.ffn_sub_norm else unchanged,
+    }
+    if config.ffn_type == "mlp":
+        return Part(FeedForward, **arguments)
     gated_class = FusedGatedFeedForward if config.fused_gate_up else GatedFeedForward
-    return (gated_class if config.ffn_type == "glu" else FeedForward)(
-        config.hidden_size,
-        config.intermediate_size,
-        hidden_act=config.hidden_act,
-        bias=config.mlp_bias,
-        output_bias=config.mlp_output_bias,
-        linear_class=linear_class(config),
-        output_class=OwnDtypeLinear if config.ffn_output_in_float32 else linear_class(config),
-        dropout=config.activation_dropout,
-        sub_norm=build_norm(config, config.intermediate_size) if config.ffn_sub_norm else unchanged,
-    )
+    return Part(gated_class, **arguments, gate_proj=linear_part(linear, outer, inner, config.mlp_bias))
 
 
-def build_residual(config: VariantConfig, sublayer: str) -> Residual:
+def residual_part(config: VariantConfig, sublayer: str) -> Part:
     """How the branch of `sublayer` joins the residual stream."""
     # Whether `residual_dropout` applies, or a probability of the branch's own.
     own = config.ffn_residual_dropout if sublayer == "mlp" else config.attention_residual_dropout
@@ -271,68 +288,71 @@ def build_residual(config: VariantConfig, sublayer: str) -> Residual:
         dropout = 0.0
     if config.learned_scale_type != "none":
         shape = (config.hidden_size,) if config.learned_scale_type == "channel" else ()
-        return LearnedScaleResidual(shape, config.layer_scale_init, dropout=dropout)
-    return Residual(
+        return Part(LearnedScaleResidual, shape=shape, init=config.layer_scale_init, dropout=dropout)
+    return Part(
+        Residual,
         dropout=dropout,
         branch_multiplier=config.residual_multiplier,
         residual_scale=config.deepnorm_alpha if config.norm_placement == "deepnorm" else 1.0,
     )
 
 
-def build_slots(config: VariantConfig, sublayer: str, skip_pre_norm: bool) -> dict[str, Callable]:
-    """The norm slots and the residual around `sublayer`."""
-    filled = set(NORM_SLOTS[config.norm_placement]) - ({"pre_norm"} if skip_pre_norm else set())
-    slots: dict[str, Callable] = {
-        slot: build_norm(config, config.hidden_size) if slot in filled else unchanged
+def slot_parts(config: VariantConfig, sublayer: str, layer_idx: int) -> dict[str, Part | Callable]:
+    """The norm slots and the residual around `sublayer`, of one layer's resolved config."""
+    filled = set(NORM_SLOTS[config.norm_placement])
+    parts: dict[str, Part | Callable] = {
+        f"{sublayer}_{slot}": norm_part(config, config.hidden_size) if slot in filled else unchanged
         for slot in ("pre_norm", "branch_norm", "post_norm")
     }
-    slots["residual"] = build_residual(config, sublayer)
-    return slots
+    if sublayer == "self_attn" and layer_idx == 0 and not config.first_layer_pre_norm:
+        parts["self_attn_pre_norm"] = unchanged
+    if sublayer != "self_attn" and config.parallel_block == "shared_norm":
+        # The first sublayer's serves all.
+        del parts[f"{sublayer}_pre_norm"]
+    parts[f"{sublayer}_residual"] = residual_part(config, sublayer)
+    return parts
 
 
-def build_block(config: VariantConfig, layer_idx: int) -> Block:
+def block_part(config: VariantConfig, layer_idx: int) -> Part:
     """Layer `layer_idx` of the stack."""
     layer = config.per_layer_config[layer_idx]
     skipped = set(getattr(layer, "skip", ()))
-    sublayers: dict[str, nn.Module] = {}
+    sublayers: dict[str, Part] = {}
     if "self_attn" not in skipped:
-        sublayers["self_attn"] = build_self_attention(config, layer_idx)
+        sublayers["self_attn"] = self_attention_part(config, layer_idx)
     if layer.add_cross_attention:
-        sublayers["cross_attn"] = build_cross_attention(config, layer_idx)
+        sublayers["cross_attn"] = cross_attention_part(config, layer_idx)
     if "mlp" not in skipped:
-        sublayers["mlp"] = build_feed_forward(layer)
-    slots = {
-        name: build_slots(
-            layer, name, skip_pre_norm=name == "self_attn" and layer_idx == 0 and not layer.first_layer_pre_norm
-        )
-        for name in sublayers
-    }
+        sublayers["mlp"] = feed_forward_part(layer)
     if layer.norm_placement == "deepnorm":
         _set_deepnorm_gains(sublayers, layer.deepnorm_beta)
     _set_initial_stds(sublayers, layer, config)
+    modules: dict[str, Part | Callable] = {}
+    for name, sublayer in sublayers.items():
+        modules |= {name: sublayer, **slot_parts(layer, name, layer_idx)}
     if layer.parallel_block != "none":
-        return (ParallelCrossBlock if layer.add_cross_attention else ParallelBlock)(
-            sublayers,
-            slots,
+        return Part(
+            ParallelCrossBlock if layer.add_cross_attention else ParallelBlock,
             shared_norm=layer.parallel_block == "shared_norm",
             residual_first=layer.parallel_sum_order == "residual_first",
             sum_dropout=layer.residual_dropout if layer.dropout_after_sum else 0.0,
+            **modules,
         )
     block_class = SequentialCrossBlock if layer.add_cross_attention else SequentialBlock
     if skipped:
         block_class = FeedForwardBlock if "self_attn" in skipped else AttentionBlock
     limit = FLOAT16_LIMITS[config.clamp_in_float16]
-    return block_class(
-        sublayers,
-        slots,
-        layer.residual_from_norm,
-        layer.ffn_chunk_size,
+    return Part(
+        block_class,
+        residual_from_norm=layer.residual_from_norm,
+        ffn_chunk_size=layer.ffn_chunk_size,
         limit_attention=limit if config.clamp_in_float16 == "sublayers" or "mlp" in skipped else unchanged,
         limit_output=limit,
+        **modules,
     )
 
 
-def _set_initial_stds(sublayers: dict[str, nn.Module], layer: VariantConfig, config: VariantConfig) -> None:
+def _set_initial_stds(sublayers: dict[str, Part], layer: VariantConfig, config: VariantConfig) -> None:
     """The standard deviations of a layer's new matrices, where they are not `initializer_range`."""
     size, heads = layer.hidden_size, layer.num_attention_heads * layer.head_dim
     at_the_end = (2 * config.num_hidden_layers) ** -0.5
@@ -350,25 +370,31 @@ def _set_initial_stds(sublayers: dict[str, nn.Module], layer: VariantConfig, con
         },
     }[config.initializer_scheme]
     for sublayer in sublayers.values():
-        for name, module in sublayer.named_children():
-            if name in factors:
-                module.init_std = config.initializer_range * factors[name]
+        for name in factors.keys() & sublayer.arguments.keys():
+            if sublayer.arguments[name] is not None:
+                sublayer.arguments[name].attributes["init_std"] = config.initializer_range * factors[name]
 
 
-def _set_deepnorm_gains(sublayers: dict[str, nn.Module], beta: float) -> None:
+def _set_deepnorm_gains(sublayers: dict[str, Part], beta: float) -> None:
     """DeepNorm's Xavier gains (figure 2 of the paper): beta for values, outputs and the FFN, 1 for queries and keys."""
     for sublayer in sublayers.values():
-        for name, module in sublayer.named_children():
-            if isinstance(module, nn.Linear):
-                module.xavier_gain = 1.0 if name in ("q_proj", "k_proj", "g_proj") else beta
+        for name, part in sublayer.children().items():
+            if name.endswith("_proj"):
+                part.attributes["xavier_gain"] = 1.0 if name in ("q_proj", "k_proj", "g_proj") else beta
 
 
-def build_token_embedding(config: VariantConfig) -> nn.Embedding:
-    padding_idx = config.pad_token_id if config.padding_embedding_frozen else None
-    if config.embedding_multiplier == 1.0 or config.embedding_multiplier_position == "stack":
-        return nn.Embedding(config.vocab_size, config.embedding_size, padding_idx)
-    embedding_class = RoundedScaleEmbedding if config.embedding_multiplier_in_weight_dtype else ScaledEmbedding
-    return embedding_class(config.vocab_size, config.embedding_size, padding_idx, config.embedding_multiplier)
+def token_embedding_part(config: VariantConfig) -> Part:
+    embedding_class, scale = nn.Embedding, {}
+    if config.embedding_multiplier != 1.0 and config.embedding_multiplier_position == "embedding":
+        embedding_class = RoundedScaleEmbedding if config.embedding_multiplier_in_weight_dtype else ScaledEmbedding
+        scale = {"embed_scale": config.embedding_multiplier}
+    return Part(
+        embedding_class,
+        num_embeddings=config.vocab_size,
+        embedding_dim=config.embedding_size,
+        padding_idx=config.pad_token_id if config.padding_embedding_frozen else None,
+        **scale,
+    )
 
 
 def build_embedding_multiplier(config: VariantConfig) -> Callable:
@@ -385,15 +411,18 @@ def _width_of_sum(config: VariantConfig) -> int:
     return config.hidden_size if projected else config.embedding_size
 
 
-def build_embedding_projection(config: VariantConfig, position: str) -> Callable:
+def embedding_projection_part(config: VariantConfig, position: str) -> Part | Callable:
     """The projection from `embedding_size` to `hidden_size`, if it stands at this position."""
     if config.embedding_size == config.hidden_size or config.embedding_projection_position != position:
         return unchanged
-    return nn.Linear(config.embedding_size, config.hidden_size, bias=config.embedding_projection_bias)
+    return linear_part(nn.Linear, config.embedding_size, config.hidden_size, config.embedding_projection_bias)
 
 
-def build_token_types(config: VariantConfig) -> nn.Module:
-    return TokenTypes(config.type_vocab_size, _width_of_sum(config)) if config.type_vocab_size else NoTokenTypes()
+def types_part(config: VariantConfig, num_types: int) -> Part:
+    """Vectors of token or task types, if there are any."""
+    if not num_types:
+        return Part(NoTokenTypes)
+    return Part(TokenTypes, num_embeddings=num_types, embedding_dim=_width_of_sum(config))
 
 
 def build_types_among_tokens(config: VariantConfig) -> Callable:
@@ -402,34 +431,26 @@ def build_types_among_tokens(config: VariantConfig) -> Callable:
     return add_types_among_tokens if among_tokens else no_types_among_tokens
 
 
-def build_task_types(config: VariantConfig) -> nn.Module:
-    if not config.task_type_vocab_size:
-        return NoTokenTypes()
-    return TokenTypes(config.task_type_vocab_size, _width_of_sum(config))
-
-
-def build_positions(config: VariantConfig) -> nn.Module:
+def positions_part(config: VariantConfig) -> Part:
     """What is added to the embeddings."""
-    width = _width_of_sum(config)
+    table = {
+        "num_positions": config.max_position_embeddings,
+        "dim": _width_of_sum(config),
+        "offset": config.position_offset,
+    }
     if config.position_embedding_type == "learned":
         has_padding_row = config.position_ids_source == "input_ids" and config.padding_embedding_frozen
-        padding_idx = config.pad_token_id if has_padding_row else None
         table_class = LearnedPositions if config.initializer_positions == "normal" else LearnedFromSinusoids
-        return table_class(config.max_position_embeddings, width, config.position_offset, padding_idx)
+        return Part(table_class, **table, padding_idx=config.pad_token_id if has_padding_row else None)
     if config.position_embedding_type == "sinusoidal":
         table_class = SinusoidalPositions
         if config.sinusoidal_table_stored:
             table_class = StoredSinusoidalPositions
         elif config.sinusoidal_table_grows:
             table_class = GrowingSinusoidalPositions
-        return table_class(
-            config.max_position_embeddings,
-            width,
-            layout=config.sinusoidal_layout,
-            offset=config.position_offset,
-            padding_idx=config.pad_token_id if config.sinusoidal_padding_zero else None,
-        )
-    return NoPositions()
+        padding_idx = config.pad_token_id if config.sinusoidal_padding_zero else None
+        return Part(table_class, **table, layout=config.sinusoidal_layout, padding_idx=padding_idx)
+    return Part(NoPositions)
 
 
 def position_limit(config: VariantConfig) -> int | None:
@@ -456,12 +477,13 @@ def build_padding_mask(config: VariantConfig) -> PaddingMaskSource:
     return InputIdPaddingMask(config.pad_token_id) if config.padding_mask_source == "input_ids" else no_padding_mask
 
 
-def build_position_bias(config: VariantConfig) -> nn.Module:
+def position_bias_part(config: VariantConfig) -> Part:
     """What is added to the attention scores."""
     if config.position_embedding_type == "alibi":
-        return AlibiBias(
-            config.num_attention_heads,
-            config.alibi_bias_max,
+        return Part(
+            AlibiBias,
+            num_heads=config.num_attention_heads,
+            bias_max=config.alibi_bias_max,
             order=config.alibi_slope_order,
             form=config.alibi_form,
             in_bfloat16=config.alibi_slopes_in_bfloat16,
@@ -470,32 +492,60 @@ def build_position_bias(config: VariantConfig) -> nn.Module:
             divisor=config.alibi_divisor,
         )
     if config.position_embedding_type == "relative_bias":
-        return RelativeBias(
-            config.num_attention_heads,
-            config.relative_attention_num_buckets,
-            config.relative_attention_max_distance,
+        fan_in = config.initializer_scheme == "fan_in"
+        return Part(
+            RelativeBias,
+            num_heads=config.num_attention_heads,
+            num_buckets=config.relative_attention_num_buckets,
+            max_distance=config.relative_attention_max_distance,
             bidirectional=not config.is_causal,
             num_tables=config.num_hidden_layers if config.relative_attention_per_layer else 1,
+            init_std=config.initializer_range * config.hidden_size**-0.5 if fan_in else None,
         )
-    return NoPositionBias()
+    return Part(NoPositionBias)
 
 
-def build_embedding_norm(config: VariantConfig, position: str) -> Callable:
+def embedding_norm_part(config: VariantConfig, position: str) -> Part | Callable:
     """The norm on the embeddings, if it stands at this position."""
     if not config.embedding_norm or config.embedding_norm_position != position:
         return unchanged
-    return build_norm(config, _width_of_sum(config))
+    return norm_part(config, _width_of_sum(config))
 
 
-def build_final_norm(config: VariantConfig) -> nn.Module:
-    return build_norm(config, config.hidden_size)
-
-
-def build_output_projection(config: VariantConfig) -> Callable:
+def output_projection_part(config: VariantConfig) -> Part | Callable:
     """Back to `embedding_size` before the LM head (OPT-350m)."""
     if not config.output_projection:
         return unchanged
-    return nn.Linear(config.hidden_size, config.embedding_size, bias=config.embedding_projection_bias)
+    return linear_part(nn.Linear, config.hidden_size, config.embedding_size, config.embedding_projection_bias)
+
+
+def stack_parts(config: VariantConfig, role: str = "base") -> dict[str, Any]:
+    """What `VariantModel` is made of, by name, and in the order in which data passes it."""
+    embed_tokens = token_embedding_part(config)
+    if config.initializer_scheme == "fan_in":
+        embed_tokens.attributes["init_std"] = config.initializer_range
+    rotary_emb, rotary_names = rotary_embedding_parts(config)
+    return {
+        "embed_tokens": embed_tokens,
+        "multiply_embeddings": build_embedding_multiplier(config),
+        "token_projection": embedding_projection_part(config, "before_positions"),
+        "token_norm": embedding_norm_part(config, "before_positions"),
+        "token_types": types_part(config, config.type_vocab_size),
+        "embed_positions": positions_part(config),
+        "task_types": types_part(config, config.task_type_vocab_size),
+        "types_among_tokens": build_types_among_tokens(config),
+        "embedding_norm": embedding_norm_part(config, "after_positions"),
+        "embedding_dropout": dropout_part(config.embedding_dropout),
+        "embedding_projection": embedding_projection_part(config, "after_norm"),
+        "rotary_emb": rotary_emb,
+        "rotary_names": rotary_names,
+        "position_bias": position_bias_part(config),
+        "layers": Part(nn.ModuleList, modules=[block_part(config, i) for i in range(config.num_hidden_layers)]),
+        "norm": norm_part(config, config.hidden_size) if config.final_norm else unchanged,
+        "final_dropout": dropout_part(config.final_dropout),
+        "output_projection": output_projection_part(config),
+        "pooler": pooler_part(config) if config.has_pooler(role) else None,
+    }
 
 
 def output_size(config: VariantConfig) -> int:
@@ -503,50 +553,64 @@ def output_size(config: VariantConfig) -> int:
     return config.embedding_size if config.output_projection else config.hidden_size
 
 
-def _set_head_std(layer: nn.Linear, config: VariantConfig, of_classes: bool = False) -> nn.Linear:
+def _set_head_std(layer: Part, config: VariantConfig, of_classes: bool = False) -> Part:
     """The standard deviation of a new matrix of a head, where it is not `initializer_range`."""
+    from_input = layer.arguments["in_features"] ** -0.5
     if config.initializer_scheme == "fan_in":
-        layer.init_std = config.initializer_range * layer.in_features**-0.5
+        layer.attributes["init_std"] = config.initializer_range * from_input
     elif config.initializer_scheme == "depth_scaled_and_heads":
         depth_scaled = config.initializer_range * (2 * config.num_hidden_layers) ** -0.5
-        layer.init_std = layer.in_features**-0.5 if of_classes else depth_scaled
+        layer.attributes["init_std"] = from_input if of_classes else depth_scaled
     return layer
 
 
-def build_lm_head_transform(config: VariantConfig) -> Callable:
+def lm_head_transform_part(config: VariantConfig) -> Part | Callable:
     """What stands between the last hidden state and the LM head."""
-    if config.lm_head_transform:
-        transform = DenseTransform(
-            config.hidden_size,
-            config.embedding_size,
-            bias=config.lm_head_transform_bias,
-            act=config.lm_head_transform_act,
-            norm=build_norm(config, config.embedding_size),
-        )
-        _set_head_std(transform.dense, config)
-        return transform
-    return unchanged if config.lm_head_input_scale == 1.0 else InputScaling(config.lm_head_input_scale)
+    if not config.lm_head_transform:
+        scale = config.lm_head_input_scale
+        return unchanged if scale == 1.0 else Part(InputScaling, scale=scale)
+    dense = linear_part(nn.Linear, config.hidden_size, config.embedding_size, config.lm_head_transform_bias)
+    return Part(
+        DenseTransform,
+        dense=_set_head_std(dense, config),
+        act_fn=Part(make_activation, name=config.lm_head_transform_act),
+        norm=norm_part(config, config.embedding_size),
+    )
 
 
-def build_lm_head(config: VariantConfig) -> nn.Linear:
+def lm_head_part(config: VariantConfig) -> Part:
     width = config.embedding_size if config.lm_head_transform else output_size(config)
     head_class = NormalizedLinear if config.lm_head_normalized else nn.Linear
-    head = head_class(width, config.vocab_size, bias=config.lm_head_bias)
+    head = linear_part(head_class, width, config.vocab_size, config.lm_head_bias)
     if config.initializer_scheme == "fan_in":
-        head.init_std = config.initializer_range
+        head.attributes["init_std"] = config.initializer_range
     else:
         _set_head_std(head, config)
     if config.lm_head_unread_bias:
-        head.unread_bias = nn.Parameter(torch.zeros(config.vocab_size))
+        head.attributes["unread_bias"] = Part(unread_bias, size=config.vocab_size)
     return head
 
 
-def build_logit_scaling(config: VariantConfig) -> LogitScaling:
-    return LogitScaling(config.logit_scale, config.final_logit_softcapping, config.logit_scale_by_division)
+def language_head_parts(config: VariantConfig) -> dict[str, Part | Callable]:
+    """From the last hidden state to logits over the vocabulary."""
+    return {
+        "lm_head_transform": lm_head_transform_part(config),
+        "lm_head": lm_head_part(config),
+        "logit_scaling": logit_scaling_part(config),
+    }
 
 
-def build_pooler(config: VariantConfig) -> Pooler:
-    return Pooler(config.hidden_size)
+def logit_scaling_part(config: VariantConfig) -> Part:
+    return Part(
+        LogitScaling,
+        scale=config.logit_scale,
+        softcap=config.final_logit_softcapping,
+        by_division=config.logit_scale_by_division,
+    )
+
+
+def pooler_part(config: VariantConfig) -> Part:
+    return Part(Pooler, dense=linear_part(nn.Linear, config.hidden_size, config.hidden_size, bias=True))
 
 
 def build_classifier_pooling(config: VariantConfig):
@@ -554,37 +618,55 @@ def build_classifier_pooling(config: VariantConfig):
     return POOLINGS[config.classifier_pooling]
 
 
-def build_classifier_transform(config: VariantConfig) -> Callable:
-    """What stands between the pooled vector and the classifier."""
-    if not config.classifier_transform:
+def classifier_transform_part(config: VariantConfig, on_tokens: bool = False) -> Part | Callable:
+    """What stands between the pooled vector, or every token's, and the classifier."""
+    if not config.classifier_transform or (on_tokens and not config.classifier_transform_on_tokens):
         return unchanged
-    transform = DenseTransform(
-        output_size(config),
-        output_size(config),
-        bias=config.classifier_transform_bias,
-        act=config.classifier_transform_act,
-        norm=build_norm(config, output_size(config)) if config.classifier_transform_norm else unchanged,
+    width = output_size(config)
+    dense = linear_part(nn.Linear, width, width, config.classifier_transform_bias)
+    return Part(
+        DenseTransform,
+        dense=_set_head_std(dense, config),
+        act_fn=Part(make_activation, name=config.classifier_transform_act),
+        norm=norm_part(config, width) if config.classifier_transform_norm else unchanged,
         dropout=config.classifier_dropout if config.classifier_transform_dropout else 0.0,
     )
-    _set_head_std(transform.dense, config)
-    return transform
 
 
-def build_token_classifier_transform(config: VariantConfig) -> Callable:
-    """The same for heads on every token."""
-    return build_classifier_transform(config) if config.classifier_transform_on_tokens else unchanged
+def classifier_part(config: VariantConfig, num_labels: int, bias: bool) -> Part:
+    classifier = linear_part(nn.Linear, output_size(config), num_labels, bias)
+    return _set_head_std(classifier, config, of_classes=True)
 
 
-def build_classifier(config: VariantConfig, num_labels: int, bias: bool) -> nn.Linear:
-    return _set_head_std(nn.Linear(output_size(config), num_labels, bias=bias), config, of_classes=True)
+def sequence_classifier_parts(config: VariantConfig) -> dict[str, Part | Callable]:
+    """From one vector per sequence to classes."""
+    return {
+        "pre_classifier": classifier_transform_part(config),
+        "dropout": Part(nn.Dropout, p=config.classifier_dropout),
+        "score": classifier_part(config, config.num_labels, bias=config.classifier_bias),
+    }
 
 
-def build_token_classifier(config: VariantConfig, num_labels: int) -> nn.Linear:
-    classifier = build_classifier(config, num_labels, bias=True)
+def token_classifier_parts(config: VariantConfig) -> dict[str, Part | Callable]:
+    """From every token's vector to classes."""
+    score = classifier_part(config, config.num_labels, bias=True)
     if config.initializer_scheme == "fan_in":
         # T5's, unlike its other heads.
-        classifier.init_std = config.initializer_range
-    return classifier
+        score.attributes["init_std"] = config.initializer_range
+    return {
+        "pre_classifier": classifier_transform_part(config, on_tokens=True),
+        "dropout": Part(nn.Dropout, p=config.token_classifier_dropout),
+        "score": score,
+    }
+
+
+def span_classifier_parts(config: VariantConfig) -> dict[str, Part | Callable]:
+    """From every token's vector to two logits: that a span starts there, and that it ends there."""
+    return {
+        "pre_classifier": classifier_transform_part(config, on_tokens=True),
+        "dropout": dropout_part(config.qa_dropout),
+        "qa_outputs": classifier_part(config, num_labels=2, bias=True),
+    }
 
 
 def build_cache_limit(config: VariantConfig) -> int | None:

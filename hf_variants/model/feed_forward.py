@@ -107,10 +107,8 @@ class FeedForward(NormGuard, nn.Module):
     Two-matrix network: down(act(up(x))) (2017 Transformer, GPT-2, Nemotron).
 
     Args:
-        hidden_size, intermediate_size (`int`): outer and inner width.
-        hidden_act (`str`): a key of transformers' `ACT2FN`.
-        bias, output_bias (`bool`): biases of `up_proj` and of `down_proj`.
-        linear_class, output_class (`type`): of the inner projections and of `down_proj`.
+        up_proj, down_proj (`nn.Linear`): from the outer to the inner width, and back.
+        act_fn (`nn.Module`): the activation.
         dropout (`float`): probability of dropping an inner activation.
         sub_norm (`Callable`): applied before `down_proj`; `unchanged` for none.
 
@@ -118,21 +116,12 @@ class FeedForward(NormGuard, nn.Module):
     """
 
     def __init__(
-        self,
-        hidden_size: int,
-        intermediate_size: int,
-        hidden_act: str,
-        bias: bool,
-        output_bias: bool,
-        linear_class: type[nn.Linear],
-        output_class: type[nn.Linear],
-        dropout: float,
-        sub_norm: Callable,
+        self, up_proj: nn.Linear, down_proj: nn.Linear, act_fn: nn.Module, dropout: float, sub_norm: Callable
     ):
         super().__init__()
-        self.up_proj = linear_class(hidden_size, intermediate_size, bias=bias)
-        self.down_proj = output_class(intermediate_size, hidden_size, bias=output_bias)
-        self.act_fn = make_activation(hidden_act)
+        self.up_proj = up_proj
+        self.down_proj = down_proj
+        self.act_fn = act_fn
         self.sub_norm = sub_norm
         self.dropout = nn.Dropout(dropout) if dropout else unchanged
 
@@ -144,30 +133,9 @@ class FeedForward(NormGuard, nn.Module):
 class GatedFeedForward(FeedForward):
     """Gated network: down(act(gate(x)) * up(x)) (https://arxiv.org/abs/2002.05202; with silu: SwiGLU, Llama)."""
 
-    def __init__(
-        self,
-        hidden_size: int,
-        intermediate_size: int,
-        hidden_act: str,
-        bias: bool,
-        output_bias: bool,
-        linear_class: type[nn.Linear],
-        output_class: type[nn.Linear],
-        dropout: float,
-        sub_norm: Callable,
-    ):
-        super().__init__(
-            hidden_size,
-            intermediate_size,
-            hidden_act,
-            bias,
-            output_bias,
-            linear_class,
-            output_class,
-            dropout,
-            sub_norm,
-        )
-        self.gate_proj = linear_class(hidden_size, intermediate_size, bias=bias)
+    def __init__(self, *, gate_proj: nn.Linear, **arguments):
+        super().__init__(**arguments)
+        self.gate_proj = gate_proj
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         hidden_states = self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)

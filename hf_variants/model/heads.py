@@ -1,13 +1,13 @@
 """What stands between the last hidden state and logits: pooling, transforms, scaling."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers.activations import ACT2FN
 
 from .axis import ROUNDING, TRAINING, Axis, Check, Idle, activation_check, axis, setting
 
@@ -159,20 +159,19 @@ class DenseTransform(nn.Module):
     Dense layer, activation and norm in front of an LM head or a classifier (BERT, ModernBERT, RoBERTa).
 
     Args:
-        input_size, output_size (`int`): widths.
-        bias (`bool`): bias of the dense layer.
-        act (`str`): a key of transformers' `ACT2FN`.
-        norm (`nn.Module`): applied last; `nn.Identity()` for none.
+        dense (`nn.Linear`): from one width to the other.
+        act_fn (`nn.Module`): the activation.
+        norm (`Callable`): applied last; `unchanged` for none.
         dropout (`float`): probability of dropping an input of the dense layer.
 
     Shape: (..., input_size) -> (..., output_size).
     """
 
-    def __init__(self, input_size: int, output_size: int, bias: bool, act: str, norm: nn.Module, dropout: float = 0.0):
+    def __init__(self, dense: nn.Linear, act_fn: nn.Module, norm: Callable, dropout: float = 0.0):
         super().__init__()
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
-        self.dense = nn.Linear(input_size, output_size, bias=bias)
-        self.act_fn = ACT2FN[act]
+        self.dense = dense
+        self.act_fn = act_fn
         self.norm = norm
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -182,9 +181,9 @@ class DenseTransform(nn.Module):
 class Pooler(nn.Module):
     """Dense layer and tanh on the first token (BERT): (batch, length, hidden_size) -> (batch, hidden_size)."""
 
-    def __init__(self, hidden_size: int):
+    def __init__(self, dense: nn.Linear):
         super().__init__()
-        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.dense = dense
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return torch.tanh(self.dense(hidden_states[:, 0]))
@@ -195,6 +194,11 @@ class NormalizedLinear(nn.Linear):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return F.linear(hidden_states, F.normalize(self.weight), self.bias)
+
+
+def unread_bias(size: int) -> nn.Parameter:
+    """What is stored with an LM head and enters nothing: (size,)."""
+    return nn.Parameter(torch.zeros(size))
 
 
 class InputScaling(nn.Module):

@@ -5,6 +5,7 @@ import os
 import tempfile
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from huggingface_hub import CommitInfo
@@ -40,42 +41,24 @@ from .attention import Attention, self_attention_half, with_source_half
 from .axis import quote
 from .block import Block
 from .builder import (
-    build_block,
     build_cache_limit,
-    build_classifier,
     build_classifier_pooling,
-    build_classifier_transform,
-    build_embedding_multiplier,
-    build_embedding_norm,
-    build_embedding_projection,
-    build_final_norm,
-    build_lm_head,
-    build_lm_head_transform,
-    build_logit_scaling,
     build_loss,
-    build_output_projection,
     build_padding_mask,
-    build_pooler,
-    build_position_bias,
     build_position_ids,
-    build_positions,
-    build_rotary_embeddings,
-    build_task_types,
-    build_token_classifier,
-    build_token_classifier_transform,
-    build_token_embedding,
-    build_token_types,
-    build_types_among_tokens,
+    language_head_parts,
     position_limit,
+    sequence_classifier_parts,
+    span_classifier_parts,
+    stack_parts,
+    token_classifier_parts,
 )
 from .configuration_variant import VariantConfig
 from .custom_code import auto_map_of, write_code
 from .distribution import Distribution
 from .feed_forward import LEARNED_ACTIVATIONS, reset_activation
 from .losses import guard_fused_head, warn_of_lost_terms
-from .normalization import (
-    unchanged,
-)
+from .part import Part, built
 from .positions import restarts, too_long
 from .upload import Upload, now_in, remove_replaced_weights, written_since
 
@@ -172,6 +155,11 @@ class VariantPreTrainedModel(AdapterGuard, Distribution, PreTrainedModel):
         self._supports_sdpa = not config.unsupported_attention_features("sdpa")
         self._supports_flash_attn = not config.unsupported_attention_features("flash_attention")
         super().__init__(config, *args, **kwargs)
+
+    def add_parts(self, parts: dict[str, Any]) -> None:
+        """Build what the structure says, under its names."""
+        for name, part in parts.items():
+            setattr(self, name, built(part))
 
     def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args, **kwargs) -> str:
         """Refuse a backend that would ignore what the config asks for, when it is built and when it is switched."""
@@ -311,39 +299,21 @@ class VariantPreTrainedModel(AdapterGuard, Distribution, PreTrainedModel):
 class VariantModel(VariantPreTrainedModel):
     """The stack without a head: token ids to hidden states; `role` says what it stands in (`VariantConfig.has_pooler`)."""
 
+    # Token ids to what enters the first layer, the layers, and what follows the last.
+    parts = staticmethod(stack_parts)
+
     def __init__(self, config: VariantConfig, role: str = "base"):
         super().__init__(config)
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
-        self.embed_tokens = build_token_embedding(config)
-        self.multiply_embeddings = build_embedding_multiplier(config)
-        self.token_projection = build_embedding_projection(config, "before_positions")
-        self.token_norm = build_embedding_norm(config, "before_positions")
-        self.token_types = build_token_types(config)
-        self.embed_positions = build_positions(config)
-        self.task_types = build_task_types(config)
-        self.types_among_tokens = build_types_among_tokens(config)
-        self.embedding_norm = build_embedding_norm(config, "after_positions")
-        self.embedding_dropout = nn.Dropout(config.embedding_dropout) if config.embedding_dropout else unchanged
-        self.embedding_projection = build_embedding_projection(config, "after_norm")
+        self.add_parts(self.parts(config, role))
         self.position_ids_of = build_position_ids(config)
         self.padding_mask_of = build_padding_mask(config)
         self.first_position = config.pad_token_id + 1 if config.position_ids_source == "input_ids" else 0
-        self.rotary_emb, self.rotary_names = build_rotary_embeddings(config)
-        self.position_bias = build_position_bias(config)
-        if config.initializer_scheme == "fan_in":
-            self.embed_tokens.init_std = config.initializer_range
-            for table in getattr(self.position_bias, "tables", {}).values():
-                table.init_std = config.initializer_range * config.hidden_size**-0.5
-        self.layers = nn.ModuleList([build_block(config, i) for i in range(config.num_hidden_layers)])
         # Those that are there: accelerate's FSDP looks for every name, and fails on one that it does not find.
         self._no_split_modules = {type(layer).__name__ for layer in self.layers}
         # Where transformers loads a model in float16.
         self._keep_in_fp32_modules = ["down_proj"] if config.ffn_output_in_float32 else None
-        self.norm = build_final_norm(config) if config.final_norm else unchanged
-        self.final_dropout = nn.Dropout(config.final_dropout) if config.final_dropout else unchanged
-        self.output_projection = build_output_projection(config)
-        self.pooler = build_pooler(config) if config.has_pooler(role) else None
         self.layer_types = list(config.layer_types)
         self.layerdrop = config.layerdrop
         self.mask_functions = CAUSAL_MASKS if config.is_causal else BIDIRECTIONAL_MASKS
@@ -564,6 +534,10 @@ class VariantForCausalLM(VariantPreTrainedModel, GenerationMixin):
     _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
     _fsdp_plan = {"lm_head": "keep_full_weight"}
 
+    @staticmethod
+    def parts(config: VariantConfig) -> dict[str, Any]:
+        return {"model": Part(VariantModel, config=config, role="other"), **language_head_parts(config)}
+
     def __init__(self, config: VariantConfig):
         super().__init__(config)
         if not config.is_causal:
@@ -571,11 +545,8 @@ class VariantForCausalLM(VariantPreTrainedModel, GenerationMixin):
                 "`is_causal` is False, so every token sees those it would have to predict. "
                 "Use `VariantForMaskedLM` for an encoder, or set `is_causal=True`."
             )
-        self.model = VariantModel(config, "other")
         self.vocab_size = config.vocab_size
-        self.lm_head_transform = build_lm_head_transform(config)
-        self.lm_head = build_lm_head(config)
-        self.logit_scaling = build_logit_scaling(config)
+        self.add_parts(self.parts(config))
         self.cache_limit = build_cache_limit(config)
         self.position_limit = position_limit(config)
         if (loss := build_loss(config, shifted=True)) is not None:
@@ -692,6 +663,10 @@ class VariantForMaskedLM(VariantPreTrainedModel):
     _tp_plan = {"lm_head": "colwise_gather_output"}
     _fsdp_plan = {"lm_head": "keep_full_weight"}
 
+    @staticmethod
+    def parts(config: VariantConfig) -> dict[str, Any]:
+        return {"model": Part(VariantModel, config=config, role="other"), **language_head_parts(config)}
+
     def __init__(self, config: VariantConfig):
         super().__init__(config)
         if config.is_causal:
@@ -699,10 +674,7 @@ class VariantForMaskedLM(VariantPreTrainedModel):
                 "`is_causal` is True, and a masked token is predicted from both sides. "
                 "Use `VariantForCausalLM` for a decoder, or set `is_causal=False`."
             )
-        self.model = VariantModel(config, "other")
-        self.lm_head_transform = build_lm_head_transform(config)
-        self.lm_head = build_lm_head(config)
-        self.logit_scaling = build_logit_scaling(config)
+        self.add_parts(self.parts(config))
         if (loss := build_loss(config, shifted=False)) is not None:
             self.loss_function = loss
         self.post_init()
@@ -759,14 +731,15 @@ class VariantForSequenceClassification(VariantPreTrainedModel):
     # The mean over a batch, which the Trainer then divides by the number of batches that it accumulates.
     accepts_loss_kwargs = False
 
+    @staticmethod
+    def parts(config: VariantConfig) -> dict[str, Any]:
+        return {"model": Part(VariantModel, config=config, role="classifier"), **sequence_classifier_parts(config)}
+
     def __init__(self, config: VariantConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.model = VariantModel(config, "classifier")
+        self.add_parts(self.parts(config))
         self.pool = build_classifier_pooling(config)
-        self.pre_classifier = build_classifier_transform(config)
-        self.dropout = nn.Dropout(config.classifier_dropout)
-        self.score = build_classifier(config, config.num_labels, bias=config.classifier_bias)
         # Native decoders score every token and choose afterwards, which rounds as one large product.
         self.scores_tokens = config.classifier_pooling in ("last", "mean_of_logits")
         self.post_init()
@@ -858,13 +831,14 @@ class VariantForSequenceClassification(VariantPreTrainedModel):
 class VariantForTokenClassification(VariantPreTrainedModel):
     """A stack with a classifier on every token."""
 
+    @staticmethod
+    def parts(config: VariantConfig) -> dict[str, Any]:
+        return {"model": Part(VariantModel, config=config, role="other"), **token_classifier_parts(config)}
+
     def __init__(self, config: VariantConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.model = VariantModel(config, "other")
-        self.pre_classifier = build_token_classifier_transform(config)
-        self.dropout = nn.Dropout(config.token_classifier_dropout)
-        self.score = build_token_classifier(config, config.num_labels)
+        self.add_parts(self.parts(config))
         self.post_init()
 
     @can_return_tuple
@@ -913,12 +887,13 @@ class VariantForTokenClassification(VariantPreTrainedModel):
 class VariantForQuestionAnswering(VariantPreTrainedModel):
     """A stack with a span classifier: start and end logits for every token."""
 
+    @staticmethod
+    def parts(config: VariantConfig) -> dict[str, Any]:
+        return {"model": Part(VariantModel, config=config, role="other"), **span_classifier_parts(config)}
+
     def __init__(self, config: VariantConfig):
         super().__init__(config)
-        self.model = VariantModel(config, "other")
-        self.pre_classifier = build_token_classifier_transform(config)
-        self.dropout = nn.Dropout(config.qa_dropout) if config.qa_dropout else unchanged
-        self.qa_outputs = build_classifier(config, num_labels=2, bias=True)
+        self.add_parts(self.parts(config))
         self.post_init()
 
     @can_return_tuple

@@ -1,6 +1,7 @@
 """The encoder-decoder: two `VariantModel` stacks and a language-modelling head."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,16 +10,11 @@ from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .builder import (
-    build_lm_head,
-    build_lm_head_transform,
-    build_logit_scaling,
-    build_loss,
-    build_token_embedding,
-)
+from .builder import build_loss, language_head_parts, token_embedding_part
 from .configuration_variant_seq2seq import VariantSeq2SeqConfig
 from .losses import token_loss, warn_of_lost_terms
 from .modeling_variant import VariantModel, VariantPreTrainedModel, refuse_packing, slice_positions
+from .part import Part
 
 
 class VariantSeq2SeqPreTrainedModel(VariantPreTrainedModel):
@@ -118,12 +114,16 @@ class VariantSeq2SeqModel(VariantSeq2SeqPreTrainedModel):
 
     _tied_weights_keys = {"encoder.embed_tokens.weight": "decoder.embed_tokens.weight"}
 
+    @staticmethod
+    def parts(config: VariantSeq2SeqConfig) -> dict[str, Any]:
+        stacks = {name: Part(VariantModel, config=getattr(config, name)) for name in ("encoder", "decoder")}
+        if not config.unread_shared_embedding:
+            return stacks
+        return {**stacks, "unread_embedding": token_embedding_part(config.decoder)}
+
     def __init__(self, config: VariantSeq2SeqConfig):
         super().__init__(config)
-        self.encoder = VariantModel(config.encoder)
-        self.decoder = VariantModel(config.decoder)
-        if config.unread_shared_embedding:
-            self.unread_embedding = build_token_embedding(config.decoder)
+        self.add_parts(self.parts(config))
         self.post_init()
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
@@ -222,12 +222,13 @@ class VariantForConditionalGeneration(VariantSeq2SeqPreTrainedModel, GenerationM
     _tp_plan = {"lm_head": "colwise_gather_output"}
     _fsdp_plan = {"lm_head": "keep_full_weight"}
 
+    @staticmethod
+    def parts(config: VariantSeq2SeqConfig) -> dict[str, Any]:
+        return {"model": Part(VariantSeq2SeqModel, config=config), **language_head_parts(config.decoder)}
+
     def __init__(self, config: VariantSeq2SeqConfig):
         super().__init__(config)
-        self.model = VariantSeq2SeqModel(config)
-        self.lm_head_transform = build_lm_head_transform(config.decoder)
-        self.lm_head = build_lm_head(config.decoder)
-        self.logit_scaling = build_logit_scaling(config.decoder)
+        self.add_parts(self.parts(config))
         if config.final_logits_bias:
             self.register_buffer("final_logits_bias", torch.zeros(1, config.decoder.vocab_size))
         # Labels stand at the position they are predicted from: transformers' default would shift them once more.

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .axis import ROUNDING, TRAINING, Axis, Check, Idle, axis, setting
+from .part import Part
 
 
 NormType = Literal["layernorm", "rmsnorm", "dynamic_tanh"]
@@ -112,7 +113,7 @@ class NormalizationAxis(Axis):
         ]
 
     def norm_arguments(self) -> dict[str, Any]:
-        """What `make_norm` takes beside a shape."""
+        """What `choose_norm` takes beside a shape."""
         return {
             "norm_type": self.norm_type,
             "eps": self.norm_eps,
@@ -387,7 +388,7 @@ class DynamicTanh(nn.Module):
         return f"{tuple(self.weight.shape)}, alpha={self.initial_alpha}, bias={self.bias is not None}"
 
 
-def make_norm(
+def choose_norm(
     shape: int | tuple[int, int],
     *,
     norm_type: str,
@@ -397,7 +398,7 @@ def make_norm(
     unit_offset: bool,
     casting_mode: str,
     alpha: float = 0.5,
-) -> nn.Module:
+) -> Part:
     """
     The norm of this kind over the last dimension.
 
@@ -406,17 +407,18 @@ def make_norm(
         norm_type, eps, affine, bias, unit_offset, casting_mode, alpha: see `VariantConfig`'s `norm_*` fields.
     """
     if norm_type == "dynamic_tanh":
-        return DynamicTanh(shape, alpha, bias)
+        return Part(DynamicTanh, shape=shape, alpha=alpha, bias=bias)
     if norm_type == "rmsnorm":
         if not affine:
-            return WeightlessRMSNorm(shape, eps=eps, casting_mode=casting_mode)
-        return (ZeroCenteredRMSNorm if unit_offset else RMSNorm)(shape, eps=eps, casting_mode=casting_mode)
+            return Part(WeightlessRMSNorm, shape=shape, eps=eps, casting_mode=casting_mode)
+        return Part(ZeroCenteredRMSNorm if unit_offset else RMSNorm, shape=shape, eps=eps, casting_mode=casting_mode)
     if isinstance(shape, tuple) and not affine:
         shape = shape[-1]
-    if casting_mode == "gemma":
-        return Float32LayerNorm(shape, eps, unit_offset) if affine else WeightlessFloat32LayerNorm(shape, eps)
-    if isinstance(shape, tuple):
-        return PerHeadLayerNorm(shape, eps=eps, unit_offset=unit_offset)
+    if casting_mode == "gemma" and not affine:
+        return Part(WeightlessFloat32LayerNorm, dim=shape, eps=eps)
+    if casting_mode == "gemma" or isinstance(shape, tuple):
+        norm_class = Float32LayerNorm if casting_mode == "gemma" else PerHeadLayerNorm
+        return Part(norm_class, shape=shape, eps=eps, unit_offset=unit_offset)
     if unit_offset:
-        return ZeroCenteredLayerNorm(shape, eps=eps, bias=bias)
-    return nn.LayerNorm(shape, eps=eps, elementwise_affine=affine, bias=bias)
+        return Part(ZeroCenteredLayerNorm, normalized_shape=shape, eps=eps, bias=bias)
+    return Part(nn.LayerNorm, normalized_shape=shape, eps=eps, elementwise_affine=affine, bias=bias)

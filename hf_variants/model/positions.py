@@ -1121,15 +1121,27 @@ class RelativeBias(PositionBias):
         num_heads, num_buckets, max_distance (`int`): see `relative_position_bucket`.
         bidirectional (`bool`): an encoder's buckets.
         num_tables (`int`): number of layers with own tables, or 1.
+        init_std (`float`): standard deviation of new tables; `None` for the config's.
     """
 
-    def __init__(self, num_heads: int, num_buckets: int, max_distance: int, bidirectional: bool, num_tables: int):
+    def __init__(
+        self,
+        num_heads: int,
+        num_buckets: int,
+        max_distance: int,
+        bidirectional: bool,
+        num_tables: int,
+        init_std: float | None = None,
+    ):
         super().__init__()
         self.num_buckets = num_buckets
         self.max_distance = max_distance
         self.bidirectional = bidirectional
         self.per_layer = num_tables > 1
         self.tables = nn.ModuleDict({str(i): nn.Embedding(num_buckets, num_heads) for i in range(num_tables)})
+        if init_std is not None:
+            for table in self.tables.values():
+                table.init_std = init_std
 
     def compute(self, query_length, query_offset, key_length, key_offset, padding_mask, device, layer_idx):
         relative = self.relative_positions(query_length, query_offset, key_length, key_offset, device)
