@@ -159,11 +159,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("destination", metavar="DST", type=Path, help="folder to create")
     _add_shard_size(convert)
-    convert.add_argument("--dtype", choices=DTYPES, default="auto", help="dtype to store (default: the source's)")
+    _add_stored(convert)
     _add_ignore_key(convert)
-    convert.add_argument(
-        "--verify", action="store_true", help="compare the result with the source; the model card shows the outcome"
-    )
 
     _add_adapter_options(convert, "the variant's checkpoint")
 
@@ -174,6 +171,7 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--to", metavar="TYPE", dest="model_type", help="native model type (default: the one it came from)"
     )
+    _add_stored(export)
 
     _add_adapter_options(export, "the native checkpoint")
     _add_edit(command("edit", _edit, "Give any checkpoint another shape: layers, heads, vocabulary, norms, kind."))
@@ -399,6 +397,13 @@ def _assignment(text: str) -> tuple[str, Any]:
         return name, value
 
 
+def _add_stored(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--dtype", choices=DTYPES, default="auto", help="dtype to store (default: the source's)")
+    command.add_argument(
+        "--verify", action="store_true", help="compare the result with the source; the model card shows the outcome"
+    )
+
+
 def _add_shard_size(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--max-shard-size", metavar="SIZE", type=_size, dest="max_shard_bytes", default=_size("5GB"),
@@ -432,54 +437,39 @@ def _positive(text: str) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    from hf_variants.conversion import VerificationFailed, convert, convert_adapter
+    from hf_variants.conversion import convert, convert_adapter
 
-    if _is_adapter(arguments, dtype=arguments.dtype != "auto", verify=arguments.verify):
-        adapter_report = convert_adapter(
-            arguments.source,
-            arguments.destination,
-            base=arguments.base,
-            onto=arguments.onto,
-            ignore_keys=arguments.ignore_keys,
-        )
-        print(adapter_report.to_markdown())
-        return 0
-    try:
-        report = convert(
-            arguments.source,
-            arguments.destination,
-            dtype=_dtype(arguments.dtype),
-            ignore_keys=arguments.ignore_keys,
-            max_shard_bytes=arguments.max_shard_bytes,
-            verify=arguments.verify,
-        )
-    except VerificationFailed as error:
-        print(error.report.to_markdown())
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(report.to_markdown())
-    return 0
+    return _translate(arguments, convert, convert_adapter, {"ignore_keys": arguments.ignore_keys})
 
 
 def _export(arguments: argparse.Namespace) -> int:
     from hf_variants.conversion import export, export_adapter
 
-    if _is_adapter(arguments):
-        adapter_report = export_adapter(
-            arguments.source,
-            arguments.destination,
-            base=arguments.base,
-            onto=arguments.onto,
-            model_type=arguments.model_type,
-        )
-        print(adapter_report.to_markdown())
+    return _translate(arguments, export, export_adapter, {"model_type": arguments.model_type})
+
+
+def _translate(arguments: argparse.Namespace, model: Any, adapter: Any, options: dict[str, Any]) -> int:
+    """Convert or export with the function for what the source is; both take the options of the direction."""
+    from hf_variants.conversion import VerificationFailed
+
+    source, destination = arguments.source, arguments.destination
+    if _is_adapter(arguments, dtype=arguments.dtype != "auto", verify=arguments.verify):
+        report = adapter(source, destination, base=arguments.base, onto=arguments.onto, **options)
+        print(report.to_markdown())
         return 0
-    report = export(
-        arguments.source,
-        arguments.destination,
-        model_type=arguments.model_type,
-        max_shard_bytes=arguments.max_shard_bytes,
-    )
+    try:
+        report = model(
+            source,
+            destination,
+            dtype=_dtype(arguments.dtype),
+            max_shard_bytes=arguments.max_shard_bytes,
+            verify=arguments.verify,
+            **options,
+        )
+    except VerificationFailed as error:
+        print(error.report.to_markdown())
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     print(report.to_markdown())
     return 0
 

@@ -64,6 +64,11 @@ class Layout:
     passed_over: dict[str, str] = field(default_factory=dict)
     apart: dict[str, str] = field(default_factory=dict)
 
+    def dtypes(self) -> set[torch.dtype]:
+        """Of the weights, as they are stored."""
+        dtypes = {self.header(name).dtype for name in self.names}
+        return {dtype for dtype in dtypes if dtype.is_floating_point}
+
     def passed_over_but(self, taken: Iterable[str]) -> dict[str, str]:
         """What is passed over where some of the tensors of other classes are taken along."""
         stored = {self.apart[name] for name in taken}

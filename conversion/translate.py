@@ -370,11 +370,6 @@ class _NativeSource:
             to_native=False,
         )  # fmt: skip
 
-    def dtypes(self) -> set[torch.dtype]:
-        """Of the weights, as they are stored."""
-        dtypes = {self.layout.header(name).dtype for name in self.layout.names}
-        return {dtype for dtype in dtypes if dtype.is_floating_point}
-
 
 def _open_native(source: str | Path, ignore_keys: Iterable[str]) -> _NativeSource:
     """What stands in a folder or a file of weights, or behind a Hub id."""
@@ -1033,7 +1028,7 @@ def _converted(
     """Weights and config of a variant, in a folder that becomes `destination` when the block ends well."""
     target = empty_model(opened.family.variant_class(opened.head), opened.config)
     translation = opened.translation(target)
-    _refuse_to_verify_a_cast(verify, opened.dtypes(), dtype)
+    _refuse_to_verify_a_cast(verify, opened.layout.dtypes(), dtype)
     layout = opened.layout
     apart = _for_other_heads(opened.family, opened.head, layout.apart, target)
     headers = translation.headers(layout.header) | {ours: layout.header(name) for name, ours in apart.items()}
@@ -1122,6 +1117,7 @@ def export(
     model_type: str | None = None,
     dtype: torch.dtype | str | None = None,
     max_shard_bytes: int = checkpoint.MAX_SHARD_BYTES,
+    verify: bool = False,
 ) -> Report:
     """
     Write a variant's checkpoint as a native one that stock transformers and every engine load.
@@ -1130,10 +1126,11 @@ def export(
         source: a folder or Hub id of one of our checkpoints.
         destination: a folder that does not exist yet.
         model_type: as in `to_native`.
-        dtype, max_shard_bytes: as in `convert`.
+        dtype, max_shard_bytes, verify: as in `convert`.
 
     Raises:
-        NotRepresentable: naming every field in the way; ConversionError if the source is not a variant.
+        NotRepresentable: naming every field in the way; ConversionError if the source is not a variant;
+            VerificationFailed, and nothing is written, if the two differ.
     """
     target_dtype = _as_dtype(dtype)
     checkpoint.refuse_occupied(destination)
@@ -1153,6 +1150,7 @@ def export(
         family, native_config, folding = _target_of(config, model_type, head)
     refuse_broken_files(folder)
     layout = as_transformers_reads(variant, weights)
+    _refuse_to_verify_a_cast(verify, layout.dtypes(), target_dtype)
     apart = _for_other_heads(family, head, layout.apart, variant, to_native=True)
     target, translation = _exported(family, head, variant, layout.names, layout.load, native_config, folding)
     stored = config.dtype if config.dtype in checkpoint.FLOATS else weights.dtype()
@@ -1166,7 +1164,8 @@ def export(
         lambda name: target_dtype in (None, headers[name].dtype) and translation.is_recomputed(name),
     )
     report = _report(source, destination, "export", family, head, config, target)
-    report.command = command_line("export", source, destination, to=model_type)
+    options = {"to": model_type, "dtype": _named(target_dtype), "verify": verify}
+    report.command = command_line("export", source, destination, **options)
     report.tensors, report.parameters = len(as_written.headers), _parameters(as_written.headers)
     report.passed_over = layout.passed_over_but(apart)
     _note_folds(report, folding, target_dtype or stored)
@@ -1180,6 +1179,8 @@ def export(
         write_checkpoint(temporary, native_config, target, tensors, as_written.headers, max_shard_bytes)
         report.tokenizer = copy_companions(folder, temporary, to_native=True)
         _note_non_finite(report, non_finite)
+        if verify:
+            report.verification = _verified(report, temporary, ())
         write_record(temporary, report.to_dict(), folder)
         card.write_native_card(
             temporary, report, family.variant_class(head).__name__, last_part(destination), _lineage(report, folder)

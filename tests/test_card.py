@@ -427,6 +427,13 @@ def converted(native, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def exported(converted, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("exported") / "small-llama"
+    export(converted, folder, verify=True)
+    return folder
+
+
 @pytest.fixture
 def variant(converted, tmp_path) -> Path:
     """A copy to change."""
@@ -449,6 +456,18 @@ def test_conversion_leaves_card_and_proof(native, converted):
     for file in (CARD, RECORD):
         assert str(native.parent) not in (converted / file).read_text(encoding="utf-8")
         assert str(converted.parent) not in (converted / file).read_text(encoding="utf-8")
+
+
+def test_export_leaves_card_and_proof(converted, exported):
+    text = (exported / CARD).read_text(encoding="utf-8")
+    assert "| 32 greedy tokens | yes | token by token, with the cache |" in text
+    assert "| tensors of small-variant | yes |" in text
+    record = read_record(exported)
+    assert record["verification"]["ok"]
+    assert record["claims"]["weights"] == "verified"
+    assert record["command"] == "hf-variants export small-variant small-llama --verify"
+    for file in (CARD, RECORD):
+        assert str(converted.parent) not in (exported / file).read_text(encoding="utf-8")
 
 
 def test_conversion_without_verification_says_how_to_verify(native, tmp_path):
@@ -508,9 +527,22 @@ def test_a_conversion_that_differs_is_not_written(native, tmp_path, monkeypatch,
     assert captured.err.startswith("error: ")
 
 
-def test_a_cast_is_not_verified_as_equal(native, tmp_path):
+def test_an_export_that_differs_is_not_written(converted, tmp_path, monkeypatch, capsys):
+    def differs(source, folder, **options):
+        failed = verification.Check("outputs", False, "largest difference 2.0")
+        return verification.VerificationReport(str(source), str(folder), [failed])
+
+    monkeypatch.setattr(verification, "verify", differs)
+    assert hf_variants_cli.main(["export", str(converted), str(tmp_path / "native"), "--verify"]) == 1
+    assert "| outputs | NO |" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cast_is_not_verified_as_equal(native, converted, tmp_path):
     with pytest.raises(ConversionError, match="`dtype`"):
         convert(native, tmp_path / "variant", dtype="bfloat16", verify=True)
+    with pytest.raises(ConversionError, match="`dtype`"):
+        export(converted, tmp_path / "native", dtype="bfloat16", verify=True)
     assert not list(tmp_path.iterdir())
     convert(native, tmp_path / "variant", dtype="bfloat16")
     assert "cast from float32 to bfloat16" in (tmp_path / "variant" / CARD).read_text(encoding="utf-8")

@@ -121,11 +121,15 @@ def test_convert_keeps_the_dtype_unless_told(api):
     assert convert.calls[0][1]["dtype"] is None
 
 
-@pytest.mark.parametrize(("options", "model_type"), [([], None), (["--to", "llama"], "llama")])
-def test_export_passes_what_was_asked(api, options, model_type):
+@pytest.mark.parametrize(("options", "given"), [
+    ([], {"model_type": None}), (["--to", "llama"], {"model_type": "llama"}),
+    (["--dtype", "bfloat16"], {"dtype": torch.bfloat16}), (["--verify"], {"verify": True}),
+])  # fmt: skip
+def test_export_passes_what_was_asked(api, options, given):
     export = api("export", Report())
     assert hf_variants_cli.main(["export", "source", "made", *options]) == 0
-    assert export.calls == [(("source", Path("made")), {"model_type": model_type, "max_shard_bytes": 5_000_000_000})]
+    default = {"model_type": None, "dtype": None, "max_shard_bytes": 5_000_000_000, "verify": False}
+    assert export.calls == [(("source", Path("made")), default | given)]
 
 
 @pytest.mark.parametrize(("ok", "status"), [(True, 0), (False, 1)])

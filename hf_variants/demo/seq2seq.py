@@ -4,6 +4,7 @@ Fetch a model that marks the stress of Russian words, convert it, compare its ou
 and take the stacks back out as a `torch.nn.Transformer`.
 """
 
+import copy
 import importlib.util
 import json
 from pathlib import Path
@@ -14,7 +15,11 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from tqdm import tqdm
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
+from hf_variants.card import write_card
 from hf_variants.conversion import from_torch_seq2seq, to_torch
+from hf_variants.conversion.record import write_record
+from hf_variants.conversion.translate import Report
+from hf_variants.conversion.verification import Check, VerificationReport
 
 from ._common import fetch, prepare, say_where, step, train
 
@@ -80,15 +85,29 @@ def run(output: Path, *, steps: int = 40) -> None:
         tokenizer = AutoTokenizer.from_pretrained(folders["variant"])
         print(f"{type(reference).__name__} -> {type(model).__name__}, {model.num_parameters():,} parameters")
 
-    with step(f"Proof: the same text as its own code on {len(SENTENCES)} sentences"):
-        expected = _own_texts(reference, tokenizer)
-        made = texts(model, tokenizer, SENTENCES)
-        for sentence, ours, theirs in list(zip(SENTENCES, made, expected))[:6]:
-            print(f"{sentence:<28} {ours:<34} {'equal' if ours == theirs else 'DIFFERS: ' + theirs}")
-        equal = sum(ours == theirs for ours, theirs in zip(made, expected))
-        print(f"{equal} of {len(SENTENCES)} equal")
-        if equal != len(SENTENCES):
-            raise RuntimeError("The variant and the original write different texts")
+    with step(f"Proof: its weights, scores, and the same text as its own code on {len(SENTENCES)} sentences"):
+        proof = VerificationReport(weights.name, folders["variant"].name)
+        proof.checks = [
+            _check_weights(converted, state),
+            _check_scores(reference, model, tokenizer),
+            _check_texts(reference, model, tokenizer),
+        ]
+        print(proof.to_markdown())
+        if not proof.ok:
+            raise RuntimeError("The variant is not the original")
+        report = Report(
+            source=str(weights),
+            destination=str(folders["variant"]),
+            direction="convert",
+            model_type="torch.nn.Transformer",
+            head="seq2seq_lm",
+            tensors=len(state),
+            parameters=model.num_parameters(),
+            command="hf-variants demo --kind seq2seq",
+            verification=proof,
+        )
+        write_record(folders["variant"], report.to_dict(), weights)
+        write_card(folders["variant"])
 
     with step(f"Fine-tune it to leave the marks out: {steps} steps"):
         _fine_tune(model, tokenizer, steps)
@@ -97,15 +116,8 @@ def run(output: Path, *, steps: int = 40) -> None:
         for sentence, text in zip(SENTENCES[:3], texts(model, tokenizer, SENTENCES[:3])):
             print(f"{sentence:<28} {text}")
 
-    with step("Take the stacks back out as a torch.nn.Transformer, bit-equal"):
-        stacks = to_torch(converted)
-        original = {
-            name.removeprefix("transformer."): t for name, t in state.items() if name.startswith("transformer.")
-        }
-        if not all(torch.equal(stacks.state_dict()[name], tensor) for name, tensor in original.items()):
-            raise RuntimeError("The stacks came back with other weights")
-        torch.save(stacks.state_dict(), output / "torch.pt")
-        print(f"{len(original)} tensors equal")
+    with step("Take the stacks back out as a torch.nn.Transformer"):
+        torch.save(to_torch(converted).state_dict(), output / "torch.pt")
 
     say_where(
         {
@@ -114,6 +126,44 @@ def run(output: Path, *, steps: int = 40) -> None:
             folders["variant-tuned"]: "the same, fine-tuned",
             output / "torch.pt": "the state dict of the torch.nn.Transformer",
         }
+    )
+
+
+def _check_weights(converted: PreTrainedModel, state: dict[str, torch.Tensor]) -> Check:
+    """The stacks, taken back out, and what stands around them, bit by bit; the table of sinusoids is computed."""
+    prefix = "transformer."
+    back = {prefix + name: tensor for name, tensor in to_torch(converted).state_dict().items()}
+    back["embed.char_embed.weight"] = converted.get_input_embeddings().weight
+    back |= {f"output_proj.{name}": tensor for name, tensor in converted.get_output_embeddings().named_parameters()}
+    stored = {name: tensor for name, tensor in state.items() if name != "embed.pos_encoding"}
+    different = sorted(stored.keys() ^ back.keys()) or [n for n in stored if not torch.equal(stored[n], back[n])]
+    seen = f"{len(stored)} tensors, taken back out" if not different else f"{', '.join(different[:6])}"
+    return Check("weights", not different, seen)
+
+
+@torch.no_grad()
+def _check_scores(reference: torch.nn.Module, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Check:
+    """Logits of both where the decoder is given the source's own characters, in float64: torch's kernels sum otherwise."""
+    reference, model = (copy.deepcopy(each).double() for each in (reference, model))
+    ids = _encode(tokenizer, SENTENCES[:8])
+    given = ids[:, :NEW_TOKENS]
+    causal = torch.nn.Transformer.generate_square_subsequent_mask(given.shape[1], dtype=torch.float64)
+    theirs = reference(ids, given, tgt_mask=causal)
+    ours = model(input_ids=ids, attention_mask=torch.ones_like(ids), decoder_input_ids=given).logits
+    error = ((ours - theirs).abs().max() / theirs.std()).item()
+    return Check(
+        f"outputs on {given.numel()} characters", error < 1e-5, f"at most {error:.1e} of their spread, in float64"
+    )
+
+
+def _check_texts(reference: torch.nn.Module, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Check:
+    expected = _own_texts(reference, tokenizer)
+    made = texts(model, tokenizer, SENTENCES)
+    for sentence, ours, theirs in list(zip(SENTENCES, made, expected))[:6]:
+        print(f"{sentence:<28} {ours:<34} {'equal' if ours == theirs else 'DIFFERS: ' + theirs}")
+    equal = sum(ours == theirs for ours, theirs in zip(made, expected))
+    return Check(
+        f"{NEW_TOKENS} greedy tokens", equal == len(SENTENCES), f"the text of {equal} of {len(SENTENCES)} sentences"
     )
 
 
