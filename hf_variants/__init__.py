@@ -30,8 +30,9 @@ else:
     peft_targets.register(VariantConfig.model_type)
     peft_targets.register(VariantSeq2SeqConfig.model_type)
 
-from . import card  # noqa: E402 (these two read the classes above)
+from . import card  # noqa: E402 (these read the classes above)
 from .conversion import from_native, to_native  # noqa: E402
+from .fast import accelerate_decoding  # noqa: E402
 
 
 # Where the package is not installed, a model is saved without a card.
@@ -53,6 +54,7 @@ __all__ = [
     "VariantSeq2SeqConfig",
     "VariantSeq2SeqModel",
     "VariantSeq2SeqPreTrainedModel",
+    "accelerate_decoding",
     "from_native",
     "presets",
     "to_native",

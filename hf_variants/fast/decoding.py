@@ -174,6 +174,9 @@ class Step:
     """
 
     def __init__(self, model: VariantForCausalLM | VariantForConditionalGeneration, stack: VariantModel):
+        dtypes = {p.dtype for p in stack.parameters() if p.is_floating_point()}
+        if dtypes != {torch.float32}:
+            raise NotImplementedError("Not all weights are in float32.")
         parts = Parts()
         self.stack = StackStep(stack, parts)
         self.transform = model.lm_head_transform
@@ -184,12 +187,17 @@ class Step:
         holders = [stack, stack.layers, *([model.model] if model.model is not stack else [])]
         # A model's own hooks run all the same.
         self.children = (model._modules, dict(model._modules))
+        self.threads = torch.get_num_threads()
         self.watch = Watch(parts.passed_by, holders)
         self.called = parts.called
 
     def agrees(self, thoroughly: bool) -> bool:
         """Whether the modules are what they were."""
-        return self.children[0] == self.children[1] and self.watch.agrees(thoroughly)
+        return (
+            self.children[0] == self.children[1]
+            and self.watch.agrees(thoroughly)
+            and (not thoroughly or self.threads == torch.get_num_threads())
+        )
 
     def __call__(self, *args, **kwargs) -> torch.Tensor:
         """The stack's arguments -> logits (rows, 1, vocab_size)."""
@@ -214,6 +222,7 @@ class AcceleratedForward:
 
     def forget(self) -> None:
         self.step: Step | None = None
+        self.steps = 0
         self.why_plain: str | None = None
         self.last_cache: Callable = lambda: None
 
@@ -227,7 +236,10 @@ class AcceleratedForward:
 
     def __call__(self, *args, **kwargs) -> CausalLMOutputWithCrossAttentions | Seq2SeqLMOutput:
         output = None if args else self.decode(**kwargs)
-        return type(self.model).forward(self.model, *args, **kwargs) if output is None else output
+        if output is None:
+            return type(self.model).forward(self.model, *args, **kwargs)
+        self.steps += 1
+        return output
 
     def decode(self, **kwargs):
         """The output for one new token per row, or `None` where the call is another or must be computed plainly."""
@@ -412,6 +424,11 @@ class Acceleration:
     def __init__(self, model: nn.Module, forward: AcceleratedForward):
         self.model = model
         self._forward = forward
+
+    @property
+    def steps(self) -> int:
+        """Number of steps that went the fast way."""
+        return self._forward.steps
 
     @property
     def why_plain(self) -> str | None:

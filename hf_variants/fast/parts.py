@@ -33,7 +33,6 @@ from ..model.block import (
     LearnedScaleResidual,
     ParallelBlock,
     ParallelCrossBlock,
-    Residual,
     SequentialBlock,
     SequentialCrossBlock,
 )
@@ -49,7 +48,7 @@ from ..model.normalization import (
 )
 from ..model.positions import NoRotation, PartialRotation, PositionsFirstRotation, QueryScalingRotation, Rotation
 from .caches import RoomyLayer
-from .products import few_rows_product
+from .products import few_rows_products
 from .watch import is_readable, is_untouched
 
 
@@ -112,9 +111,14 @@ class Parts:
         self.passed_by: list[nn.Module] = []
         self.called: list[nn.Module] = []
 
-    def passes_by(self, module: nn.Module, classes: tuple[type, ...]) -> bool:
+    @staticmethod
+    def is_known(module: nn.Module, classes: tuple[type, ...]) -> bool:
         """Whether a module is exactly of one of these classes, with nothing hooked to it and weights that can be read."""
-        known = type(module) in classes and is_untouched(module) and all(map(is_readable, module._parameters.values()))
+        return type(module) in classes and is_untouched(module) and all(map(is_readable, module._parameters.values()))
+
+    def passes_by(self, module: nn.Module, classes: tuple[type, ...]) -> bool:
+        """The same; notes what is done with the module."""
+        known = self.is_known(module, classes)
         (self.passed_by if known else self.called).append(module)
         return known
 
@@ -122,7 +126,16 @@ class Parts:
         """(rows, in) -> (rows, out)."""
         if not self.passes_by(module, LINEAR):
             return as_called(module)
-        return few_rows_product(module.weight.detach(), None if module.bias is None else module.bias.detach())
+        products = few_rows_products(weight_and_bias(module))
+        return lambda x: products(x)[0]
+
+    def linears(self, *modules: nn.Module) -> Callable:
+        """(rows, in) -> a list of (rows, out), for layers that read the same input."""
+        if all(self.is_known(module, LINEAR) for module in modules):
+            self.passed_by.extend(modules)
+            return few_rows_products(*map(weight_and_bias, modules))
+        each = [self.linear(module) for module in modules]
+        return lambda x: [layer(x) for layer in each]
 
     def norm(self, module: Callable) -> Callable:
         """(rows, ..., channels) -> the same."""
@@ -147,10 +160,10 @@ class Parts:
             return module
         weight = None if weight is None else weight.detach()
         kind = type(module)
-        if kind in (RMSNorm, WeightlessRMSNorm):
-            return partial(rms_norm, weight=weight, eps=module.eps)
-        if kind is ZeroCenteredRMSNorm:
-            return partial(zero_centered_rms_norm, weight=weight, eps=module.eps)
+        if kind is WeightlessRMSNorm:
+            return partial(weightless_rms_norm, eps=module.eps)
+        if kind in (RMSNorm, ZeroCenteredRMSNorm):
+            return rms_norm(weight, module.eps, offset=kind is ZeroCenteredRMSNorm)
         if kind is nn.LayerNorm:
             bias = None if module.bias is None else module.bias.detach()
             return partial(
@@ -172,12 +185,17 @@ class Parts:
         if not self.passes_by(module, (FeedForward, GatedFeedForward, FusedGatedFeedForward)):
             return as_called(module)
         self.drops(module.dropout)
-        up, down = self.linear(module.up_proj), self.linear(module.down_proj)
-        act, sub_norm = self.activation(module.act_fn), self.norm(module.sub_norm)
+        act, sub_norm, down = self.activation(module.act_fn), self.norm(module.sub_norm), self.linear(module.down_proj)
         if type(module) is FeedForward:
+            up = self.linear(module.up_proj)
             return lambda x: down(sub_norm(act(up(x))))
-        gate = self.linear(module.gate_proj)
-        return lambda x: down(sub_norm(act(gate(x)) * up(x)))
+        gate_up = self.linears(module.gate_proj, module.up_proj)
+
+        def gated(x: torch.Tensor) -> torch.Tensor:
+            gate, up = gate_up(x)
+            return down(sub_norm(act(gate).mul_(up)))
+
+        return gated
 
     def drops(self, dropout: Callable) -> None:
         """Note a dropout, which must be off."""
@@ -201,12 +219,6 @@ class Parts:
             return partial(torch.add, alpha=factor), scale_branch
         return torch.add, scale_branch
 
-    def rotation(self, rotation: Callable) -> Callable | None:
-        """(query and key, (rows, heads, head_dim)) by a table -> the same; `None` where nothing is rotated."""
-        while type(rotation) in (PositionsFirstRotation, QueryScalingRotation):
-            rotation = rotation.rotation
-        return None if type(rotation) is NoRotation else rotation
-
     def attention(self, module: nn.Module, table: str | None) -> Callable:
         """
         (x, token) -> branch, (rows, hidden_size) both.
@@ -222,26 +234,26 @@ class Parts:
         norm_last = isinstance(module, NormAfterRotationAttention)
         norm_all = isinstance(module, FullNormAttention)
         q_norm, k_norm = self.norm(module.q_norm), self.norm(module.k_norm)
-        q_proj, k_proj, v_proj = (self.linear(m) for m in (module.q_proj, module.k_proj, module.v_proj))
         o_proj, sub_norm = self.linear(module.o_proj), self.norm(module.sub_norm)
         clip, scale_query, head_dim, layer_idx = module.clip, module.scale_query, module.head_dim, module.layer_idx
-        shape = (-1, head_dim)
-        rotates = self.rotation(rotation) is not None
+        rotates = type(rotation) is not NoRotation
         gate = self.gate(module)
         attend = attention_function(module)
 
-        def project_query(x: torch.Tensor) -> torch.Tensor:
-            query = clip(q_proj(x))
+        def query_heads(query: torch.Tensor) -> torch.Tensor:
+            """(rows, heads * head_dim) -> (rows, heads, head_dim)."""
+            query = clip(query)
             if norm_all:
-                return scale_query(q_norm(query)).unflatten(1, shape)
-            query = query.unflatten(1, shape)
+                return scale_query(q_norm(query)).view(query.shape[0], -1, head_dim)
+            query = query.view(query.shape[0], -1, head_dim)
             return scale_query(q_norm(query) if norm_first else query)
 
-        def project_key(x: torch.Tensor) -> torch.Tensor:
-            key = clip(k_proj(x))
+        def key_heads(key: torch.Tensor) -> torch.Tensor:
+            """(rows, kv_heads * head_dim) -> (rows, kv_heads, head_dim)."""
+            key = clip(key)
             if norm_all:
-                return k_norm(key).unflatten(1, shape)
-            key = key.unflatten(1, shape)
+                return k_norm(key).view(key.shape[0], -1, head_dim)
+            key = key.view(key.shape[0], -1, head_dim)
             return k_norm(key) if norm_first else key
 
         def finish(output: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -249,22 +261,25 @@ class Parts:
             return o_proj(sub_norm(gate(output.reshape(x.shape[0], -1), x)))
 
         if is_cross:
+            q_proj = self.linear(module.q_proj)
 
             def cross_attention(x: torch.Tensor, token: Token) -> torch.Tensor:
                 layer = token.source_layers[layer_idx]
-                query = project_query(x).unsqueeze(2)
+                query = query_heads(q_proj(x)).unsqueeze(2)
                 return finish(attend(query, layer.keys, layer.values, token.source_bias), x)
 
             return cross_attention
 
+        project = self.linears(module.q_proj, module.k_proj, module.v_proj)
+
         def self_attention(x: torch.Tensor, token: Token) -> torch.Tensor:
-            query, key = project_query(x), project_key(x)
-            value = clip(v_proj(x)).unflatten(1, shape)
+            query, key, value = project(x)
+            query, key = query_heads(query), key_heads(key)
+            value = clip(value).view(value.shape[0], -1, head_dim)
             if rotates:
                 turn, scale = token.rotations[table]
-                heads = query.shape[1]
                 turned = turn(torch.cat((query, key), dim=1))
-                query, key = turned[:, :heads], turned[:, heads:]
+                query, key = turned.split((query.shape[1], key.shape[1]), dim=1)
                 if scale is not None:
                     query = query * scale
             if norm_last:
@@ -289,8 +304,8 @@ class Parts:
             raise NotImplementedError(f"The gate {module.gate} is not known.")
         head_dim = module.head_dim
         return lambda output, x: (
-            (output.unflatten(1, (-1, head_dim)) * torch.sigmoid(project(x)).unsqueeze(-1)).flatten(1)
-        )
+            output.unflatten(1, (-1, head_dim)) * torch.sigmoid(project(x)).unsqueeze(-1)
+        ).flatten(1)
 
     def sublayer(self, block: Block, name: str, compute: Callable) -> Callable:
         """(x, token) -> x: norms, a sublayer and the residual, one after the other."""
@@ -374,6 +389,11 @@ def in_turn(*steps: Callable) -> Callable:
     return run
 
 
+def weight_and_bias(module: nn.Linear) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The parameters of a linear layer as tensors without a gradient, in the same memory."""
+    return module.weight.detach(), None if module.bias is None else module.bias.detach()
+
+
 def as_called(module: nn.Module) -> Callable:
     """A module of (batch, length, width) for one position."""
     return lambda x: module(x.unsqueeze(1)).squeeze(1)
@@ -389,20 +409,24 @@ def called_attention(module: nn.Module, is_cross: bool) -> Callable:
     return call
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
-    """x / rms(x) * weight; of one vector with a dot product, which is the faster."""
-    size = x.shape[-1]
-    if x.numel() != size:
-        return F.rms_norm(x, (size,), weight, eps)
-    flat = x.reshape(-1)
-    factor = (torch.dot(flat, flat).item() / size + eps) ** -0.5
-    return x * factor if weight is None else (x * weight).mul_(factor)
+def weightless_rms_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """x / rms(x)."""
+    return F.rms_norm(x, x.shape[-1:], None, eps)
 
 
-def zero_centered_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """x / rms(x) * (1 + weight)."""
-    normed = rms_norm(x, None, eps)
-    return torch.addcmul(normed, normed, weight)
+def rms_norm(weight: torch.Tensor, eps: float, offset: bool) -> Callable:
+    """x / rms(x) * weight, or 1 + weight with the offset; of one vector with a dot product, which is the faster."""
+    size = weight.shape[0]
+    zero, one = torch.zeros(()), torch.ones(())
+
+    def norm(x: torch.Tensor) -> torch.Tensor:
+        applied = weight + one if offset else weight
+        if x.numel() != size:
+            return F.rms_norm(x, (size,), applied, eps)
+        flat = x.view(-1)
+        return torch.addcmul(zero, x, applied, value=(torch.dot(flat, flat).item() / size + eps) ** -0.5)
+
+    return norm
 
 
 def zero_centered_layer_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
