@@ -10,6 +10,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -128,13 +129,14 @@ class Weights:
             )
         self.file = file or present[0]
         self.others = [name for name in present if name != self.file]
-        self._open: dict[str, Any] = {}
+        self._open: dict[str, Mapping[str, torch.Tensor | Unread]] = {}
+        self._seen = {path: _state(path) for path in (folder / CONFIG_NAME, folder / self.file)}
         self.files = self._files()
 
     def _files(self) -> dict[str, str]:
         """Tensor name -> file name."""
         if not self.file.endswith(".json"):
-            return dict.fromkeys(self._tensors_of(self.file).keys(), self.file)
+            return dict.fromkeys(self._tensors_of(self.file), self.file)
         weight_map = _weight_map(self.folder / self.file)
         suffix = ".safetensors" if "safetensors" in self.file else ".bin"
         for file in sorted(set(map(str, weight_map.values()))):
@@ -149,7 +151,7 @@ class Weights:
                     f"{self.folder / self.file} names {file[:200]!r}, which is missing. The checkpoint is incomplete; "
                     "fetch it again."
                 )
-            present = set(self._tensors_of(file).keys())
+            present = set(self._tensors_of(file))
             claimed = {name for name, where in weight_map.items() if where == file}
             if present != claimed:
                 raise ConversionError(
@@ -158,25 +160,27 @@ class Weights:
                 )
         return weight_map
 
-    def _tensors_of(self, file: str) -> Any:
-        """What maps names to the tensors of a file: a safetensors handle, or the state dict in a pickle."""
+    def _tensors_of(self, file: str) -> "Mapping[str, torch.Tensor | Unread]":
+        """The tensors of a file by name: those of a safetensors file unread, those of a pickle mapped from it."""
         if file not in self._open:
             path = self.folder / file
             if not path.is_file():
                 raise FileNotFoundError(f"{path} is missing. The checkpoint is incomplete; fetch it again.")
-            self._open[file] = (_safetensors if file.endswith(".safetensors") else _unpickled)(path)
+            self._seen[path] = _state(path)
+            self._open[file] = (_Safetensors if file.endswith(".safetensors") else _unpickled)(path)
         return self._open[file]
 
     def names(self) -> list[str]:
         return list(self.files)
 
+    def stored(self, name: str) -> "torch.Tensor | Unread":
+        """A tensor for whoever needs no values but copies them."""
+        return self._tensors_of(self.files[name])[name]
+
     def header(self, name: str) -> torch.Tensor:
         """Shape and dtype of a tensor, as one without values."""
-        tensors = self._tensors_of(self.files[name])
-        if isinstance(tensors, dict):
-            return tensors[name].to("meta")
-        entry = tensors.get_slice(name)
-        return torch.empty(entry.get_shape(), dtype=dtype_of(entry.get_dtype()), device="meta")
+        stored = self.stored(name)
+        return stored.header if isinstance(stored, Unread) else stored.to("meta")
 
     def dtype(self) -> torch.dtype:
         """What transformers takes for the dtype of the model where the config does not say: of the first float."""
@@ -185,8 +189,92 @@ class Weights:
         return next((dtype for dtype in dtypes if dtype in FLOATS), torch.float32)
 
     def __call__(self, name: str) -> torch.Tensor:
-        tensors = self._tensors_of(self.files[name])
-        return tensors[name] if isinstance(tensors, dict) else tensors.get_tensor(name)
+        stored = self.stored(name)
+        return stored.load() if isinstance(stored, Unread) else stored
+
+    def refuse_changed(self) -> None:
+        """`ConversionError` if config or weights are no longer the files that were opened."""
+        for path, state in self._seen.items():
+            if _state(path) != state:
+                raise _changed(path)
+
+
+def _state(path: Path) -> tuple[int, ...] | None:
+    """What differs after a file was written to or replaced."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _changed(path: Path) -> ConversionError:
+    return ConversionError(
+        f"{path} changed while it was read, so that the result would be of two checkpoints. Run it again when nothing "
+        "writes there any more."
+    )
+
+
+# How much of a tensor is in memory while it is copied; about what a processor's cache holds.
+PIECE_BYTES = 2**22
+
+
+class Unread:
+    """
+    A tensor whose values lie in a file.
+
+    Args:
+        header: its shape and dtype, as a tensor without values.
+        path, state: of the file, and what `_state` said of it when it was opened.
+        start: where in the file its bytes begin; they are little-endian, in row-major order.
+        dtype: to which the values are cast once they are read; by default none.
+    """
+
+    def __init__(
+        self,
+        header: torch.Tensor,
+        path: Path,
+        state: tuple[int, ...] | None,
+        start: int,
+        dtype: torch.dtype | None = None,
+    ):
+        self.header = header if dtype is None else header.to(dtype)
+        self.shape, self.dtype = self.header.shape, self.header.dtype
+        self._stored, self._path, self._state, self._start = header, path, state, start
+
+    def is_floating_point(self) -> bool:
+        return self.dtype.is_floating_point
+
+    def to(self, dtype: torch.dtype) -> "Unread":
+        return Unread(self._stored, self._path, self._state, self._start, dtype)
+
+    def pieces(self, piece_bytes: int = PIECE_BYTES) -> Iterator[torch.Tensor]:
+        """
+        The values in order, flat, each piece in the same memory as the one before.
+
+        Raises:
+            ConversionError: if the file is no longer what was opened.
+        """
+        left, width = self._stored.numel(), self._stored.element_size()
+        buffer = torch.empty(min(left, max(piece_bytes // width, 1)), dtype=self._stored.dtype)
+        # Read, not mapped: of a mapped file that is cut, a process dies.
+        with self._path.open("rb", buffering=0) as stream:
+            stream.seek(self._start)
+            while left:
+                piece = buffer[:left]
+                memory = _bytes_of(piece)
+                while memory:
+                    if not (count := stream.readinto(memory)):
+                        raise _changed(self._path)
+                    memory = memory[count:]
+                left -= len(piece)
+                if _state(self._path) != self._state:
+                    raise _changed(self._path)
+                yield piece.to(self.dtype)
+
+    def load(self) -> torch.Tensor:
+        values = next(self.pieces(self._stored.nbytes), None)
+        return torch.empty(self.shape, dtype=self.dtype) if values is None else values.view(self.shape)
 
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -208,14 +296,37 @@ def dtype_of(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def _safetensors(path: Path) -> Any:
-    with path.open("rb") as stream:
-        if int.from_bytes(stream.read(8), "little") > MAX_HEADER_BYTES:
-            raise ConversionError(f"{path.name} has an impossible header. The file is damaged; fetch it again.")
-    try:
-        return safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise ConversionError(f"{path.name} is not a readable safetensors file ({error}). Fetch it again.") from error
+class _Safetensors(Mapping[str, Unread]):
+    """The tensors of one file, none of which is read."""
+
+    def __init__(self, path: Path):
+        self._path, self._state = path, _state(path)
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if length > MAX_HEADER_BYTES:
+                raise ConversionError(f"{path.name} has an impossible header. The file is damaged; fetch it again.")
+            header = stream.read(length)
+        try:
+            # It checks that header and file fit each other; and transformers goes by its order of names.
+            with safe_open(path, framework="pt") as opened:
+                entries = json.loads(header)
+                self._entries = {name: entries[name] for name in opened.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ConversionError(
+                f"{path.name} is not a readable safetensors file ({error}). Fetch it again."
+            ) from error
+        self._start = 8 + length
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, name: str) -> Unread:
+        entry = self._entries[name]
+        header = torch.empty(entry["shape"], dtype=dtype_of(entry["dtype"]), device="meta")
+        return Unread(header, self._path, self._state, self._start + entry["data_offsets"][0])
 
 
 def _unpickled(path: Path) -> dict[str, torch.Tensor]:
@@ -264,17 +375,26 @@ def refuse_adapter(folder: Path) -> None:
 
 
 def write_safetensors(
-    tensors: Iterable[tuple[str, torch.Tensor]],
+    tensors: Iterable[tuple[str, "torch.Tensor | Unread"]],
     headers: Mapping[str, torch.Tensor],
     folder: Path,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-) -> None:
+    finished: Callable[[Path], Any] = lambda path: None,
+) -> list[str]:
     """
-    Write tensors as they come, with the index that transformers reads; no more than one of them is in memory.
+    Write tensors as they come, with the index that transformers reads; no more than one of them is in memory, and of one
+    that is unread a small piece.
 
     Args:
         tensors: with their names, in any order.
         headers: a tensor of the same shape and dtype for each, without values, in the order of the shards.
+        finished: told the path of every file that has all of its bytes.
+
+    Returns:
+        the names of tensors with NaN or infinite values.
+
+    Raises:
+        OSError: if the disk is full; as soon as that can be seen.
     """
     shards: list[dict[str, torch.Tensor]] = [{}]
     size = 0
@@ -287,33 +407,41 @@ def write_safetensors(
     numbered = [f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors" for number in range(len(shards))]
     files = numbered if len(shards) > 1 else [SAFE_WEIGHTS_NAME]
     total_bytes = sum(header.nbytes for header in headers.values())
+    _refuse_full_disk(folder, total_bytes)
     streams, places, left = [], {}, [len(shard) for shard in shards]
-    written = set()
+    written, non_finite = set(), []
+    progress = tqdm(total=total_bytes, unit="B", unit_scale=True, desc="Writing weights", delay=1.0)
     try:
         for number, (file, shard) in enumerate(zip(files, shards)):
-            streams.append((folder / file).open("wb"))
+            streams.append((folder / file).open("wb", buffering=0))
             places |= {name: (number, offset) for name, offset in _write_header(streams[-1], shard).items()}
-        progress = tqdm(total=total_bytes, unit="B", unit_scale=True, desc="Writing weights", delay=1.0)
-        with progress:
+        with progress, _Flushing() as flushing:
             for name, tensor in tensors:
                 header = headers[name]
                 if tensor.shape != header.shape or tensor.dtype != header.dtype or name in written:
                     raise RuntimeError(f"{name} is not the tensor that was announced.")
                 number, offset = places[name]
                 streams[number].seek(offset)
-                streams[number].write(_bytes_of(tensor))
+                all_finite = True
+                for piece in _pieces_of(tensor):
+                    all_finite = all_finite and is_finite(piece)
+                    _write(streams[number], _bytes_of(piece))
+                    flushing.after(streams[number], piece.nbytes)
+                    progress.update(piece.nbytes)
                 written.add(name)
-                progress.update(header.nbytes)
+                if not all_finite:
+                    non_finite.append(name)
                 left[number] -= 1
                 if not left[number]:
-                    _close(streams[number])
+                    flushing.finish(streams[number])
+                    finished(folder / files[number])
         if missing := headers.keys() - written:
             raise RuntimeError(f"{sorted(missing)[0]} was announced and did not come.")
     finally:
         for stream in streams:
             stream.close()
     if len(shards) == 1:
-        return
+        return non_finite
     weight_map = {name: file for file, shard in zip(files, shards) for name in shard}
     total_parameters = sum(header.numel() for header in headers.values())
     index = {
@@ -321,6 +449,79 @@ def write_safetensors(
         "weight_map": dict(sorted(weight_map.items())),
     }
     (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
+    return non_finite
+
+
+def _refuse_full_disk(folder: Path, size: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise OSError(
+            f"The weights take {size:,} bytes, and {folder.parent} has {free:,} left. Free some space, or write to "
+            "another disk."
+        )
+
+
+def _pieces_of(tensor: "torch.Tensor | Unread") -> Iterator[torch.Tensor]:
+    """The values in row-major order, flat."""
+    if isinstance(tensor, Unread):
+        yield from tensor.pieces()
+    elif tensor.numel():
+        flat = tensor.detach().contiguous().reshape(-1)
+        yield from flat.split(max(PIECE_BYTES // flat.element_size(), 1))
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has neither NaN nor infinite values."""
+    # NaN and infinities come through to the extremes, which are found in one pass without a copy.
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    return bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
+
+
+def _write(stream: Any, memory: memoryview) -> None:
+    while memory:
+        memory = memory[stream.write(memory) :]
+
+
+class _Flushing:
+    """
+    Has the system write files to the disk while more is written to them, so that there is little to wait for at the end:
+    a name that appears stands for bytes that stay.
+    """
+
+    INTERVAL = 2**26
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._running: Future | None = None
+        self._bytes = 0
+
+    def after(self, stream: Any, count: int) -> None:
+        """That many bytes were written."""
+        self._bytes += count
+        if self._bytes >= self.INTERVAL and (self._running is None or self._running.done()):
+            self._start(stream)
+
+    def _start(self, stream: Any) -> None:
+        self._wait()
+        self._bytes = 0
+        self._running = self._pool.submit(os.fsync, stream.fileno())
+
+    def _wait(self) -> None:
+        if self._running is not None:
+            self._running.result()
+
+    def finish(self, stream: Any) -> None:
+        """The last bytes of a file were written."""
+        self._start(stream)
+
+    def __enter__(self) -> "_Flushing":
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        self._pool.shutdown()
+        if kind is None:
+            self._wait()
 
 
 def _write_header(stream: Any, headers: Mapping[str, torch.Tensor]) -> dict[str, int]:
@@ -338,7 +539,7 @@ def _write_header(stream: Any, headers: Mapping[str, torch.Tensor]) -> dict[str,
         offset += header.nbytes
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    stream.write(len(text).to_bytes(8, "little") + text)
+    _write(stream, memoryview(len(text).to_bytes(8, "little") + text))
     start = 8 + len(text)
     return {name: start + entries[name]["data_offsets"][0] for name in headers}
 
@@ -347,13 +548,6 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
     """The values as they lie in a file, without a copy where they lie so already."""
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     return memoryview(flat.numpy())
-
-
-def _close(stream: Any) -> None:
-    """Flush a file to the disk itself: a name that appears stands for bytes that stay."""
-    stream.flush()
-    os.fsync(stream.fileno())
-    stream.close()
 
 
 def refuse_occupied(destination: str | Path) -> None:
@@ -468,3 +662,4 @@ def _ended_by_signal() -> Iterator[None]:
 
 
 TensorSource = Callable[[str], torch.Tensor]
+StoredSource = Callable[[str], torch.Tensor | Unread]

@@ -285,7 +285,9 @@ def head_of_variant(class_name: str) -> str:
         for head, (_, ours) in heads.items():
             if ours == class_name:
                 return head
-    raise UnsupportedModelType(f"{class_name} has no native counterpart. Convert the model without its head.")
+    raise UnsupportedModelType(
+        f"`architectures` is {class_name}, which has no native counterpart. Convert the model without its head."
+    )
 
 
 @cache

@@ -22,7 +22,7 @@ from transformers.core_model_loading import (
 )
 from transformers.utils import logging
 
-from .checkpoint import FLOATS, TensorSource
+from .checkpoint import FLOATS, StoredSource, TensorSource, Unread
 from .config_map import UNBUILDABLE
 from .errors import ConversionError
 from .rules import some
@@ -37,11 +37,13 @@ _IN_A_LIST = re.compile(r"(.*?)\.(\d+)\.")
 
 
 class Weights(Protocol):
-    """Stored tensors by name, and their shapes and dtypes as tensors without values."""
+    """Stored tensors by name, their shapes and dtypes as tensors without values, and what copies need of them."""
 
     def names(self) -> list[str]: ...
 
     def header(self, name: str) -> torch.Tensor: ...
+
+    def stored(self, name: str) -> torch.Tensor | Unread: ...
 
     def __call__(self, name: str) -> torch.Tensor: ...
 
@@ -54,6 +56,7 @@ class Layout:
     Attributes:
         names: what the checkpoint fills, tied copies included.
         load, header: a tensor by such a name, and its shape and dtype without values.
+        stored: a tensor by such a name for whoever only copies it, unread where it lies in a file as it is.
         passed_over: stored tensors that transformers does not load either, with the reason.
         apart: their names as for this class, with the stored ones; they can be loaded, for other classes.
     """
@@ -61,6 +64,7 @@ class Layout:
     names: list[str]
     load: TensorSource
     header: TensorSource
+    stored: StoredSource
     passed_over: dict[str, str] = field(default_factory=dict)
     apart: dict[str, str] = field(default_factory=dict)
 
@@ -132,6 +136,10 @@ def as_transformers_reads(model: PreTrainedModel, weights: Weights) -> Layout:
             return weights(copies[name]) if values else weights.header(copies[name])
         return sources[name].tensor(name, values)
 
+    def stored_as_it_is(name: str) -> torch.Tensor | Unread:
+        name = standing_in.get(name, name)
+        return weights.stored(copies[name]) if name in copies else sources[name].tensor(name, values=True)
+
     apart = {name: stored for stored, name in unexpected.items()}
     names = [*copies, *sources]
     copies |= apart
@@ -140,6 +148,7 @@ def as_transformers_reads(model: PreTrainedModel, weights: Weights) -> Layout:
         [name for name in names if name not in standing_in.values()] + list(standing_in),
         lambda name: read(standing_in.get(name, name), values=True),
         lambda name: read(standing_in.get(name, name), values=False),
+        stored_as_it_is,
         passed_over,
         apart,
     )
@@ -340,24 +349,34 @@ class Stored:
         self.model._weight_conversions = conversions or None
         # Class name -> all class names that are written together with it.
         self._together: dict[str, list[str]] = {}
+        # Class name -> name in the file, where that is all that changes.
+        self._renamed: dict[str, str] = {}
         groups: dict[tuple[str, ...], list[str]] = {}
         for name, header in headers.items():
             groups.setdefault(tuple(self._written({name: header})), []).append(name)
         self.headers: dict[str, torch.Tensor] = {}
         for names in groups.values():
             self._together |= dict.fromkeys(names, names)
-            self.headers |= self._written({name: headers[name] for name in names})
+            written = self._written({name: headers[name] for name in names})
+            self.headers |= written
+            if len(names) == len(written) == 1 and next(iter(written.values())) is headers[names[0]]:
+                self._renamed[names[0]] = next(iter(written))
 
     def _written(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return revert_weight_conversion(self.model, tensors) if self.model._weight_conversions else tensors
 
-    def __call__(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    def __call__(
+        self, tensors: Iterable[tuple[str, torch.Tensor | Unread]]
+    ) -> Iterator[tuple[str, torch.Tensor | Unread]]:
         """The tensors as they go into the file; few wait for others."""
         waiting: dict[str, torch.Tensor] = {}
         for name, tensor in tensors:
             if name not in self._together:
                 continue
-            waiting[name] = tensor
+            if name in self._renamed:
+                yield self._renamed[name], tensor
+                continue
+            waiting[name] = tensor.load() if isinstance(tensor, Unread) else tensor
             names = self._together[name]
             if all(other in waiting for other in names):
                 yield from self._written({other: waiting.pop(other) for other in names}).items()

@@ -4,12 +4,14 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Iterable
-from functools import lru_cache
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
 from transformers.utils import logging
 
 
@@ -165,15 +167,71 @@ def speaks_of(record: dict[str, Any], folder: Path) -> bool:
 
 def _hashes(place: Path) -> dict[str, str]:
     """File name -> SHA-256, of a file of weights or of those in a folder."""
-    paths = [place] if place.is_file() else sorted(place.glob("*.safetensors")) or sorted(place.glob("*.bin"))
-    return {path.name: _hash(path, path.stat().st_mtime_ns) for path in paths}
+    return {path.name: _hash(path) for path in weight_files(place)}
 
 
-@lru_cache(maxsize=256)
-def _hash(path: Path, changed: int) -> str:
-    """SHA-256 of a file that was changed last at a time in nanoseconds; large weights are read once for it."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+def weight_files(place: Path) -> list[Path]:
+    """A file of weights, or those in a folder."""
+    return [place] if place.is_file() else sorted(place.glob("*.safetensors")) or sorted(place.glob("*.bin"))
+
+
+# Path and time of the last change in nanoseconds -> SHA-256: large weights are read once for it.
+_KNOWN: dict[tuple[Path, int], str] = {}
+
+
+def _hash(path: Path, seen: Callable[[int], Any] = lambda count: None) -> str:
+    """
+    SHA-256 of a file.
+
+    Args:
+        seen: told how many bytes of it have been read since it was told last.
+    """
+    key = (path, path.stat().st_mtime_ns)
+    if key not in _KNOWN:
+        digest = hashlib.sha256()
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+                seen(len(block))
+        _KNOWN[key] = digest.hexdigest()
+    return _KNOWN[key]
+
+
+class HashedMeanwhile:
+    """
+    Computes hashes of files that `write_record` will ask for while other work is done.
+
+    Args:
+        files: that are there from the beginning.
+    """
+
+    def __init__(self, files: Iterable[Path]):
+        self._files, self._stopped = list(files), threading.Event()
+        self._pool = ThreadPoolExecutor(2)
+        self._running: list[Future] = []
+        self._total = self._done = 0
+
+    def add(self, path: Path) -> None:
+        """A file that will not change any more."""
+        self._total += path.stat().st_size
+        self._running.append(self._pool.submit(_hash, path, self._seen))
+
+    def _seen(self, count: int) -> None:
+        if self._stopped.is_set():
+            raise RuntimeError("The hashes are no longer wanted.")
+        self._done += count
+
+    def __enter__(self) -> "HashedMeanwhile":
+        for path in self._files:
+            self.add(path)
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        try:
+            if kind is None:
+                with tqdm(total=self._total, unit="B", unit_scale=True, desc="Hashing weights", delay=1.0) as bar:
+                    while wait(self._running, timeout=0.1).not_done:
+                        bar.update(self._done - bar.n)
+        finally:
+            self._stopped.set()
+            self._pool.shutdown(cancel_futures=True)

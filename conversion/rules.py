@@ -352,12 +352,14 @@ def run(
     config: Any,
     target_shapes: Mapping[str, torch.Size],
     to_native: bool = False,
-) -> Iterator[tuple[str, torch.Tensor]]:
+    unread: Callable[[str], Any] | None = None,
+) -> Iterator[tuple[str, Any]]:
     """
     Carry out planned steps one by one, so that only a step's tensors need be in memory.
 
     Args:
         source: loads a source tensor by name.
+        unread: gives what stands for it where a step only changes its name, and then comes out.
         config: the `VariantConfig`, whichever the direction.
         target_shapes: shape of every target tensor.
 
@@ -366,8 +368,9 @@ def run(
     """
     for step in steps:
         layer = resolved(config, step, to_native)
-        tensors = [source(name) for name in step.sources]
         op = step.rule.op
+        load = unread if unread is not None and isinstance(op, Identity) else source
+        tensors = [load(name) for name in step.sources]
         if not tensors:
             made = [step.rule.absent(layer)]
         else:

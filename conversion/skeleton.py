@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils import CONFIG_NAME
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from .errors import reading
 from .json_files import read_config_values
@@ -48,6 +48,10 @@ def loading(folder: Path, model_class: type[PreTrainedModel]) -> Iterator[None]:
         ConversionError: naming the folder, and the keys of its config of which no such model can be made.
     """
     values = read_config_values(folder / CONFIG_NAME)
+    if (folder / GENERATION_CONFIG_NAME).is_file():
+        # transformers reads it on loading, and its errors do not say so.
+        with reading(folder / GENERATION_CONFIG_NAME):
+            GenerationConfig.from_pretrained(folder)
 
     def without(key: str) -> PreTrainedModel:
         left = {name: value for name, value in values.items() if name != key}

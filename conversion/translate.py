@@ -38,7 +38,15 @@ from .family import (
 from .folds import Folding
 from .json_files import read_config_values
 from .layout import Layout, Stored, as_transformers_reads, output_embedding, refuse_other_shapes
-from .record import command_line, is_hub_id, last_part, public_name, write_record
+from .record import (
+    HashedMeanwhile,
+    command_line,
+    is_hub_id,
+    last_part,
+    public_name,
+    weight_files,
+    write_record,
+)
 from .skeleton import empty_model, stored_tensors
 from .tokenization import load_tokenizer
 
@@ -180,16 +188,23 @@ class _Translation:
     shapes: Mapping[str, torch.Size]
     to_native: bool
 
-    def tensors(self, load: checkpoint.TensorSource | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+    def tensors(
+        self, load: checkpoint.TensorSource | None = None, unread: checkpoint.StoredSource | None = None
+    ) -> Iterator[tuple[str, Any]]:
         """
         The target's tensors one by one; they may be views of the source's memory. Those that no checkpoint has are in its
         dtype, or in float32 where that would round them (a table of sinusoids): who loads the result in float32 has them
         exact, as the class that computes them.
+
+        Args:
+            load: of the source's tensors; by default their values.
+            unread: for those that only change their names, which come out as it gives them.
         """
+        computed = self.computed
         for name, tensor in rules.run(
-            self.steps, load or self.load, self.config, self.shapes, to_native=self.to_native
+            self.steps, load or self.load, self.config, self.shapes, to_native=self.to_native, unread=unread
         ):
-            if name in self.computed:
+            if name in computed:
                 cast = tensor.to(self.config.dtype or torch.float32)
                 tensor = cast if torch.equal(cast.to(tensor.dtype), tensor) else tensor
             yield name, tensor
@@ -353,6 +368,7 @@ class _NativeSource:
         native: the model, or one without memory for its weights.
         config: ours.
         dtype: what transformers gives the model: of the config, else of the first tensor.
+        weights: in the folder, of its class's own format.
     """
 
     family: Family
@@ -363,6 +379,7 @@ class _NativeSource:
     dtype: torch.dtype
     path: Path | None = None
     notes: list[str] = field(default_factory=list)
+    weights: checkpoint.Weights | None = None
 
     def translation(self, target: PreTrainedModel) -> _Translation:
         return _translation(
@@ -383,7 +400,7 @@ def _open_native(source: str | Path, ignore_keys: Iterable[str]) -> _NativeSourc
     layout = as_transformers_reads(native, weights)
     dtype = native_config.dtype if native_config.dtype in checkpoint.FLOATS else weights.dtype()
     config.dtype = dtype
-    opened = _NativeSource(family, head, native, config, layout, dtype, path)
+    opened = _NativeSource(family, head, native, config, layout, dtype, path, weights=weights)
     if weights.others:
         opened.notes.append(f"Read {weights.file}, as transformers does; {', '.join(weights.others)} was left alone")
     _untie(opened, native_config, ignore_keys)
@@ -431,7 +448,7 @@ def _in_memory(native: PreTrainedModel, ignore_keys: Iterable[str]) -> _NativeSo
     family, head = family_and_head(native.config, type(native).__name__)
     config = family.config_map.to_variant(native.config, ignore_keys, head)
     part, names, load = _part_of(native, family.native_class(head))
-    layout = Layout(names, load, lambda name: load(name).to("meta"))
+    layout = Layout(names, load, lambda name: load(name).to("meta"), load)
     config.dtype = native.dtype
     opened = _NativeSource(family, head, part, config, layout, native.dtype)
     _untie(opened, native.config, ignore_keys)
@@ -482,6 +499,7 @@ def _untie(opened: _NativeSource, native_config: PreTrainedConfig, ignore_keys: 
             names=[*layout.names, *copies],
             load=lambda name: layout.load(copies.get(name, name)),
             header=lambda name: layout.header(copies.get(name, name)),
+            stored=lambda name: layout.stored(copies.get(name, name)),
         )
     opened.notes.append(
         f"Not tied: the config ties {head} to {embedding}, and the checkpoint has different values for them"
@@ -606,14 +624,15 @@ def native_config_for(
         return family, family.config_map.to_native(config, head)
     origin = (config.native_leftovers or {}).get("model_type")
     candidates = [
-        family
-        for family in all_families_and_encoders()
-        if family.native_class(head) is not None and isinstance(config, family.config_map.config_class)
+        family for family in all_families_and_encoders() if isinstance(config, family.config_map.config_class)
     ]
     nearest: NotRepresentable | None = None
     order = (origin, *WIDELY_KNOWN)
     ranks = {model_type: rank for rank, model_type in reversed(list(enumerate(order)))}
     for family in sorted(candidates, key=lambda family: ranks.get(family.model_type, len(order))):
+        # Importing every native class takes seconds, and the first one usually fits.
+        if family.native_class(head) is None:
+            continue
         try:
             return family, family.config_map.to_native(config, head)
         except NotRepresentable as error:
@@ -743,11 +762,10 @@ def _open_gguf(path: Path, ignore_keys: Iterable[str]) -> tuple[gguf_files.GGUFC
 
 
 class _GGUFWeights:
-    """The tensors of a GGUF file as those of other files are read; only the values tell their shapes."""
+    """The tensors of a GGUF file as those of other files are read."""
 
     def __init__(self, file: gguf_files.GGUFCheckpoint):
         self._file = file
-        self._headers: dict[str, torch.Tensor] = {}
 
     def names(self) -> list[str]:
         return list(self._file.names())
@@ -755,10 +773,10 @@ class _GGUFWeights:
     def __call__(self, name: str) -> torch.Tensor:
         return self._file.load(name)
 
+    stored = __call__
+
     def header(self, name: str) -> torch.Tensor:
-        if name not in self._headers:
-            self._headers[name] = self(name).to("meta")
-        return self._headers[name]
+        return self._file.header(name)
 
 
 def _from_gguf(
@@ -800,22 +818,10 @@ def _named(dtype: torch.dtype | None) -> str | None:
 
 
 def _cast(
-    tensors: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype | None, non_finite: list[str]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors in another dtype; the names of those with NaN or infinite values are collected on the way."""
-    cast = ((name, tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor) for name, tensor in tensors)
-    return noting_non_finite(cast, non_finite)
-
-
-def noting_non_finite(
-    tensors: Iterable[tuple[str, torch.Tensor]], non_finite: list[str]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors as they come; the names of those with NaN or infinite values are collected on the way."""
-    for name, tensor in tensors:
-        # NaN and infinities come through to the extremes, which are found in one pass without a copy.
-        if tensor.is_floating_point() and tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
-            non_finite.append(name)
-        yield name, tensor
+    tensors: Iterable[tuple[str, torch.Tensor | checkpoint.Unread]], dtype: torch.dtype | None
+) -> Iterator[tuple[str, torch.Tensor | checkpoint.Unread]]:
+    """The tensors in another dtype."""
+    return ((name, tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor) for name, tensor in tensors)
 
 
 def _cast_headers(headers: Mapping[str, torch.Tensor], dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
@@ -828,21 +834,25 @@ def write_checkpoint(
     folder: Path,
     config: PreTrainedConfig,
     target: PreTrainedModel,
-    tensors: Iterable[tuple[str, torch.Tensor]],
+    tensors: Iterable[tuple[str, torch.Tensor | checkpoint.Unread]],
     headers: Mapping[str, torch.Tensor],
     max_shard_bytes: int,
-) -> None:
+    source: Path,
+) -> list[str]:
+    """Weights and config of `source` into a folder; returns the names of tensors with NaN or infinite values."""
     config.architectures = [type(target).__name__]
     if is_variant(config):
         config.auto_map = auto_map_of(config)
         write_code(folder)
-    checkpoint.write_safetensors(tensors, headers, folder, max_shard_bytes)
+    with HashedMeanwhile(weight_files(source)) as hashes:
+        non_finite = checkpoint.write_safetensors(tensors, headers, folder, max_shard_bytes, hashes.add)
     config.save_pretrained(folder)
     if is_variant(config) and config._attn_implementation is not None:
         # What the source asks for: transformers reads this key, and does not write it.
         path = folder / CONFIG_NAME
         settings = json.loads(path.read_text(encoding="utf-8")) | {"attn_implementation": config._attn_implementation}
         path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return non_finite
 
 
 @dataclass
@@ -1042,13 +1052,24 @@ def _converted(
     report.passed_over, report.notes = layout.passed_over_but(apart), opened.notes
     _note_widened(report, translation.widened(opened.layout.header))
     _note_cast(report, headers, dtype)
-    non_finite: list[str] = []
     with checkpoint.new_folder(destination) as temporary:
-        tensors = chain(translation.tensors(), ((ours, layout.load(name)) for name, ours in apart.items()))
-        tensors = _cast(tensors, dtype, non_finite)
-        write_checkpoint(temporary, opened.config, target, tensors, _cast_headers(headers, dtype), max_shard_bytes)
+        tensors = chain(
+            translation.tensors(unread=layout.stored), ((ours, layout.stored(name)) for name, ours in apart.items())
+        )
+        as_written = _cast_headers(headers, dtype)
+        non_finite = write_checkpoint(
+            temporary,
+            opened.config,
+            target,
+            _cast(tensors, dtype),
+            as_written,
+            max_shard_bytes,
+            Path(source) if is_gguf(source) else opened.path,
+        )
         _note_non_finite(report, non_finite)
         yield temporary, report
+        if opened.weights is not None:
+            opened.weights.refuse_changed()
 
 
 def _convert_gguf(
@@ -1152,11 +1173,11 @@ def export(
     layout = as_transformers_reads(variant, weights)
     _refuse_to_verify_a_cast(verify, layout.dtypes(), target_dtype)
     apart = _for_other_heads(family, head, layout.apart, variant, to_native=True)
-    target, translation = _exported(family, head, variant, layout.names, layout.load, native_config, folding)
+    names = _check_ties(variant, layout.names, layout.load)
+    target, translation = _exported(family, head, variant, names, layout.load, native_config, folding)
+    _, header = folding.apply(names, layout.header)
     stored = config.dtype if config.dtype in checkpoint.FLOATS else weights.dtype()
     native_config.dtype = target_dtype or stored
-    # Only the values tell what dtypes a fold makes.
-    header = None if folding.rewrites else layout.header
     headers = translation.headers(header) | {native: layout.header(name) for name, native in apart.items()}
     as_written = Stored(
         target,
@@ -1169,14 +1190,17 @@ def export(
     report.tensors, report.parameters = len(as_written.headers), _parameters(as_written.headers)
     report.passed_over = layout.passed_over_but(apart)
     _note_folds(report, folding, target_dtype or stored)
-    if header is not None:
-        _note_widened(report, translation.widened(header))
+    _note_widened(report, translation.widened(header))
     _note_cast(report, headers, target_dtype)
-    non_finite: list[str] = []
     with checkpoint.new_folder(destination) as temporary:
-        tensors = chain(translation.tensors(), ((native, layout.load(name)) for name, native in apart.items()))
-        tensors = as_written(_cast(tensors, target_dtype, non_finite))
-        write_checkpoint(temporary, native_config, target, tensors, as_written.headers, max_shard_bytes)
+        unread = None if folding.rewrites else layout.stored
+        tensors = chain(
+            translation.tensors(unread=unread), ((native, layout.stored(name)) for name, native in apart.items())
+        )
+        tensors = as_written(_cast(tensors, target_dtype))
+        non_finite = write_checkpoint(
+            temporary, native_config, target, tensors, as_written.headers, max_shard_bytes, folder
+        )
         report.tokenizer = copy_companions(folder, temporary, to_native=True)
         _note_non_finite(report, non_finite)
         if verify:
@@ -1185,6 +1209,7 @@ def export(
         card.write_native_card(
             temporary, report, family.variant_class(head).__name__, last_part(destination), _lineage(report, folder)
         )
+        weights.refuse_changed()
     return report
 
 

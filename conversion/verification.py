@@ -21,7 +21,7 @@ from hf_variants.model.configuration_variant import VariantConfig
 from . import checkpoint, folds, rules
 from .companions import has_tokenizer
 from .config_map import differing_fields
-from .errors import ConversionError, NotRepresentable
+from .errors import ConversionError, NotRepresentable, reading
 from .family import Family, family_and_head, family_of, head_of_variant, is_variant, read_config, stacks, variant_class
 from .folds import Folding
 from .gguf_files.proof import Reading, readings
@@ -321,7 +321,8 @@ def _as_variant(model: PreTrainedModel, other: PreTrainedModel, ignore_keys: Ite
         return model.config
     family, head = family_and_head(model.config, type(model).__name__)
     leftovers = getattr(other.config, "native_leftovers", None) or {}
-    config = family.config_map.to_variant(model.config, [*leftovers, *ignore_keys], head)
+    with reading(f"The config of {model.config.name_or_path or type(model).__name__}"):
+        config = family.config_map.to_variant(model.config, [*leftovers, *ignore_keys], head)
     if family.loosely_tied in stored_tensors(model):
         # The config says otherwise; transformers went by the weights.
         config.tie_word_embeddings = False

@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from transformers.utils import logging
 import hf_variants
 import hf_variants.model_cards
 
+from .conversion.checkpoint import Weights
 from .conversion.family import stacks
+from .conversion.layout import refuse_other_shapes
 from .conversion.record import read_record, speaks_of
 from .conversion.skeleton import empty_model
 from .describe import axes, load_config
@@ -143,6 +146,11 @@ def model_card(
     config = _config_of(folder, model)
     class_name = _class_name(config, model)
     model_class = getattr(hf_variants, class_name)
+    described = model or empty_model(model_class, config)
+    if model is None and getattr(config, "quantization_config", None) is None:
+        # A config alone has no weights.
+        with suppress(FileNotFoundError):
+            refuse_other_shapes(described, Weights(folder))
     auto_class, task = TASKS[class_name]
     earlier = _earlier(folder / CARD)
     where = repo_id or name or earlier.where or folder.resolve().name
@@ -197,7 +205,7 @@ def model_card(
         new_tokens=max(1, min(20, decoder.max_position_embeddings - 20)),
         requirements=[f"{package}>={version}" for package, version in MINIMUM.items()],
         tables=_tables(config),
-        sizes=sizes_in(folder, model or empty_model(model_class, config)),
+        sizes=sizes_in(folder, described),
         cache=cache_sizes(config),
         readable=readable,
         results=results,

@@ -20,7 +20,7 @@ from .conversion.json_files import read_object
 from .conversion.layout import checked_names
 from .conversion.record import RECORD
 from .conversion.skeleton import empty_model
-from .conversion.translate import noting_non_finite, warn_of_non_finite
+from .conversion.translate import warn_of_non_finite
 from .model.configuration_variant import FRAMEWORK_KEYS
 from .model.custom_code import auto_map_of, write_code
 from .model.upload import Upload, written_since
@@ -94,11 +94,9 @@ def bundle(
         config.architectures = [type(model).__name__]
         config.auto_map = auto_map_of(config)
         write_code(temporary)
-        non_finite: list[str] = []
-        tensors = noting_non_finite(((name, reader(name)) for name in names), non_finite)
+        tensors = ((name, reader.stored(name)) for name in names)
         headers = {name: reader.header(name) for name in names}
-        checkpoint.write_safetensors(tensors, headers, temporary, max_shard_bytes)
-        warn_of_non_finite(non_finite)
+        warn_of_non_finite(checkpoint.write_safetensors(tensors, headers, temporary, max_shard_bytes))
         config.save_pretrained(temporary)
         _copy_the_rest(folder, temporary)
         card.write_card(

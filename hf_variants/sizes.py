@@ -73,12 +73,12 @@ def sizes_in(folder: Path, model: PreTrainedModel) -> Sizes:
 
 
 def _stored(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint by name, mapped from its files and not read."""
+    """The tensors of a checkpoint by name, without values."""
     try:
         reader = Weights(folder)
     except FileNotFoundError:
         return {}
-    return {name: reader(name) for name in reader.names()}
+    return {name: reader.header(name) for name in reader.names()}
 
 
 def cache_sizes(config: Any) -> CacheSizes | None:

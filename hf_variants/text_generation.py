@@ -24,7 +24,7 @@ from transformers import (
 import hf_variants
 from hf_variants.conversion import from_native
 from hf_variants.conversion.adapters import is_adapter, load_adapter
-from hf_variants.conversion.checkpoint import Weights, resolve_folder
+from hf_variants.conversion.checkpoint import Weights, is_finite, resolve_folder
 from hf_variants.conversion.companions import refuse_broken_files
 from hf_variants.conversion.errors import ConversionError, one_line, reading
 from hf_variants.conversion.family import is_variant, read_config, variant_class
@@ -34,7 +34,6 @@ from hf_variants.conversion.limits import bounded
 from hf_variants.conversion.skeleton import empty_model, loading
 from hf_variants.conversion.translate import (
     is_gguf,
-    noting_non_finite,
     refuse_more_layers_than_tensors,
     warn_of_non_finite,
 )
@@ -271,10 +270,7 @@ def _load_model(
         # Of several dtypes stock classes take the config's, and only conversion keeps each.
         with reading(f"{folder}{attention}"):
             model = from_native(source, dtype=dtype or config.dtype, device_map=device, ignore_keys=ignore_keys)
-    non_finite: list[str] = []
-    for _ in noting_non_finite(((name, weight.data) for name, weight in model.named_parameters()), non_finite):
-        pass
-    warn_of_non_finite(non_finite)
+    warn_of_non_finite([name for name, weight in model.named_parameters() if not is_finite(weight.data)])
     return model
 
 

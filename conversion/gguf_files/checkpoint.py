@@ -98,11 +98,18 @@ class GGUFCheckpoint:
 
     def load(self, name: str) -> torch.Tensor:
         """One tensor in native layout, in the file's dtype."""
+        return self._made(name, self.file.load)
+
+    def header(self, name: str) -> torch.Tensor:
+        """Shape and dtype of the same, as a tensor without values; nothing is dequantised for it."""
+        return self._made(name, self.file.header).to("meta")
+
+    def _made(self, name: str, load: Callable[[str], torch.Tensor]) -> torch.Tensor:
         if name in self.settings:
             return self.settings[name].to(self.dtype)
         made = []
         for piece in self.pieces[name]:
-            tensor = self.file.load(piece.name)
+            tensor = load(piece.name)
             tensor = tensor if piece.rows is None else tensor[piece.rows].clone()
             made.append(piece.layout.to_native(tensor, self.heads).to(self.dtype))
         tensor = made[0] if len(made) == 1 else torch.cat(made)

@@ -242,6 +242,11 @@ class GGUFFile:
             ) from error
         return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
 
+    def header(self, name: str) -> torch.Tensor:
+        """Shape and dtype of what `load` gives, as a tensor without values."""
+        info = self.tensors[name]
+        return torch.empty(info.shape, dtype=FLOATS.get(info.kind, torch.float32), device="meta")
+
     def paths(self) -> list[Path]:
         """Of all parts, in order."""
         return [part.path for part in self._parts]

@@ -54,7 +54,7 @@ def standalone(
     refuse_differences(written, config)
     with checkpoint.new_folder(destination) as temporary:
         write_files(written, temporary)
-        tensors = ((key, reader(key)) for key in names)
+        tensors = ((key, reader.stored(key)) for key in names)
         checkpoint.write_safetensors(tensors, {key: reader.header(key) for key in names}, temporary, max_shard_bytes)
         with loaded(written) as module:
             configuration = importlib.import_module(f"{module.__package__}.configuration_{written.stem}")

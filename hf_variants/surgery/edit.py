@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
@@ -140,8 +139,9 @@ def edit(
         deviations=opened.deviations,
     )
     with checkpoint.new_folder(destination) as temporary:
-        tensors = _noted(after, report)
-        write_checkpoint(temporary, after.config, after.skeleton, tensors, headers, max_shard_bytes)
+        report.non_finite = write_checkpoint(
+            temporary, after.config, after.skeleton, after.tensors(), headers, max_shard_bytes, opened.files
+        )
         report.tokenizer = opened.write_companions(temporary)
         if after.tokenizer_json is not None:
             report.tokenizer += tokenizer_data.write(after, temporary)
@@ -172,11 +172,3 @@ def edit_model(model: PreTrainedModel, operations: Sequence[Operation]) -> PreTr
 
 def _parameters(subject: Subject) -> int:
     return sum(tensor.numel() for tensor in subject.stored.values())
-
-
-def _noted(subject: Subject, report: EditReport) -> Iterable[tuple[str, torch.Tensor]]:
-    """The tensors; the names of those with NaN or infinite values are collected on the way."""
-    for name, tensor in subject.tensors():
-        if tensor.is_floating_point() and not all(torch.isfinite(extreme) for extreme in torch.aminmax(tensor)):
-            report.non_finite.append(name)
-        yield name, tensor

@@ -1,0 +1,185 @@
+"""Conversion of large checkpoints against `cp -r` of the same files: time, and the memory of the process's own.
+
+Checkpoints of random bits in several shards are made first, one of a type whose tensors only change their names and one of
+a type with transposed and fused tensors. Then `cp -r` and the conversion run by turns, on one disk, each until its bytes are
+flushed to it. The ratio is the time of cp over that of the conversion: 1 is as fast as cp. See README.md beside this file.
+"""
+
+import argparse
+import json
+import math
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedConfig
+
+from hf_variants.conversion.checkpoint import write_safetensors
+from hf_variants.conversion.skeleton import empty_model, stored_tensors
+
+
+# What a child process runs: a conversion, whose time without Python's start it prints, with the peaks of its memory.
+CHILD = """
+import json, sys, threading, time
+import hf_variants
+from hf_variants.conversion import convert, export, verify
+
+def memory(what):
+    with open("/proc/self/status") as stream:
+        return next(int(line.split()[1]) * 1024 for line in stream if line.startswith(what))
+
+function, *paths = json.loads(sys.argv[1])
+before, peak, stop = memory("RssAnon"), [0, 0], threading.Event()
+def watch():
+    while not stop.wait(0.005):
+        peak[:] = max(peak[0], memory("RssAnon")), max(peak[1], memory("VmRSS"))
+watcher = threading.Thread(target=watch)
+watcher.start()
+start, processor = time.perf_counter(), time.process_time()
+options = {"progress": False} if function == "verify" else {"max_shard_bytes": int(sys.argv[2])}
+result = {"convert": convert, "export": export, "verify": verify}[function](*paths, **options)
+seconds, processor = time.perf_counter() - start, time.process_time() - processor
+stop.set(); watcher.join()
+assert function != "verify" or result.ok, result.to_markdown()
+print(json.dumps({"seconds": seconds, "processor": processor, "own": peak[0] - before, "resident": peak[1]}))
+"""
+
+
+def llama(total_bytes: int) -> PreTrainedConfig:
+    # 26 widths^2 a layer, with a gated network of 8/3 widths and a quarter of the key-value heads.
+    width = 2048
+    return LlamaConfig(
+        vocab_size=32_000, hidden_size=width, intermediate_size=5504, num_attention_heads=16, num_key_value_heads=4,
+        num_hidden_layers=max(round((total_bytes / 2 - 2 * 32_000 * width) / (10.6 * width**2)), 1),
+        dtype="bfloat16", architectures=["LlamaForCausalLM"], tie_word_embeddings=False,
+    )  # fmt: skip
+
+
+def gpt2(total_bytes: int) -> PreTrainedConfig:
+    width = 2048
+    return GPT2Config(
+        vocab_size=50_257, n_embd=width, n_head=16, n_layer=max(round(total_bytes / 2 / (12 * width**2)) - 2, 1),
+        dtype="bfloat16", architectures=["GPT2LMHeadModel"],
+    )  # fmt: skip
+
+
+TYPES = {"llama": (llama, LlamaForCausalLM), "gpt2": (gpt2, GPT2LMHeadModel)}
+
+
+def make(kind: str, total_bytes: int, folder: Path, shard_bytes: int) -> None:
+    """A checkpoint of random values, of which no two tensors have the same."""
+    make_config, model_class = TYPES[kind]
+    config = make_config(total_bytes)
+    folder.mkdir()
+    headers = {
+        name: torch.empty(tensor.shape, dtype=torch.bfloat16, device="meta")
+        for name, tensor in stored_tensors(empty_model(model_class, config)).items()
+    }
+    block = torch.randn(1 << 24, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+
+    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+        for number, (name, header) in enumerate(headers.items()):
+            values = block.roll(number * 4099).repeat(math.ceil(header.numel() / block.numel()))
+            yield name, values[: header.numel()].view(header.shape)
+
+    write_safetensors(tensors(), headers, folder, shard_bytes)
+    config.save_pretrained(folder)
+
+
+def copied(source: Path, destination: Path) -> float:
+    """Seconds of `cp -r`, and of flushing its files to the disk."""
+    start = time.perf_counter()
+    subprocess.run(["cp", "-r", source, destination], check=True)
+    subprocess.run(["sync", *destination.iterdir(), destination], check=True)
+    return time.perf_counter() - start
+
+
+def in_a_child(function: str, *paths: Path, shard_bytes: int = 0) -> dict:
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, json.dumps([function, *map(str, paths)]), str(shard_bytes)],
+        check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    measured = json.loads(done.stdout.splitlines()[-1])
+    return {**measured, "start": time.perf_counter() - start - measured["seconds"]}
+
+
+def measure(kind: str, arguments: argparse.Namespace, place: Path) -> list[dict]:
+    native, variant, result, copy = (place / name for name in ("native", "variant", "result", "copy"))
+    shard_bytes = int(arguments.shard_gb * 1e9)
+    make(kind, int(arguments.gb * 1e9), native, shard_bytes)
+    size = sum(path.stat().st_size for path in native.iterdir())
+    in_a_child("convert", native, variant, shard_bytes=shard_bytes)
+    rows = []
+    for function, source in (("convert", native), ("export", variant)):
+        ours: list[dict] = []
+        theirs: list[float] = []
+        for _ in range(arguments.repeats):
+            theirs.append(copied(source, copy))
+            shutil.rmtree(copy)
+            ours.append(in_a_child(function, source, result, shard_bytes=shard_bytes))
+            shutil.rmtree(result)
+        rows.append(
+            {
+                "type": kind, "function": function, "bytes": size, "cp": statistics.median(theirs),
+                "seconds": statistics.median(run["seconds"] for run in ours),
+                "ratio": statistics.median(cp / run["seconds"] for cp, run in zip(theirs, ours, strict=True)),
+                "processor": statistics.median(run["processor"] for run in ours),
+                "start": statistics.median(run["start"] for run in ours),
+                "own": max(run["own"] for run in ours), "resident": max(run["resident"] for run in ours),
+            }
+        )  # fmt: skip
+    if arguments.verify:
+        run = in_a_child("verify", native, variant)
+        rows.append({"type": kind, "function": "verify", "bytes": size, **run})
+    return rows
+
+
+def markdown(rows: list[dict]) -> str:
+    lines = [
+        "| type | what | GB | cp -r, s | ours, s | cp / ours | processor, s | start, s | own memory, MB | resident, MB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cp, ratio = (f"{row[key]:.2f}" if key in row else "" for key in ("cp", "ratio"))
+        lines.append(
+            f"| {row['type']} | {row['function']} | {row['bytes'] / 1e9:.2f} | {cp} | {row['seconds']:.2f} | {ratio} | "
+            f"{row['processor']:.2f} | {row['start']:.1f} | {row['own'] / 1e6:.0f} | {row['resident'] / 1e6:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--gb", type=float, default=6, help="size of each checkpoint (default: %(default)s)")
+    parser.add_argument("--shard-gb", type=float, default=1, help="size of a shard (default: %(default)s)")
+    parser.add_argument("--types", nargs="+", choices=TYPES, default=list(TYPES))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--verify", action="store_true", help="time and memory of `verify` as well")
+    parser.add_argument(
+        "--place", type=Path, help="a folder on the disk to measure (default: the one for temporary files)"
+    )
+    parser.add_argument("--output", type=Path, help="also write the figures as JSON")
+    arguments = parser.parse_args()
+    rows = []
+    for kind in arguments.types:
+        with tempfile.TemporaryDirectory(dir=arguments.place) as place:
+            rows += measure(kind, arguments, Path(place))
+    versions = (
+        f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
+    )
+    print(f"{versions}, shards of {arguments.shard_gb} GB, {arguments.repeats} runs\n\n{markdown(rows)}")
+    if arguments.output:
+        arguments.output.write_text(json.dumps({"versions": versions, "rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
