@@ -77,7 +77,7 @@ def faults(kills: int, place: Path, seed: int = 0) -> tuple[list[str], Counter[s
         destination = workplace / "out"
         unmentioned: set[Path] = set()
 
-        def leftovers() -> set[Path]:
+        def leftovers(workplace: Path = workplace, destination: Path = destination) -> set[Path]:
             return set(workplace.iterdir()) - {workplace / "good", destination}
 
         for kill in range(kills):
