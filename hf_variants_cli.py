@@ -209,6 +209,10 @@ def build_parser() -> argparse.ArgumentParser:
         "config", metavar="CONFIG", help="config.json, a folder with one, a .gguf file, or the name of a preset"
     )
 
+    _add_cost(
+        command("cost", _cost, "What a config costs: parameters, operations, cache, memory, time; nothing is built.")
+    )
+
     families = command("families", _families, "List the native model types that can be converted.")
     families.add_argument("--markdown", action="store_true", help="as a page, with exactness and what is missing")
     presets = command("presets", _presets, "List the named variants.")
@@ -250,6 +254,38 @@ def build_parser() -> argparse.ArgumentParser:
         "--steps", metavar="N", type=_positive, default=40, help="fine-tuning steps (default: %(default)s)"
     )
     return parser
+
+
+def _add_cost(cost: argparse.ArgumentParser) -> None:
+    cost.add_argument(
+        "configs", metavar="CONFIG", nargs="+",
+        help="config.json or a folder with one, ours or native, a .gguf file, a preset, or a Hub id; several side by side",
+    )  # fmt: skip
+    cost.add_argument("--json", action="store_true", help="everything, as JSON")
+    sizes = {
+        "batch": (1, "sequences"), "length": (None, "tokens of each (default: 2048, or what it was trained for)"),
+        "generate": (0, "tokens that follow"), "source": (None, "an encoder-decoder's source tokens (default: --length)"),
+        "block-size": (16, "tokens in a block of a paged cache"), "lora-rank": (None, "train adapters of this rank alone"),
+    }  # fmt: skip
+    for name, (default, what) in sizes.items():
+        cost.add_argument(
+            f"--{name}", metavar="N", type=int if default == 0 else _positive, default=default, help=what
+        )
+    cost.add_argument("--dtype", choices=DTYPES[1:], default="bfloat16", help="of everything (default: %(default)s)")
+    device = cost.add_argument_group("device")
+    device.add_argument("--bandwidth", metavar="B/S", type=float, help="bytes a second, such as 3.35e12")
+    device.add_argument("--flops", metavar="N/S", type=float, help="operations a second, such as 989e12")
+    device.add_argument("--memory", metavar="SIZE", type=_size, help="such as 80GB: what fits")
+    plan = cost.add_argument_group("training")
+    plan.add_argument(
+        "--optimizer", choices=("sgd", "momentum", "adamw", "adamw8bit", "adamw-mixed"), default="adamw",
+        help="adamw-mixed: weights and states in float32 beside 16-bit weights (default: %(default)s)",
+    )  # fmt: skip
+    for name, what in {"dp": "replicas", "fsdp": "ranks that share all states", "tp": "ranks that share layers",
+                       "pp": "stages of a pipeline"}.items():  # fmt: skip
+        plan.add_argument(f"--{name}", metavar="N", type=_positive, default=1, help=what)
+    plan.add_argument("--zero", type=int, choices=range(4), default=0, help="stage of ZeRO over the replicas")
+    plan.add_argument("--checkpointing", action="store_true", help="layers are computed again in the backward")
 
 
 class _Operation(argparse.Action):
@@ -585,6 +621,34 @@ def _describe(arguments: argparse.Namespace) -> int:
     from hf_variants.describe import describe, load_config
 
     print(describe(load_config(arguments.config)))
+    return 0
+
+
+def _cost(arguments: argparse.Namespace) -> int:
+    from hf_variants.cost import Plan, cost
+
+    plan = Plan(**{name: getattr(arguments, name) for name in Plan.__dataclass_fields__})
+    names = (
+        "batch",
+        "length",
+        "generate",
+        "source",
+        "dtype",
+        "block_size",
+        "lora_rank",
+        "bandwidth",
+        "flops",
+        "memory",
+    )
+    options = {name: getattr(arguments, name) for name in names}
+    costs = [cost(config, plan=plan, **options) for config in arguments.configs]
+    if arguments.json:
+        found = [each.to_dict() for each in costs]
+        print(json.dumps(found[0] if len(found) == 1 else found, indent=2))
+        return 0
+    from hf_variants.cost.report import print_costs
+
+    print_costs(costs)
     return 0
 
 

@@ -8,8 +8,8 @@ import hf_variants
 
 from .conversion.errors import reading
 from .conversion.json_files import read_config_values
-from .conversion.skeleton import empty_model
 from .conversion.translate import config_of_gguf, is_gguf
+from .cost.parameters import count_parameters, structure
 from .model.axis import ROUNDING, Axis, nobody_chose, own_fields
 from .model.configuration_variant import AXES
 
@@ -63,11 +63,9 @@ def describe(config: "hf_variants.VariantConfig | hf_variants.VariantSeq2SeqConf
     """One line per field that says something, under the axis it belongs to, and the number of parameters."""
     if config.is_encoder_decoder:
         stacks = "\n\n".join(f"{name}\n\n{_axes(getattr(config, name))}" for name in ("encoder", "decoder"))
-        count = _parameters(hf_variants.VariantForConditionalGeneration, config)
-        return f"{stacks}\n\n{count:,} parameters as an encoder-decoder"
+        return f"{stacks}\n\n{_parameters(config):,} parameters as an encoder-decoder"
     kind = "causal" if config.is_causal else "masked"
-    model_class = hf_variants.VariantForCausalLM if config.is_causal else hf_variants.VariantForMaskedLM
-    return f"{_axes(config)}\n\n{_parameters(model_class, config):,} parameters as a {kind} language model"
+    return f"{_axes(config)}\n\n{_parameters(config):,} parameters as a {kind} language model"
 
 
 def _axes(config: "hf_variants.VariantConfig") -> str:
@@ -123,5 +121,5 @@ def one_line(value: Any) -> str:
     return f"{unit} x {repeats}" if period == 1 else f"({unit}) x {repeats}"
 
 
-def _parameters(model_class: type, config: Any) -> int:
-    return empty_model(model_class, config).num_parameters()
+def _parameters(config: Any) -> int:
+    return count_parameters(structure(config)).total

@@ -10,6 +10,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .conversion.checkpoint import Weights
+from .cost.cache import cache_bytes
+from .cost.parameters import structure
 
 
 # Of one key or value in the cache; bfloat16 and float16 alike.
@@ -92,16 +94,8 @@ def cache_sizes(config: Any) -> CacheSizes | None:
     if not decoder.is_causal:
         return None
     context = decoder.max_position_embeddings
-    per_token = at_context = per_source_token = 0
-    for layer, layer_type in zip(decoder.per_layer_config, decoder.layer_types):
-        width = 2 * layer.num_key_value_heads * layer.head_dim * CACHE_BYTES
-        if "self_attn" not in getattr(layer, "skip", ()):
-            kept = min(context, layer.sliding_window) if layer_type == "sliding_attention" else context
-            per_token += width
-            at_context += width * kept
-        if layer.add_cross_attention:
-            per_source_token += width
-    return CacheSizes(per_token, context, at_context, per_source_token)
+    cache = cache_bytes(structure(config), context, value_bytes=CACHE_BYTES)
+    return CacheSizes(cache.per_token, context, cache.theory, cache.per_source_token)
 
 
 def readable(count: int) -> str:

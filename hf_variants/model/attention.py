@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .adapters import NormGuard
 from .axis import PER_LAYER, ROUNDING, TRAINING, Axis, Check, Idle, axis, setting
 from .normalization import NORM_KINDS, NormType, unchanged
+from .part import CALLS, FLOPS, SHAPES, Call, states
 
 
 @axis
@@ -651,6 +652,46 @@ class HeadNormCrossAttention(CrossAttentionMixin, HeadNormAttention):
 
 class FullNormCrossAttention(CrossAttentionMixin, FullNormAttention):
     """Cross-attention with norms over all heads."""
+
+
+@states(SHAPES, Attention)
+def attention_shapes(num_heads: int, sinks: bool, **_: Any) -> dict[str, tuple[int, ...]]:
+    return {"sinks": (num_heads,)} if sinks else {}
+
+
+@states(FLOPS, Attention)
+def self_attention_flops(
+    call: Call, num_heads: int, head_dim: int, is_causal: bool, sliding_window: int | None, **_: Any
+) -> int:
+    """Scores, and weights times values."""
+    return 4 * call.batch * num_heads * head_dim * seen_pairs(call, is_causal, sliding_window)
+
+
+def seen_pairs(call: Call, is_causal: bool, sliding_window: int | None) -> int:
+    """Pairs of a query and a key in one sequence; a sliding layer's cache keeps one key less than its window."""
+    past = call.past if sliding_window is None else min(call.past, sliding_window - 1)
+    if not call.masked:
+        return call.length * (past + call.length)
+    if not is_causal:
+        # An encoder's window counts the token itself, which has one side of it.
+        reach = min(call.length if sliding_window is None else sliding_window - 1, call.length)
+        return call.length + reach * (reach - 1) + 2 * (call.length - reach) * reach
+    most = past + call.length if sliding_window is None else sliding_window
+    growing = max(min(most - past, call.length), 0)
+    return growing * past + growing * (growing + 1) // 2 + (call.length - growing) * most
+
+
+@states(FLOPS, CrossAttentionMixin)
+def cross_attention_flops(call: Call, num_heads: int, head_dim: int, **_: Any) -> int:
+    return 4 * call.batch * num_heads * head_dim * call.length * call.source
+
+
+@states(CALLS, CrossAttentionMixin)
+def calls_in_cross_attention(call: Call, name: str, **_: Any) -> Call:
+    if not call.source:
+        return call.of_length(0)
+    is_source = name in ("k_proj", "k_norm", "v_proj")
+    return call.of_length(0 if call.source_is_cached else call.source) if is_source else call
 
 
 def _no_gate(module: Attention, output: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:

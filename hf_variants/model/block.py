@@ -16,7 +16,7 @@ leaves empty passes its input on:
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -28,6 +28,7 @@ from .adapters import NormGuard
 from .attention import multiply
 from .axis import PER_LAYER, ROUNDING, TRAINING, Axis, Check, Idle, axis, setting
 from .normalization import unchanged
+from .part import SHAPES, states
 
 
 @axis
@@ -205,6 +206,11 @@ class LearnedScaleResidual(Residual):
 
     def forward(self, branch: torch.Tensor) -> torch.Tensor:
         return self.scale * self.dropout(branch)
+
+
+@states(SHAPES, LearnedScaleResidual)
+def learned_scale_shapes(shape: tuple[int, ...], **_: Any) -> dict[str, tuple[int, ...]]:
+    return {"scale": shape}
 
 
 class Block(NormGuard, GradientCheckpointingLayer):

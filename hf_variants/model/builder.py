@@ -378,8 +378,8 @@ def _set_initial_stds(sublayers: dict[str, Part], layer: VariantConfig, config: 
 def _set_deepnorm_gains(sublayers: dict[str, Part], beta: float) -> None:
     """DeepNorm's Xavier gains (figure 2 of the paper): beta for values, outputs and the FFN, 1 for queries and keys."""
     for sublayer in sublayers.values():
-        for name, part in sublayer.children().items():
-            if name.endswith("_proj"):
+        for name, part in sublayer.arguments.items():
+            if name.endswith("_proj") and part is not None:
                 part.attributes["xavier_gain"] = 1.0 if name in ("q_proj", "k_proj", "g_proj") else beta
 
 

@@ -11,6 +11,7 @@ from transformers.activations import ACT2CLS, ACT2FN
 from .adapters import NormGuard
 from .axis import PER_LAYER, ROUNDING, TRAINING, Axis, Check, activation_check, axis, setting
 from .normalization import unchanged
+from .part import SHAPES, states
 
 
 # The activations of transformers' `ACT2FN` that have parameters.
@@ -91,6 +92,15 @@ def make_activation(name: str) -> nn.Module:
         # bfloat16 in any model, unless it is told.
         return ACT2CLS[name](dtype=torch.get_default_dtype())
     return ACT2FN[name]
+
+
+@states(SHAPES, make_activation)
+def activation_shapes(name: str) -> dict[str, tuple[int, ...]]:
+    """Transformers' class says them alone."""
+    if name not in LEARNED_ACTIVATIONS:
+        return {}
+    with torch.device("meta"):
+        return {key: tuple(tensor.shape) for key, tensor in make_activation(name).named_parameters()}
 
 
 def reset_activation(activation: nn.Module) -> None:

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from .axis import ROUNDING, TRAINING, Axis, Check, Idle, activation_check, axis, setting
+from .part import CALLS, SHAPES, Call, states
 
 
 @axis
@@ -189,6 +190,11 @@ class Pooler(nn.Module):
         return torch.tanh(self.dense(hidden_states[:, 0]))
 
 
+@states(CALLS, Pooler)
+def calls_in_pooler(call: Call, name: str, **_: Any) -> Call:
+    return call.of_length(1)
+
+
 class NormalizedLinear(nn.Linear):
     """A linear layer with rows of length 1, whatever the stored weight (Baichuan 2)."""
 
@@ -199,6 +205,11 @@ class NormalizedLinear(nn.Linear):
 def unread_bias(size: int) -> nn.Parameter:
     """What is stored with an LM head and enters nothing: (size,)."""
     return nn.Parameter(torch.zeros(size))
+
+
+@states(SHAPES, unread_bias)
+def unread_bias_shapes(size: int) -> dict[str, tuple[int, ...]]:
+    return {"": (size,)}
 
 
 class InputScaling(nn.Module):

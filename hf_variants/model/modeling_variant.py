@@ -58,7 +58,7 @@ from .custom_code import auto_map_of, write_code
 from .distribution import Distribution
 from .feed_forward import LEARNED_ACTIVATIONS, reset_activation
 from .losses import guard_fused_head, warn_of_lost_terms
-from .part import Part, built
+from .part import CALLS, Call, Part, built, states
 from .positions import restarts, too_long
 from .upload import Upload, now_in, remove_replaced_weights, written_since
 
@@ -725,6 +725,11 @@ class VariantForMaskedLM(VariantPreTrainedModel):
         )
 
 
+@states(CALLS, VariantForCausalLM)
+def calls_in_language_model(call: Call, name: str, config: VariantConfig) -> Call:
+    return call if name == "model" or call.logits is None else call.of_length(call.logits)
+
+
 class VariantForSequenceClassification(VariantPreTrainedModel):
     """A stack with a classifier on one vector per sequence (`classifier_pooling`)."""
 
@@ -826,6 +831,12 @@ class VariantForSequenceClassification(VariantPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+
+@states(CALLS, VariantForSequenceClassification)
+def calls_in_sequence_classifier(call: Call, name: str, config: VariantConfig) -> Call:
+    scores_tokens = config.classifier_pooling in ("last", "mean_of_logits") and not config.has_pooler("classifier")
+    return call if name == "model" or scores_tokens else call.of_length(1)
 
 
 class VariantForTokenClassification(VariantPreTrainedModel):

@@ -13,8 +13,14 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .builder import build_loss, language_head_parts, token_embedding_part
 from .configuration_variant_seq2seq import VariantSeq2SeqConfig
 from .losses import token_loss, warn_of_lost_terms
-from .modeling_variant import VariantModel, VariantPreTrainedModel, refuse_packing, slice_positions
-from .part import Part
+from .modeling_variant import (
+    VariantModel,
+    VariantPreTrainedModel,
+    calls_in_language_model,
+    refuse_packing,
+    slice_positions,
+)
+from .part import CALLS, Call, Part, states
 
 
 class VariantSeq2SeqPreTrainedModel(VariantPreTrainedModel):
@@ -215,6 +221,11 @@ class VariantSeq2SeqModel(VariantSeq2SeqPreTrainedModel):
         )
 
 
+@states(CALLS, VariantSeq2SeqModel)
+def calls_in_two_stacks(call: Call, name: str, config: VariantSeq2SeqConfig) -> Call:
+    return call if name == "decoder" else call.of_length(0 if call.source_is_cached else call.source)
+
+
 class VariantForConditionalGeneration(VariantSeq2SeqPreTrainedModel, GenerationMixin):
     """An encoder-decoder with a language-modelling head."""
 
@@ -353,5 +364,7 @@ class VariantForConditionalGeneration(VariantSeq2SeqPreTrainedModel, GenerationM
             cross = DynamicCache(config=decoder, offloading=offloading)
         cache.cross_attention_cache = cross
 
+
+states(CALLS, VariantForConditionalGeneration)(calls_in_language_model)
 
 __all__ = ["VariantForConditionalGeneration", "VariantSeq2SeqModel", "VariantSeq2SeqPreTrainedModel"]

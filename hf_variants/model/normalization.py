@@ -9,7 +9,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .axis import ROUNDING, TRAINING, Axis, Check, Idle, axis, setting
-from .part import Part
+from .part import SHAPES, Part, states
 
 
 NormType = Literal["layernorm", "rmsnorm", "dynamic_tanh"]
@@ -386,6 +386,33 @@ class DynamicTanh(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, alpha={self.initial_alpha}, bias={self.bias is not None}"
+
+
+@states(SHAPES, nn.LayerNorm)
+def layer_norm_shapes(
+    normalized_shape: int, eps: float, bias: bool = True, elementwise_affine: bool = True
+) -> dict[str, tuple[int, ...]]:
+    return affine_shapes(normalized_shape, elementwise_affine, elementwise_affine and bias)
+
+
+@states(SHAPES, RMSNorm, Float32LayerNorm, PerHeadLayerNorm)
+def weight_shapes(shape: int | tuple[int, int], **_: Any) -> dict[str, tuple[int, ...]]:
+    return affine_shapes(shape, weight=True, bias=False)
+
+
+@states(SHAPES, WeightlessRMSNorm)
+def no_shapes(**_: Any) -> dict[str, tuple[int, ...]]:
+    return {}
+
+
+@states(SHAPES, DynamicTanh)
+def dynamic_tanh_shapes(shape: int | tuple[int, int], alpha: float, bias: bool) -> dict[str, tuple[int, ...]]:
+    return {"alpha": (1,), **affine_shapes(shape, weight=True, bias=bias)}
+
+
+def affine_shapes(shape: int | tuple[int, int], weight: bool, bias: bool) -> dict[str, tuple[int, ...]]:
+    whole = shape if isinstance(shape, tuple) else (shape,)
+    return {name: whole for name, is_there in (("weight", weight), ("bias", bias)) if is_there}
 
 
 def choose_norm(

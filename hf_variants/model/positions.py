@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_u
 from transformers.utils import is_tracing
 
 from .axis import LIST_OF_LAYERS, ROUNDING, Axis, Check, Idle, VariantConfigError, axis, setting
+from .part import SHAPES, states
 from .stack import LAYER_TYPE_LETTERS
 
 
@@ -744,6 +745,11 @@ class LearnedFromSinusoids(LearnedPositions):
         init.copy_(self.weight, sinusoidal_table(*self.weight.shape, layout="interleaved"))
 
 
+@states(SHAPES, LearnedPositions)
+def learned_positions_shapes(num_positions: int, dim: int, offset: int, **_: Any) -> dict[str, tuple[int, ...]]:
+    return {"weight": (num_positions + offset, dim)}
+
+
 class SinusoidalPositions(nn.Module):
     """
     Adds fixed sinusoids (2017 Transformer, Marian, XGLM). The table is not part of a checkpoint.
@@ -787,6 +793,9 @@ class StoredSinusoidalPositions(SinusoidalPositions):
     def register_parameter(self, name: str, param: nn.Parameter) -> None:
         # Here, because `from_pretrained` makes all that it loads trainable.
         super().register_parameter(name, param.requires_grad_(False))
+
+
+states(SHAPES, StoredSinusoidalPositions)(learned_positions_shapes)
 
 
 class GrowingSinusoidalPositions(SinusoidalPositions):
@@ -1148,6 +1157,11 @@ class RelativeBias(PositionBias):
         buckets = relative_position_bucket(relative, self.bidirectional, self.num_buckets, self.max_distance)
         table = self.tables[str(layer_idx if self.per_layer else 0)]
         return table(buckets).permute(2, 0, 1).unsqueeze(0)
+
+
+@states(SHAPES, RelativeBias)
+def relative_bias_shapes(num_heads: int, num_buckets: int, num_tables: int, **_: Any) -> dict[str, tuple[int, ...]]:
+    return {f"tables.{index}.weight": (num_buckets, num_heads) for index in range(num_tables)}
 
 
 PositionIdSource = Callable[[torch.Tensor | None, torch.Tensor, torch.Tensor | None, int], torch.Tensor]
