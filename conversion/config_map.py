@@ -6,9 +6,11 @@ type cannot express, field by field. A native key that the stock class reads and
 """
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -487,8 +489,8 @@ def _active_fields_of_all(config: AnyVariantConfig, head: str) -> Fields:
         return active_fields(config, head)
     fields = {name: getattr(config, name) for name in SEQ2SEQ_FIELDS}
     for stack in STACKS:
-        own = active_fields(getattr(config, stack))
         # An encoder has no head, so what describes one has no effect on it.
+        own = active_fields(getattr(config, stack), "none" if stack == "encoder" else head)
         heads = ("lm_head_", "logit_", "final_logit_", "output_projection") if stack == "encoder" else ()
         fields |= {
             f"{stack}.{name}": value
@@ -513,6 +515,13 @@ def differing_fields(ours: AnyVariantConfig, other: AnyVariantConfig, head: str 
         if a != b and not close:
             different[name] = (a, b)
     return dict(sorted(different.items()))
+
+
+@cache
+def _casts_in_its_loss(model_class: type[PreTrainedModel]) -> bool:
+    """Whether a class takes labels and leaves the loss to transformers' own, or has none."""
+    forward = inspect.unwrap(model_class.forward)
+    return "labels" not in inspect.signature(forward).parameters or "self.loss_function(" in inspect.getsource(forward)
 
 
 def _own_values(native: PreTrainedConfig) -> Fields:
@@ -685,6 +694,15 @@ class ConfigMap:
         classes = self.readers(head)
         return self.own_config is None and bool(classes) and not classes[0]._supports_sdpa
 
+    def _losses(self) -> Fields:
+        """In which dtype the stock classes compute losses: in float32 where they call transformers' own."""
+        fields = {"loss_in_float32": "", "token_classifier_loss_in_float32": "token_classification"}
+        classes = {field: self.readers(head)[:1] for field, head in fields.items()}
+        return {
+            field: self.own_config is not None or all(map(_casts_in_its_loss, found))
+            for field, found in classes.items()
+        }
+
     def unread(self, native: PreTrainedConfig, head: str = "") -> Fields:
         """
         The values in a native config that change nothing: no entry translates them, and its class does not read them,
@@ -760,6 +778,8 @@ class ConfigMap:
             config = self.config_class(**fields, dtype=native.dtype)
         for stack in [config] if isinstance(config, VariantConfig) else [config.encoder, config.decoder]:
             stack.eager_by_default = self._runs_eager(head)
+            for name, value in self._losses().items():
+                setattr(stack, name, value)
         unread = self.unread(native, head)
         _refuse_other_positions(config, unread)
         restored = self.native_class().to_dict()

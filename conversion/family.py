@@ -41,13 +41,19 @@ HEADS = {
     ),
     "question_answering": (modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES, "VariantForQuestionAnswering"),
 }
+_CLASSIFIERS = ("sequence_classification", "token_classification", "question_answering")
 # The same for encoder-decoders.
 SEQ2SEQ_HEADS = {
     "base": (modeling_auto.MODEL_MAPPING_NAMES, "VariantSeq2SeqModel"),
     "seq2seq_lm": (modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, "VariantForConditionalGeneration"),
+    **{head: (HEADS[head][0], HEADS[head][1].replace("Variant", "VariantSeq2Seq")) for head in _CLASSIFIERS},
 }
-# The same for the encoders of encoder-decoders.
-ENCODER_HEADS = {"base": (modeling_auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES, "VariantModel")}
+# The same for the encoders of encoder-decoders, and for their decoders.
+ENCODER_HEADS = {
+    "base": (modeling_auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES, "VariantModel"),
+    "token_classification": HEADS["token_classification"],
+}
+DECODER_HEADS = {"causal_lm": HEADS["causal_lm"]}
 # What most native classes call the tensors of their heads; a family with other names lists its own.
 HEAD_WEIGHTS: dict[str, tuple[Rule, ...]] = {
     "sequence_classification": (Rule("score.{leaf}", "score.{leaf}"),),
@@ -106,8 +112,10 @@ class Family:
         head_weights: rules for the tensors of other heads, where their names are not the usual ones.
         loosely_tied: the native name of an LM head that the config ties in any case and transformers unties where the
             checkpoint has other values for it (T5 1.1), or `None`.
-        encoder: of an encoder-decoder, the encoder alone, for which transformers has a class as well (T5).
-        is_encoder: whether it is such an encoder.
+        encoder, decoder: of an encoder-decoder, one stack alone, for which transformers has classes as well (T5's
+            encoder, BART's decoder).
+        part: which stack of an encoder-decoder it is; empty for a whole model.
+        inside: what the classes of other heads call the bare model, as a prefix, where it is not `base_model_prefix`.
         own_config, own_models: for a type that transformers does not have, its config class, and for every head a class
             that holds the weights in the type's layout; what they compute is in the checkpoint's own code.
     """
@@ -123,18 +131,29 @@ class Family:
     own_config: type[PreTrainedConfig] | None = None
     own_models: Mapping[str, type[PreTrainedModel]] = field(default_factory=dict)
     encoder: "Family | None" = None
-    is_encoder: bool = False
+    decoder: "Family | None" = None
+    part: str = ""
+    inside: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_seq2seq(self) -> bool:
         return self.primary == "seq2seq_lm"
 
     @property
+    def parts(self) -> list["Family"]:
+        """The stacks for which transformers has classes of their own."""
+        return [part for part in (self.encoder, self.decoder) if part is not None]
+
+    @property
     def heads(self) -> dict[str, tuple[dict, str]]:
         """The heads that models of this kind can have."""
-        if self.is_encoder:
-            return ENCODER_HEADS
-        return SEQ2SEQ_HEADS if self.is_seq2seq else HEADS
+        if self.part:
+            return ENCODER_HEADS if self.part == "encoder" else DECODER_HEADS
+        if not self.is_seq2seq:
+            return HEADS
+        # What transformers lists as a head of the type may be a head of its encoder (T5's token classifier).
+        of_parts = {head for part in self.parts for head in part.heads} - {"base"}
+        return {head: classes for head, classes in SEQ2SEQ_HEADS.items() if head not in of_parts}
 
     @property
     def converted_heads(self) -> list[str]:
@@ -251,12 +270,15 @@ class Family:
         """The weight rules with the names that the classes of this head use."""
         if head == self.primary:
             return list(self.weights)
+        own = self.head_weights.get(head, HEAD_WEIGHTS.get(head, ()))
+        if self.primary == "base":
+            return [*(rule.with_prefixes(self.inside.get(head, ""), "model.") for rule in self.weights), *own]
         native_prefix = self._native_prefix
         rules = [rule for rule in (*self.weights, *self.base_weights) if rule.is_inside("model.", native_prefix)]
         if head == "base":
             return [rule.without_prefixes(native_prefix, "model.") for rule in rules]
-        inner = self.native_class(head).base_model_prefix + "." if native_prefix else ""
-        own = self.head_weights.get(head, HEAD_WEIGHTS.get(head, ()))
+        usual = self.native_class(head).base_model_prefix + "." if native_prefix else ""
+        inner = self.inside.get(head, usual)
         return [*(rule.with_native_prefix(native_prefix, inner) for rule in rules), *own]
 
     @property
@@ -313,10 +335,9 @@ def supported_model_types() -> list[str]:
     return list(all_families())
 
 
-def all_families_and_encoders() -> list[Family]:
-    """The same, with encoders of encoder-decoders as families of their own."""
-    encoders = (family.encoder for family in all_families().values())
-    return [*all_families().values(), *filter(None, encoders)]
+def all_families_and_parts() -> list[Family]:
+    """The same, with the stacks of encoder-decoders as families of their own."""
+    return [*all_families().values(), *(part for family in all_families().values() for part in family.parts)]
 
 
 def family_of(model_type: str) -> Family:
@@ -342,16 +363,18 @@ def family_and_head(config: PreTrainedConfig, class_name: str | None) -> tuple[F
     family = family_of(config.model_type)
     if class_name is None:
         return family, family.primary
-    if family.encoder is not None and family.encoder._is_called("base", class_name):
-        return family.encoder, "base"
+    for part in family.parts:
+        for head in part.heads:
+            if part._is_called(head, class_name):
+                return part, head
     return family, family.head_of(class_name)
 
 
 def family_for(model_type: str, config: AnyVariantConfig) -> Family:
-    """The family that a variant is to be expressed in: of an encoder-decoder's type, for one stack, the encoder."""
+    """The family that a variant is to be expressed in: of an encoder-decoder's type, for one stack, that stack."""
     family = family_of(model_type)
-    is_stack = family.encoder is not None and isinstance(config, VariantConfig)
-    return family.encoder if is_stack else family
+    part = (family.decoder if config.is_causal else family.encoder) if isinstance(config, VariantConfig) else None
+    return family if part is None else part
 
 
 def read_config(folder: Path) -> PreTrainedConfig:

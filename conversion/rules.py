@@ -152,6 +152,14 @@ class Rule:
             ours=tuple(name.removeprefix(ours) for name in _as_tuple(self.ours)),
         )
 
+    def with_prefixes(self, native: str, ours: str) -> "Rule":
+        """The same rule for the bare model inside a head, whose names have these prefixes then."""
+        return replace(
+            self,
+            native=tuple(native + name for name in _as_tuple(self.native)),
+            ours=tuple(ours + name for name in _as_tuple(self.ours)),
+        )
+
     def with_native_prefix(self, old: str, new: str) -> "Rule":
         """The same rule for a native class that gives the model inside another name."""
         return replace(self, native=tuple(new + name.removeprefix(old) for name in _as_tuple(self.native)))

@@ -25,7 +25,7 @@ from .config_map import training_fields
 from .errors import ConversionError, NotRepresentable, VerificationFailed, reading
 from .family import (
     Family,
-    all_families_and_encoders,
+    all_families_and_parts,
     family_and_head,
     family_for,
     family_of,
@@ -623,9 +623,7 @@ def native_config_for(
         family = family_for(model_type, config)
         return family, family.config_map.to_native(config, head)
     origin = (config.native_leftovers or {}).get("model_type")
-    candidates = [
-        family for family in all_families_and_encoders() if isinstance(config, family.config_map.config_class)
-    ]
+    candidates = [family for family in all_families_and_parts() if isinstance(config, family.config_map.config_class)]
     nearest: NotRepresentable | None = None
     order = (origin, *WIDELY_KNOWN)
     ranks = {model_type: rank for rank, model_type in reversed(list(enumerate(order)))}

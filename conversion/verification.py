@@ -186,7 +186,15 @@ def _inputs(model: PreTrainedModel, length: int, batch: int = 2) -> torch.Tensor
     pad = model.config.pad_token_id
     if pad is not None:
         ids[ids == pad] = (pad + 1) % _vocab_size(model)
+    end = model.config.eos_token_id
+    if _classifies_sequences(model) and model.config.is_encoder_decoder and isinstance(end, int):
+        # The token whose vector BART's classifier reads, in any part of the input.
+        ids[:, 1] = end
     return ids
+
+
+def _classifies_sequences(model: PreTrainedModel) -> bool:
+    return "SequenceClassification" in type(model).__name__
 
 
 def _adapted(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -197,7 +205,9 @@ def _adapted(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[st
     if model.config.is_encoder_decoder:
         ids = adapted["input_ids"]
         vocab_size = getattr(model.config, "decoder_vocab_size", None) or _vocab_size(model)
-        adapted["decoder_input_ids"] = ids.flip(1)[:, : max(ids.shape[1] * 3 // 4, 1)] % vocab_size
+        # What is classified stands in the decoder where it stands in the source.
+        length = ids.shape[1] if _classifies_sequences(model) else max(ids.shape[1] * 3 // 4, 1)
+        adapted["decoder_input_ids"] = ids.flip(1)[:, :length] % vocab_size
     return adapted
 
 
@@ -533,7 +543,7 @@ def _labelled(model: PreTrainedModel, ids: torch.Tensor) -> dict[str, torch.Tens
         return {**inputs, "start_positions": ids[:, 0] % ids.shape[1], "end_positions": ids[:, 1] % ids.shape[1]}
     if "labels" not in names:
         return None
-    if "SequenceClassification" in type(model).__name__:
+    if _classifies_sequences(model):
         if config.problem_type == "multi_label_classification":
             labels = torch.randint(0, 2, (len(ids), config.num_labels), generator=generator).to(model.dtype)
         elif config.num_labels == 1 or config.problem_type == "regression":
@@ -690,7 +700,7 @@ def _steps(
         return [lambda: _check_tensors(left, right, pair)]
     is_language_model = left.can_generate() and right.can_generate()
     # A classifier of sequences reads the last real token, which it finds by the padding id.
-    is_classifier = "SequenceClassification" in type(left).__name__
+    is_classifier = _classifies_sequences(left)
     length = _interesting_length(pair.config, pair.limit)
     ids = _inputs(left, length, batch=1 if is_classifier else 2)
     short = ids[:, : min(24, length)]

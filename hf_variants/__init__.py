@@ -14,6 +14,9 @@ from .model.modeling_variant import (
 )
 from .model.modeling_variant_seq2seq import (
     VariantForConditionalGeneration,
+    VariantSeq2SeqForQuestionAnswering,
+    VariantSeq2SeqForSequenceClassification,
+    VariantSeq2SeqForTokenClassification,
     VariantSeq2SeqModel,
     VariantSeq2SeqPreTrainedModel,
 )
@@ -52,6 +55,9 @@ __all__ = [
     "VariantModel",
     "VariantPreTrainedModel",
     "VariantSeq2SeqConfig",
+    "VariantSeq2SeqForQuestionAnswering",
+    "VariantSeq2SeqForSequenceClassification",
+    "VariantSeq2SeqForTokenClassification",
     "VariantSeq2SeqModel",
     "VariantSeq2SeqPreTrainedModel",
     "accelerate_decoding",

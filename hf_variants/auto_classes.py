@@ -22,7 +22,13 @@ from .model.modeling_variant import (
     VariantForTokenClassification,
     VariantModel,
 )
-from .model.modeling_variant_seq2seq import VariantForConditionalGeneration, VariantSeq2SeqModel
+from .model.modeling_variant_seq2seq import (
+    VariantForConditionalGeneration,
+    VariantSeq2SeqForQuestionAnswering,
+    VariantSeq2SeqForSequenceClassification,
+    VariantSeq2SeqForTokenClassification,
+    VariantSeq2SeqModel,
+)
 
 
 # Auto class, our class, and the table of names that stands beside the Auto class.
@@ -42,13 +48,28 @@ MODELS = (
         modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     ),
     (
+        AutoModelForSequenceClassification,
+        VariantSeq2SeqForSequenceClassification,
+        modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    ),
+    (
         AutoModelForTokenClassification,
         VariantForTokenClassification,
         modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
     ),
     (
+        AutoModelForTokenClassification,
+        VariantSeq2SeqForTokenClassification,
+        modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    ),
+    (
         AutoModelForQuestionAnswering,
         VariantForQuestionAnswering,
+        modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+    ),
+    (
+        AutoModelForQuestionAnswering,
+        VariantSeq2SeqForQuestionAnswering,
         modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
     ),
 )

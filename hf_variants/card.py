@@ -45,6 +45,9 @@ TASKS = {
     "VariantForQuestionAnswering": ("AutoModelForQuestionAnswering", "question-answering"),
     # The Hub has one task for both; what a model was trained for, such as translation, is not known here.
     "VariantForConditionalGeneration": ("AutoModelForSeq2SeqLM", "text-generation"),
+    "VariantSeq2SeqForSequenceClassification": ("AutoModelForSequenceClassification", "text-classification"),
+    "VariantSeq2SeqForTokenClassification": ("AutoModelForTokenClassification", "token-classification"),
+    "VariantSeq2SeqForQuestionAnswering": ("AutoModelForQuestionAnswering", "question-answering"),
     "VariantModel": ("AutoModel", "feature-extraction"),
     "VariantSeq2SeqModel": ("AutoModel", "feature-extraction"),
 }

@@ -320,6 +320,7 @@ def _head(stack: Any, class_name: str, config: Any) -> tuple[tuple[Box, ...], st
         "VariantForTokenClassification": _token_classifier,
         "VariantForQuestionAnswering": _span_classifier,
     }
+    heads |= {name.replace("Variant", "VariantSeq2Seq"): boxes for name, boxes in heads.items()}
     if class_name in ("VariantForCausalLM", "VariantForMaskedLM", "VariantForConditionalGeneration"):
         return tuple(_language_model(stack, config)), "logits"
     if class_name in heads:

@@ -32,6 +32,9 @@ from hf_variants import (
     VariantForTokenClassification,
     VariantModel,
     VariantSeq2SeqConfig,
+    VariantSeq2SeqForQuestionAnswering,
+    VariantSeq2SeqForSequenceClassification,
+    VariantSeq2SeqForTokenClassification,
     VariantSeq2SeqModel,
 )
 from hf_variants.conversion import supported_model_types
@@ -56,6 +59,9 @@ HEADS = {
     VariantForTokenClassification: "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING",
     VariantForQuestionAnswering: "MODEL_FOR_QUESTION_ANSWERING_MAPPING",
     VariantForConditionalGeneration: "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING",
+    VariantSeq2SeqForSequenceClassification: "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",
+    VariantSeq2SeqForTokenClassification: "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING",
+    VariantSeq2SeqForQuestionAnswering: "MODEL_FOR_QUESTION_ANSWERING_MAPPING",
 }
 # Taken as keywords, as the newer stock classes take them.
 OF_EVERY_MODEL = {"output_attentions", "output_hidden_states", "return_dict"}
@@ -78,7 +84,7 @@ def stock_classes():
             if CONFIG_MAPPING[model_type] in mapping:
                 classes = mapping[CONFIG_MAPPING[model_type]]
                 for stock in classes if isinstance(classes, tuple) else (classes,):
-                    # An encoder-decoder's other heads have no counterpart.
+                    # A head stands on one stack or on the decoder of two.
                     if ("decoder_input_ids" in named(stock.forward)) == ("decoder_input_ids" in named(ours.forward)):
                         yield model_type, ours, stock
 

@@ -42,6 +42,21 @@ SHARED_TABLE = Computed(
     lambda fields: {"tie_word_embeddings": fields["tie_word_embeddings"]},
 )
 
+# The decoder's last end-of-sequence token through a dense layer, with dropout before and behind it; none before the head
+# of question answering.
+DENSE_CLASSIFIER = Fixed(classifier_pooling="end_of_sequence", classifier_bias=True, classifier_transform=True)
+CLASSIFIER_DROPOUT = Computed(
+    ("classifier_dropout",),
+    lambda native: {"classifier_dropout": native["classifier_dropout"], "qa_dropout": 0.0},
+    lambda fields: {"classifier_dropout": fields["classifier_dropout"]},
+)
+CLASSIFIERS = OnStack("decoder", CLASSIFIER_DROPOUT, DENSE_CLASSIFIER)
+CLASSIFIER_WEIGHTS = (
+    Rule("classification_head.dense.{leaf}", "pre_classifier.dense.{leaf}"),
+    Rule("classification_head.out_proj.{leaf}", "score.{leaf}"),
+)
+HEADS = {"sequence_classification": CLASSIFIER_WEIGHTS}
+
 # What BART and its relatives have in common.
 COMMON: tuple[Entry, ...] = (
     OnBothStacks(
@@ -69,7 +84,6 @@ COMMON: tuple[Entry, ...] = (
     # Both stacks' and the whole's.
     Same("pad_token_id"),
     Irrelevant("is_decoder", "read by the decoder-only class"),
-    Irrelevant("classifier_dropout", "read by the classification heads"),
     *unread(
         "a generation setting",
         "forced_eos_token_id",
@@ -159,7 +173,7 @@ FAMILIES = (
         model_type="bart",
         primary="seq2seq_lm",
         config=(
-            *COMMON, SHARED_TABLE, DECODER_START,
+            *COMMON, SHARED_TABLE, DECODER_START, CLASSIFIERS,
             OnBothStacks(
                 Fixed(
                     norm_placement="post", embedding_norm=True, position_embedding_type="learned", position_offset=2,
@@ -168,5 +182,6 @@ FAMILIES = (
             Fixed(final_logits_bias=True, labels_disable_cache=True), CLAMP_INFINITE, FROM_SOURCE,
         ),
         weights=(*EMBEDDINGS_AND_HEAD, *POSITIONS, *EMBEDDING_NORMS, *STACK_WEIGHTS, *layer_norms("post_norm")),
+        head_weights=HEADS,
     ),
 )  # fmt: skip

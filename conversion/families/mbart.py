@@ -6,11 +6,13 @@ from ..rules import Rule
 from .bart import (
     CLAMP,
     CLAMP_INFINITE,
+    CLASSIFIERS,
     COMMON,
     DECODER_START,
     EMBEDDING_NORMS,
     EMBEDDINGS_AND_HEAD,
     FROM_SOURCE,
+    HEADS,
     POSITIONS,
     SCALED_EMBEDDING,
     SHARED_TABLE,
@@ -31,7 +33,7 @@ FAMILIES = (
         model_type="mbart",
         primary="seq2seq_lm",
         config=(
-            *_ALL_OF_THEM, CLAMP, FROM_SOURCE, DECODER_START, _NO_CACHE,
+            *_ALL_OF_THEM, CLASSIFIERS, CLAMP, FROM_SOURCE, DECODER_START, _NO_CACHE,
             OnBothStacks(
                 Fixed(
                     norm_placement="pre", embedding_norm=True, position_embedding_type="learned", position_offset=2,
@@ -41,12 +43,13 @@ FAMILIES = (
             Fixed(label_shift="last_token"),
         ),
         weights=(*_WEIGHTS, *EMBEDDING_NORMS, *layer_norms("pre_norm"), *FINAL_NORMS),
+        head_weights=HEADS,
     ),
     Family(
         model_type="plbart",
         primary="seq2seq_lm",
         config=(
-            *_ALL_OF_THEM, CLAMP_INFINITE, FROM_SOURCE,
+            *_ALL_OF_THEM, CLASSIFIERS, CLAMP_INFINITE, FROM_SOURCE,
             OnBothStacks(
                 Fixed(
                     norm_placement="post", embedding_norm=True, position_embedding_type="learned", position_offset=2,
@@ -55,12 +58,13 @@ FAMILIES = (
             Fixed(label_shift="last_token"),
         ),
         weights=(*_WEIGHTS, *EMBEDDING_NORMS, *layer_norms("post_norm")),
+        head_weights=HEADS,
     ),
     Family(
         model_type="mvp",
         primary="seq2seq_lm",
         config=(
-            *_ALL_OF_THEM, CLAMP_INFINITE, FROM_SOURCE, DECODER_START, _NO_CACHE,
+            *_ALL_OF_THEM, CLASSIFIERS, CLAMP_INFINITE, FROM_SOURCE, DECODER_START, _NO_CACHE,
             OnBothStacks(
                 Fixed(
                     norm_placement="post", embedding_norm=True, position_embedding_type="learned", position_offset=2,
@@ -72,6 +76,7 @@ FAMILIES = (
             Irrelevant("prompt_mid_dim", "read with `use_prompt` only"),
         ),
         weights=(*_WEIGHTS, *EMBEDDING_NORMS, *layer_norms("post_norm")),
+        head_weights=HEADS,
     ),
     Family(
         model_type="blenderbot",

@@ -3,6 +3,7 @@
 from ..config_map import Computed, Entry, Fixed, Irrelevant, OnBothStacks, OnStack, Renamed, Same
 from ..family import Family
 from ..rules import Rule
+from .bart import CLASSIFIER_DROPOUT, CLASSIFIER_WEIGHTS, DENSE_CLASSIFIER
 
 
 def _activation(native):
@@ -46,10 +47,7 @@ def stack(bias_per_layer: bool) -> tuple[Entry, ...]:
     )
 
 
-UNREAD = (
-    Irrelevant("is_decoder", "set on the stacks by the class"),
-    Irrelevant("classifier_dropout", "read by the classification heads"),
-)
+UNREAD = (Irrelevant("is_decoder", "set on the stacks by the class"),)
 
 
 def config(bias_per_layer: bool, *more: Entry) -> tuple[Entry, ...]:
@@ -57,7 +55,7 @@ def config(bias_per_layer: bool, *more: Entry) -> tuple[Entry, ...]:
     return (
         OnBothStacks(*stack(bias_per_layer)),
         OnStack("encoder", Renamed("num_layers", "num_hidden_layers")),
-        OnStack("decoder", Renamed("num_decoder_layers", "num_hidden_layers")),
+        OnStack("decoder", Renamed("num_decoder_layers", "num_hidden_layers"), CLASSIFIER_DROPOUT, DENSE_CLASSIFIER),
         # Both stacks' and the whole's.
         Same("pad_token_id"),
         # True in any case; the weights say whether the head is the embedding.
@@ -119,16 +117,17 @@ _UNDECLARED_START = Computed(
 
 
 def encoder(model_type: str, bias_per_layer: bool) -> Family:
-    """The encoder alone, as text-to-image models use it."""
+    """The encoder alone: as text-to-image models use it, and with a classifier on every token."""
     decoder = ("num_decoder_layers", "decoder_start_token_id", "scale_decoder_outputs")
     return Family(
         model_type=model_type,
         primary="base",
-        is_encoder=True,
+        part="encoder",
         config=(
             *stack(bias_per_layer),
             Renamed("num_layers", "num_hidden_layers"),
             Fixed(is_causal=False),
+            Renamed("classifier_dropout", "token_classifier_dropout"),
             *UNREAD,
             *(Irrelevant(key, "describes the decoder") for key in decoder),
         ),
@@ -140,7 +139,14 @@ def encoder(model_type: str, bias_per_layer: bool) -> Family:
                 if rule.is_inside("model.encoder.", "encoder.")
             ),
         ),
+        head_weights={"token_classification": (Rule("classifier.{leaf}", "score.{leaf}"),)},
+        inside={"token_classification": "transformer."},
     )
+
+
+# The class for question answering has the stacks beside its head.
+HEADS = {"sequence_classification": CLASSIFIER_WEIGHTS}
+INSIDE = {"sequence_classification": "transformer.", "question_answering": ""}
 
 
 FAMILIES = (
@@ -159,6 +165,8 @@ FAMILIES = (
             ),
         ),
         weights=weights(bias_per_layer=False),
+        head_weights=HEADS,
+        inside=INSIDE,
     ),
     Family(
         model_type="mt5",
@@ -167,6 +175,8 @@ FAMILIES = (
         loosely_tied="lm_head.weight",
         config=config(False, _START),
         weights=weights(bias_per_layer=False),
+        head_weights=HEADS,
+        inside=INSIDE,
     ),
     Family(
         model_type="umt5",
@@ -175,5 +185,7 @@ FAMILIES = (
         loosely_tied="lm_head.weight",
         config=config(True, _START, _SCALED_OUTPUT),
         weights=weights(bias_per_layer=True),
+        head_weights=HEADS,
+        inside=INSIDE,
     ),
 )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..config_map import Computed, Entry, Fields, Fixed, Irrelevant, LayerTypes, NestedStack, Renamed, Same
+from ..config_map import Computed, Entry, Fields, Fixed, Irrelevant, LayerTypes, NestedStack, OnStack, Renamed, Same
 from ..errors import ConversionError
 from ..family import Family
 from ..rules import Rule
@@ -77,7 +77,11 @@ CONFIG: tuple[Entry, ...] = (
         ("vocab_size",), lambda native: {}, lambda fields: {"vocab_size": fields["decoder.vocab_size"]},
         kept=("vocab_size",),
     ),
-    Irrelevant("classifier_dropout_rate", "read by the classification heads"),
+    OnStack(
+        "decoder",
+        Renamed("classifier_dropout_rate", "classifier_dropout"),
+        Fixed(classifier_pooling="last", classifier_bias=True),
+    ),
 )  # fmt: skip
 
 
@@ -99,4 +103,14 @@ def weights() -> tuple[Rule, ...]:
     return tuple(rules)
 
 
-FAMILIES = (Family(model_type="t5gemma", primary="seq2seq_lm", config=CONFIG, weights=weights()),)
+CLASSIFIER = (Rule("score.out_proj.{leaf}", "score.{leaf}"),)
+
+FAMILIES = (
+    Family(
+        model_type="t5gemma",
+        primary="seq2seq_lm",
+        config=CONFIG,
+        weights=weights(),
+        head_weights={"sequence_classification": CLASSIFIER, "token_classification": CLASSIFIER},
+    ),
+)

@@ -49,7 +49,7 @@ from .embedding import (
 from .feed_forward import FeedForward, FusedGatedFeedForward, GatedFeedForward, make_activation
 from .heads import POOLINGS, DenseTransform, InputScaling, LogitScaling, NormalizedLinear, Pooler, unread_bias
 from .linear import OwnDtypeLinear, UnfusedBiasLinear
-from .losses import causal_lm_loss, token_loss
+from .losses import causal_lm_loss, token_classifier_loss, token_loss
 from .normalization import choose_norm, unchanged
 from .part import Part
 from .positions import (
@@ -638,18 +638,18 @@ def classifier_part(config: VariantConfig, num_labels: int, bias: bool) -> Part:
     return _set_head_std(classifier, config, of_classes=True)
 
 
-def sequence_classifier_parts(config: VariantConfig) -> dict[str, Part | Callable]:
+def sequence_classifier_parts(config: VariantConfig, num_labels: int) -> dict[str, Part | Callable]:
     """From one vector per sequence to classes."""
     return {
         "pre_classifier": classifier_transform_part(config),
         "dropout": Part(nn.Dropout, p=config.classifier_dropout),
-        "score": classifier_part(config, config.num_labels, bias=config.classifier_bias),
+        "score": classifier_part(config, num_labels, bias=config.classifier_bias),
     }
 
 
-def token_classifier_parts(config: VariantConfig) -> dict[str, Part | Callable]:
+def token_classifier_parts(config: VariantConfig, num_labels: int) -> dict[str, Part | Callable]:
     """From every token's vector to classes."""
-    score = classifier_part(config, config.num_labels, bias=True)
+    score = classifier_part(config, num_labels, bias=True)
     if config.initializer_scheme == "fan_in":
         # T5's, unlike its other heads.
         score.attributes["init_std"] = config.initializer_range
@@ -687,10 +687,16 @@ def build_loss(config: VariantConfig, shifted: bool) -> partial | None:
     Args:
         shifted (`bool`): token n is scored against label n + 1 (causal), or against label n.
     """
-    if not config.z_loss_coefficient and not config.label_smoothing:
+    if not config.z_loss_coefficient and not config.label_smoothing and config.loss_in_float32:
         return None
     return partial(
         causal_lm_loss if shifted else token_loss,
         z_loss_coefficient=config.z_loss_coefficient,
         label_smoothing=config.label_smoothing,
+        in_float32=config.loss_in_float32,
     )
+
+
+def build_token_classifier_loss(config: VariantConfig) -> Callable | None:
+    """The loss of a classifier of tokens, or `None` where it is transformers' own."""
+    return None if config.token_classifier_loss_in_float32 else token_classifier_loss

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.utils import is_tracing
 
 from .axis import ROUNDING, TRAINING, Axis, Check, Idle, activation_check, axis, setting
 from .part import CALLS, SHAPES, Call, states
@@ -103,8 +104,11 @@ class ClassifierAxis(Axis):
         `"classifier"`, the sequence classifier, which reads it (Nomic BERT); or `"base_and_classifier"` (BERT).
     classifier_pooling (`str`): the vector a sequence classifier reads where there is no pooler: `"first"` (default
         of encoders), `"last"` real token (default of decoders), `"mean"` of the tokens that the mask shows,
-        `"mean_in_float32"` (the same, rounded once where there is no mask; EuroBERT), or `"mean_of_logits"` (every
-        token is classified, and their logits are averaged in that way; EuroBERT's "late").
+        `"mean_in_float32"` (the same, rounded once where there is no mask; EuroBERT), `"mean_of_logits"` (every
+        token is classified, and their logits are averaged in that way; EuroBERT's "late"), or `"end_of_sequence"`,
+        the last `eos_token_id` (BART). In an encoder-decoder it is a vector of the decoder; `"last"` and
+        `"end_of_sequence"` are looked for in the source, of which the decoder's inputs are made: `"last"` is where
+        the source's last real token stands after their shift (T5Gemma).
     classifier_bias (`bool`): bias of the sequence classifier; default: in encoders only.
     classifier_transform (`bool`): dense + activation before the classifier (RoBERTa), with
         `classifier_transform_bias`, `classifier_transform_act`, `classifier_transform_norm` (a norm after them,
@@ -117,7 +121,9 @@ class ClassifierAxis(Axis):
 
     pooler: bool = False
     pooler_scope: Literal["every_head", "base", "classifier", "base_and_classifier"] = "every_head"
-    classifier_pooling: Literal["first", "last", "mean", "mean_in_float32", "mean_of_logits"] | None = None
+    classifier_pooling: (
+        Literal["first", "last", "mean", "mean_in_float32", "mean_of_logits", "end_of_sequence"] | None
+    ) = None
     classifier_bias: bool | None = None
     classifier_transform: bool = False
     classifier_transform_bias: bool = True
@@ -259,6 +265,27 @@ def last_real_token(hidden_states: torch.Tensor, real_tokens: torch.Tensor) -> t
     return hidden_states[torch.arange(hidden_states.shape[0], device=hidden_states.device), last]
 
 
+def ends_of_sequences(input_ids: torch.Tensor | None, eos_token_id: int | list[int] | None) -> torch.Tensor:
+    """
+    (batch, length) with 1 at every token that ends a sequence.
+
+    Raises:
+        ValueError: if there are no token ids, or a row without such a token. A graph being traced (`torch.compile`)
+            cannot tell of the latter, and takes the first token.
+    """
+    if input_ids is None or eos_token_id is None:
+        raise ValueError(
+            "`classifier_pooling` is end_of_sequence, and without `input_ids` and an `eos_token_id` in the config no token "
+            "is known to end a sequence. Give both."
+        )
+    ends = torch.isin(input_ids, torch.tensor(eos_token_id, device=input_ids.device))
+    if not is_tracing(ends) and not ends.any(dim=-1).all():
+        raise ValueError(
+            f"A row of `input_ids` has no `eos_token_id` ({eos_token_id}), whose vector is classified. Append it."
+        )
+    return ends.to(torch.int32)
+
+
 def mean_of_tokens(hidden_states: torch.Tensor, real_tokens: torch.Tensor | None) -> torch.Tensor:
     """(batch, length, width) -> (batch, width): the mean over tokens that are not padding, or over all."""
     if real_tokens is None:
@@ -278,4 +305,5 @@ POOLINGS = {
     "mean": mean_of_tokens,
     "mean_in_float32": mean_in_float32,
     "mean_of_logits": mean_in_float32,
+    "end_of_sequence": last_real_token,
 }

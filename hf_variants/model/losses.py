@@ -11,7 +11,7 @@ from torch import nn
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
 
-from .axis import TRAINING, Axis, Check, axis, quote, setting
+from .axis import ROUNDING, TRAINING, Axis, Check, axis, quote, setting
 
 
 @axis
@@ -19,12 +19,22 @@ class LossAxis(Axis):
     """
     z_loss_coefficient (`float`): weight of the z-loss (PaLM, https://arxiv.org/abs/2204.02311: 1e-4).
     label_smoothing (`float`): share of the target that is spread over the vocabulary.
+    shift_labels (`bool`): a decoder's labels are its input tokens, and the loss shifts them; otherwise they stand at the
+        position that they are predicted from (BART's decoder alone).
+
+    Rounding:
+    loss_in_float32, token_classifier_loss_in_float32 (`bool`): logits are cast before the softmax of the language
+        model's loss; before that of the classifier of tokens (BERT: neither; GPT-2: the first; Llama: both).
     """
 
     title = "loss"
 
     z_loss_coefficient: int | float = setting(0.0, TRAINING)
     label_smoothing: int | float = setting(0.0, TRAINING)
+    shift_labels: bool = setting(True, TRAINING)
+
+    loss_in_float32: bool = setting(True, TRAINING, ROUNDING)
+    token_classifier_loss_in_float32: bool = setting(True, TRAINING, ROUNDING)
 
     def checks(self) -> list[Check]:
         return [
@@ -51,7 +61,11 @@ class LossAxis(Axis):
             "lm_head_input_scale": self.lm_head_input_scale != 1.0,
             "lm_head_normalized": self.lm_head_normalized,
         }
-        loss = {"z_loss_coefficient": self.z_loss_coefficient, "label_smoothing": self.label_smoothing}
+        loss = {
+            "z_loss_coefficient": self.z_loss_coefficient,
+            "label_smoothing": self.label_smoothing,
+            "shift_labels": not self.shift_labels,
+        }
         return [field for field, active in logits.items() if active], [
             field for field, active in loss.items() if active
         ]
@@ -73,13 +87,13 @@ def regularised_cross_entropy(
     (PaLM, https://arxiv.org/abs/2204.02311, section 5).
 
     Args:
-        logits: float32 (tokens, vocab_size).
+        logits: (tokens, vocab_size).
         labels: int64 (tokens,); positions with `ignore_index` count for neither term.
         num_items_in_batch: divisor of the sums, where the Trainer accumulates over several batches; by default the
             number of labels that count.
 
     Returns:
-        a scalar, float32.
+        a scalar, in the dtype of the logits.
     """
     reduction = "sum" if num_items_in_batch is not None else "mean"
     loss = F.cross_entropy(
@@ -106,6 +120,7 @@ def causal_lm_loss(
     shift_labels: torch.Tensor | None = None,
     z_loss_coefficient: float = 0.0,
     label_smoothing: float = 0.0,
+    in_float32: bool = True,
     **kwargs,
 ) -> torch.Tensor:
     """
@@ -115,11 +130,19 @@ def causal_lm_loss(
         logits: (batch, length, vocab_size), any float dtype; labels: int64 (batch, length).
         shift_labels: labels that are shifted already.
         z_loss_coefficient, label_smoothing, num_items_in_batch: see `regularised_cross_entropy`.
+        in_float32: see `token_loss`.
     """
     if shift_labels is None:
         shift_labels = F.pad(labels, (0, 1), value=ignore_index)[..., 1:]
     return token_loss(
-        logits, shift_labels, vocab_size, num_items_in_batch, ignore_index, z_loss_coefficient, label_smoothing
+        logits,
+        shift_labels,
+        vocab_size,
+        num_items_in_batch,
+        ignore_index,
+        z_loss_coefficient,
+        label_smoothing,
+        in_float32,
     )
 
 
@@ -131,17 +154,41 @@ def token_loss(
     ignore_index: int = -100,
     z_loss_coefficient: float = 0.0,
     label_smoothing: float = 0.0,
+    in_float32: bool = True,
     **kwargs,
 ) -> torch.Tensor:
-    """As `causal_lm_loss`, for labels that stand at the position they are predicted from (masked LM, seq2seq)."""
+    """
+    As `causal_lm_loss`, for labels that stand at the position they are predicted from (masked LM, seq2seq).
+
+    Args:
+        in_float32: cast the logits first; done in any case where a sum is divided by `num_items_in_batch`.
+    """
+    if in_float32 or num_items_in_batch is not None:
+        logits = logits.float()
     return regularised_cross_entropy(
-        logits.float().reshape(-1, vocab_size),
+        logits.reshape(-1, vocab_size),
         labels.contiguous().view(-1).to(logits.device),
         z_loss_coefficient=z_loss_coefficient,
         label_smoothing=label_smoothing,
         num_items_in_batch=num_items_in_batch,
         ignore_index=ignore_index,
     )
+
+
+def token_classifier_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    config: PreTrainedConfig,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    **kwargs,
+) -> torch.Tensor:
+    """
+    transformers' own loss of a classifier of tokens, without the cast to float32.
+
+    Args:
+        logits: (batch, length, num_labels); labels: int64 (batch, length), -100 where nothing is scored.
+    """
+    return token_loss(logits, labels, config.num_labels, num_items_in_batch, in_float32=False)
 
 
 def warn_of_lost_terms(config: PreTrainedConfig) -> None:

@@ -46,6 +46,7 @@ from .builder import (
     build_loss,
     build_padding_mask,
     build_position_ids,
+    build_token_classifier_loss,
     language_head_parts,
     position_limit,
     sequence_classifier_parts,
@@ -57,7 +58,8 @@ from .configuration_variant import VariantConfig
 from .custom_code import auto_map_of, write_code
 from .distribution import Distribution
 from .feed_forward import LEARNED_ACTIVATIONS, reset_activation
-from .losses import guard_fused_head, warn_of_lost_terms
+from .heads import ends_of_sequences
+from .losses import guard_fused_head, token_loss, warn_of_lost_terms
 from .part import CALLS, Call, Part, built, states
 from .positions import restarts, too_long
 from .upload import Upload, now_in, remove_replaced_weights, written_since
@@ -549,8 +551,9 @@ class VariantForCausalLM(VariantPreTrainedModel, GenerationMixin):
         self.add_parts(self.parts(config))
         self.cache_limit = build_cache_limit(config)
         self.position_limit = position_limit(config)
-        if (loss := build_loss(config, shifted=True)) is not None:
-            self.loss_function = loss
+        loss = build_loss(config, shifted=config.shift_labels)
+        if loss is not None or not config.shift_labels:
+            self.loss_function = loss or token_loss
         self.post_init()
 
     def prepare_inputs_for_generation(
@@ -617,7 +620,7 @@ class VariantForCausalLM(VariantPreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithCrossAttentions:
         """
         Args:
-            labels: (batch, length), -100 where nothing is scored; shifted here.
+            labels: (batch, length), -100 where nothing is scored; shifted here (with `shift_labels`).
             logits_to_keep: compute logits for the last n positions only (0: all), or at these indices.
             The others: see `VariantModel`.
 
@@ -738,7 +741,10 @@ class VariantForSequenceClassification(VariantPreTrainedModel):
 
     @staticmethod
     def parts(config: VariantConfig) -> dict[str, Any]:
-        return {"model": Part(VariantModel, config=config, role="classifier"), **sequence_classifier_parts(config)}
+        return {
+            "model": Part(VariantModel, config=config, role="classifier"),
+            **sequence_classifier_parts(config, config.num_labels),
+        }
 
     def __init__(self, config: VariantConfig):
         super().__init__(config)
@@ -760,6 +766,8 @@ class VariantForSequenceClassification(VariantPreTrainedModel):
         (batch, length) with 1 at tokens that are not padding: by the mask or, for the last token, by `pad_token_id`
         where there is one, as transformers' own classifiers do; `None` for all tokens, where nothing tells.
         """
+        if self.config.classifier_pooling == "end_of_sequence":
+            return ends_of_sequences(input_ids, self.config.eos_token_id)
         by_id = self.config.classifier_pooling == "last" and self.config.pad_token_id is not None
         masked = torch.is_tensor(attention_mask) and attention_mask.ndim == 2
         if masked and not (by_id and input_ids is not None):
@@ -844,12 +852,17 @@ class VariantForTokenClassification(VariantPreTrainedModel):
 
     @staticmethod
     def parts(config: VariantConfig) -> dict[str, Any]:
-        return {"model": Part(VariantModel, config=config, role="other"), **token_classifier_parts(config)}
+        return {
+            "model": Part(VariantModel, config=config, role="other"),
+            **token_classifier_parts(config, config.num_labels),
+        }
 
     def __init__(self, config: VariantConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.add_parts(self.parts(config))
+        if (loss := build_token_classifier_loss(config)) is not None:
+            self.loss_function = loss
         self.post_init()
 
     @can_return_tuple

@@ -1,4 +1,4 @@
-"""The encoder-decoder: two `VariantModel` stacks and a language-modelling head."""
+"""The encoder-decoder: two `VariantModel` stacks with the heads that stand on the decoder."""
 
 import copy
 from typing import Any
@@ -7,16 +7,34 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache, StaticCache
 from transformers.generation import GenerationMixin
-from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    Seq2SeqLMOutput,
+    Seq2SeqModelOutput,
+    Seq2SeqQuestionAnsweringModelOutput,
+    Seq2SeqSequenceClassifierOutput,
+    TokenClassifierOutput,
+)
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .builder import build_loss, language_head_parts, token_embedding_part
+from .builder import (
+    build_classifier_pooling,
+    build_loss,
+    build_token_classifier_loss,
+    language_head_parts,
+    sequence_classifier_parts,
+    span_classifier_parts,
+    token_classifier_parts,
+    token_embedding_part,
+)
 from .configuration_variant_seq2seq import VariantSeq2SeqConfig
+from .heads import ends_of_sequences
 from .losses import token_loss, warn_of_lost_terms
 from .modeling_variant import (
     VariantModel,
     VariantPreTrainedModel,
     calls_in_language_model,
+    calls_in_sequence_classifier,
     refuse_packing,
     slice_positions,
 )
@@ -367,4 +385,313 @@ class VariantForConditionalGeneration(VariantSeq2SeqPreTrainedModel, GenerationM
 
 states(CALLS, VariantForConditionalGeneration)(calls_in_language_model)
 
-__all__ = ["VariantForConditionalGeneration", "VariantSeq2SeqModel", "VariantSeq2SeqPreTrainedModel"]
+
+def of_both_stacks(outputs: Seq2SeqModelOutput) -> dict:
+    """What the output of a head has of the model inside it."""
+    return {name: value for name, value in outputs.items() if name != "last_hidden_state"}
+
+
+class VariantSeq2SeqClassifier(VariantSeq2SeqPreTrainedModel):
+    """What the classifiers have in common: decoder inputs that are absent are the source's tokens, shifted."""
+
+    def decoder_states(
+        self,
+        input_ids: torch.LongTensor | None,
+        decoder_input_ids: torch.LongTensor | None,
+        decoder_inputs_embeds: torch.FloatTensor | None,
+        **kwargs,
+    ) -> Seq2SeqModelOutput:
+        """
+        Args:
+            input_ids: (batch, source length).
+            decoder_input_ids, decoder_inputs_embeds: (batch, target length); at most one of them.
+            kwargs: of `VariantSeq2SeqModel`.
+        """
+        if decoder_input_ids is None and decoder_inputs_embeds is None:
+            if input_ids is None:
+                raise ValueError(
+                    "`decoder_input_ids` and `decoder_inputs_embeds` are missing, and `input_ids`, which they would be made "
+                    "of, as well. Pass one of the three."
+                )
+            decoder_input_ids = self.shift_right(input_ids)
+        return self.model(
+            input_ids=input_ids,
+            decoder_input_ids=decoder_input_ids,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            return_dict=True,
+            **kwargs,
+        )
+
+
+class VariantSeq2SeqForSequenceClassification(VariantSeq2SeqClassifier):
+    """An encoder-decoder with a classifier on one vector of the decoder (its `classifier_pooling`)."""
+
+    # The mean over a batch, which the Trainer then divides by the number of batches that it accumulates.
+    accepts_loss_kwargs = False
+
+    @staticmethod
+    def parts(config: VariantSeq2SeqConfig) -> dict[str, Any]:
+        return {
+            "model": Part(VariantSeq2SeqModel, config=config),
+            **sequence_classifier_parts(config.decoder, config.num_labels),
+        }
+
+    def __init__(self, config: VariantSeq2SeqConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.add_parts(self.parts(config))
+        self.pool = build_classifier_pooling(config.decoder)
+        # The native classes that do so make no cache, either.
+        self.scores_tokens = config.decoder.classifier_pooling in ("last", "mean_of_logits")
+        self.post_init()
+
+    def classify(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(..., hidden_size) -> (..., num_labels)."""
+        return self.score(self.dropout(self.pre_classifier(hidden_states)))
+
+    def marked_tokens(
+        self, input_ids: torch.Tensor | None, decoder_attention_mask: torch.Tensor | dict | None, length: int
+    ) -> torch.Tensor | None:
+        """
+        (batch, `length`) with 1 where the decoder's states are of interest; `None` for all of them.
+
+        Args:
+            input_ids: (batch, source length).
+            decoder_attention_mask: as in `forward`.
+            length: of the decoder's inputs.
+        """
+        kind, pad = self.config.decoder.classifier_pooling, self.config.pad_token_id
+        if kind == "end_of_sequence":
+            ends = ends_of_sequences(input_ids, self.config.eos_token_id)
+            if ends.shape[1] != length:
+                raise ValueError(
+                    f"`input_ids` have {ends.shape[1]} tokens and the decoder's inputs {length}, so the end of the source "
+                    "is not a place in the decoder. Give them the same length, or leave the decoder's inputs out."
+                )
+            return ends
+        if kind != "last":
+            is_mask = torch.is_tensor(decoder_attention_mask) and decoder_attention_mask.ndim == 2
+            return decoder_attention_mask.to(torch.int32) if is_mask else None
+        if input_ids is None:
+            raise ValueError(
+                "`classifier_pooling` is last, and the last real token is looked for in `input_ids`, which are missing. "
+                "Pass them."
+            )
+        places = torch.arange(length, device=input_ids.device).expand(input_ids.shape[0], -1)
+        if pad is None:
+            if input_ids.shape[0] > 1:
+                raise ValueError(
+                    "`pad_token_id` is not set, so the last real token of a batch is unknown. Set it in the config."
+                )
+            return torch.ones_like(places)
+        source = torch.arange(input_ids.shape[1], device=input_ids.device)
+        # One further, as the decoder's inputs are shifted.
+        last = ((source * input_ids.ne(pad)).argmax(dim=-1) + 1).clamp(max=length - 1)
+        return (places == last[:, None]).to(torch.int32)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_attention_mask: torch.Tensor | dict | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        decoder_inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        position_ids: torch.LongTensor | None = None,
+        decoder_position_ids: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        decoder_token_type_ids: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> Seq2SeqSequenceClassifierOutput:
+        """
+        Args:
+            labels: (batch,) of classes, (batch, num_labels) of several, or values for a regression.
+            The others: see `VariantSeq2SeqModel`; decoder inputs that are absent are made of `input_ids`.
+
+        Returns:
+            `logits` (batch, num_labels), the cache, the encoder's outputs, and `loss` if there are labels.
+        """
+        outputs = self.decoder_states(
+            input_ids,
+            decoder_input_ids,
+            decoder_inputs_embeds,
+            attention_mask=attention_mask,
+            decoder_attention_mask=decoder_attention_mask,
+            encoder_outputs=encoder_outputs,
+            inputs_embeds=inputs_embeds,
+            use_cache=False if labels is not None or self.scores_tokens else use_cache,
+            position_ids=position_ids,
+            decoder_position_ids=decoder_position_ids,
+            token_type_ids=token_type_ids,
+            decoder_token_type_ids=decoder_token_type_ids,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        tokens = self.marked_tokens(input_ids, decoder_attention_mask, hidden_states.shape[1])
+        if self.scores_tokens:
+            logits = self.pool(self.classify(hidden_states), tokens)
+        else:
+            logits = self.classify(self.pool(hidden_states, tokens))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, logits=logits, pooled_logits=logits, config=self.config)
+        return Seq2SeqSequenceClassifierOutput(loss=loss, logits=logits, **of_both_stacks(outputs))
+
+
+@states(CALLS, VariantSeq2SeqForSequenceClassification)
+def calls_in_classifier_of_decoder(call: Call, name: str, config: VariantSeq2SeqConfig) -> Call:
+    return call if name == "model" else calls_in_sequence_classifier(call, name, config.decoder)
+
+
+class VariantSeq2SeqForTokenClassification(VariantSeq2SeqClassifier):
+    """An encoder-decoder with a classifier on every token of the decoder."""
+
+    @staticmethod
+    def parts(config: VariantSeq2SeqConfig) -> dict[str, Any]:
+        return {
+            "model": Part(VariantSeq2SeqModel, config=config),
+            **token_classifier_parts(config.decoder, config.num_labels),
+        }
+
+    def __init__(self, config: VariantSeq2SeqConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.add_parts(self.parts(config))
+        if (loss := build_token_classifier_loss(config.decoder)) is not None:
+            self.loss_function = loss
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_attention_mask: torch.Tensor | dict | None = None,
+        decoder_position_ids: torch.LongTensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        decoder_inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        decoder_token_type_ids: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> TokenClassifierOutput:
+        """
+        Args:
+            labels: (batch, target length), -100 where nothing is scored.
+            The others: see `VariantSeq2SeqModel`; decoder inputs that are absent are made of `input_ids`.
+
+        Returns:
+            `logits` (batch, target length, num_labels), the decoder's states and attentions on request, and `loss` if
+            there are labels.
+        """
+        kwargs.pop("use_cache", None)
+        num_items_in_batch = kwargs.pop("num_items_in_batch", None)
+        outputs = self.decoder_states(
+            input_ids,
+            decoder_input_ids,
+            decoder_inputs_embeds,
+            attention_mask=attention_mask,
+            decoder_attention_mask=decoder_attention_mask,
+            encoder_outputs=encoder_outputs,
+            inputs_embeds=inputs_embeds,
+            use_cache=False,
+            position_ids=position_ids,
+            decoder_position_ids=decoder_position_ids,
+            token_type_ids=token_type_ids,
+            decoder_token_type_ids=decoder_token_type_ids,
+            **kwargs,
+        )
+        logits = self.score(self.dropout(self.pre_classifier(outputs.last_hidden_state)))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, self.config, num_items_in_batch=num_items_in_batch)
+        return TokenClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.decoder_hidden_states,
+            attentions=outputs.decoder_attentions,
+        )
+
+
+class VariantSeq2SeqForQuestionAnswering(VariantSeq2SeqClassifier):
+    """An encoder-decoder with a span classifier: start and end logits for every token of the decoder."""
+
+    @staticmethod
+    def parts(config: VariantSeq2SeqConfig) -> dict[str, Any]:
+        return {"model": Part(VariantSeq2SeqModel, config=config), **span_classifier_parts(config.decoder)}
+
+    def __init__(self, config: VariantSeq2SeqConfig):
+        super().__init__(config)
+        self.add_parts(self.parts(config))
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_attention_mask: torch.Tensor | dict | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
+        start_positions: torch.LongTensor | None = None,
+        end_positions: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        decoder_inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        position_ids: torch.LongTensor | None = None,
+        decoder_position_ids: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        decoder_token_type_ids: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> Seq2SeqQuestionAnsweringModelOutput:
+        """
+        Args:
+            start_positions, end_positions: (batch,), the span's first and last token.
+            The others: see `VariantSeq2SeqModel`; decoder inputs that are absent are made of `input_ids`.
+
+        Returns:
+            `start_logits` and `end_logits` (batch, target length), the cache, the encoder's outputs, and `loss` if both
+            positions are given.
+        """
+        is_scored = start_positions is not None and end_positions is not None
+        outputs = self.decoder_states(
+            input_ids,
+            decoder_input_ids,
+            decoder_inputs_embeds,
+            attention_mask=attention_mask,
+            decoder_attention_mask=decoder_attention_mask,
+            encoder_outputs=encoder_outputs,
+            inputs_embeds=inputs_embeds,
+            use_cache=False if is_scored else use_cache,
+            position_ids=position_ids,
+            decoder_position_ids=decoder_position_ids,
+            token_type_ids=token_type_ids,
+            decoder_token_type_ids=decoder_token_type_ids,
+            **kwargs,
+        )
+        hidden_states = self.dropout(self.pre_classifier(outputs.last_hidden_state))
+        # (batch, length, 2) -> two of (batch, length)
+        start_logits, end_logits = (part.contiguous() for part in self.qa_outputs(hidden_states).unbind(-1))
+        loss = None
+        if is_scored:
+            loss = self.loss_function(start_logits, end_logits, start_positions, end_positions)
+        return Seq2SeqQuestionAnsweringModelOutput(
+            loss=loss, start_logits=start_logits, end_logits=end_logits, **of_both_stacks(outputs)
+        )
+
+
+__all__ = [
+    "VariantForConditionalGeneration",
+    "VariantSeq2SeqForQuestionAnswering",
+    "VariantSeq2SeqForSequenceClassification",
+    "VariantSeq2SeqForTokenClassification",
+    "VariantSeq2SeqModel",
+    "VariantSeq2SeqPreTrainedModel",
+]
