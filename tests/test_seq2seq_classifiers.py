@@ -105,7 +105,7 @@ def test_no_end_of_sequence_is_refused():
 
 @pytest.mark.parametrize("model_type", ["mbart", "t5"])
 @pytest.mark.parametrize(
-    "head, auto_class",
+    ("head", "auto_class"),
     [
         ("sequence_classification", AutoModelForSequenceClassification),
         ("question_answering", AutoModelForQuestionAnswering),
@@ -120,6 +120,8 @@ def test_on_disk(model_type, head, auto_class, tmp_path):
     assert type(ours).__name__.startswith("VariantSeq2SeqFor")
     report = export(tmp_path / "variant", tmp_path / "back")
     assert (report.model_type, report.head) == (model_type, head)
+    # For those without the package.
+    assert ours.config.auto_map[auto_class.__name__].endswith(type(ours).__name__)
     back = auto_class.from_pretrained(tmp_path / "back")
     assert type(back) is type(stock)
     assert_equal((stock, back), input_ids=sources())

@@ -43,7 +43,7 @@ STACK: tuple[Entry, ...] = (
     Fixed(
         norm_type="rmsnorm", norm_unit_offset=True, norm_casting_mode="gemma", norm_placement="sandwich",
         ffn_type="glu", embedding_multiplier_in_weight_dtype=True,
-        embedding_multiplier_position="stack",
+        embedding_multiplier_position="stack", initializer_scheme="fan_out_heads",
     ),
 )  # fmt: skip
 

@@ -361,6 +361,7 @@ def _set_initial_stds(sublayers: dict[str, Part], layer: VariantConfig, config: 
         "depth_scaled": dict.fromkeys(("o_proj", "down_proj"), at_the_end),
         "depth_scaled_attention": {"o_proj": at_the_end},
         "depth_scaled_and_heads": dict.fromkeys(("o_proj", "down_proj"), at_the_end),
+        "fan_out_heads": {},
         "fan_in": {
             **dict.fromkeys(("k_proj", "v_proj", "g_proj", "gate_proj", "up_proj"), size**-0.5),
             # With the scale that T5's scores lack.
@@ -558,6 +559,8 @@ def _set_head_std(layer: Part, config: VariantConfig, of_classes: bool = False) 
     from_input = layer.arguments["in_features"] ** -0.5
     if config.initializer_scheme == "fan_in":
         layer.attributes["init_std"] = config.initializer_range * from_input
+    elif config.initializer_scheme == "fan_out_heads":
+        layer.attributes["init_std"] = config.initializer_range * layer.arguments["out_features"] ** -0.5
     elif config.initializer_scheme == "depth_scaled_and_heads":
         depth_scaled = config.initializer_range * (2 * config.num_hidden_layers) ** -0.5
         layer.attributes["init_std"] = from_input if of_classes else depth_scaled

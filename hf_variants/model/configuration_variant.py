@@ -94,7 +94,8 @@ class VariantConfig(ConstructorRules, *AXES, PreTrainedConfig):
     initializer_scheme (`str`): standard deviation of new matrices: `"normal"`: `initializer_range`; `"depth_scaled"`: the
         same, divided by the root of twice the depth where a branch ends (GPT-2), or `"depth_scaled_attention"`, in
         attention only (nanochat), or `"depth_scaled_and_heads"`, before and in the LM head as well, with classifiers at
-        the inverse root of the width (ModernBERT); `"fan_in"`: times the inverse root of what is summed, and 1 for
+        the inverse root of the width (ModernBERT); `"fan_out_heads"`: in the LM head and classifiers, times the inverse
+        root of what they score (T5Gemma); `"fan_in"`: times the inverse root of what is summed, and 1 for
         embeddings; norms start at `initializer_range` (T5).
     initializer_cutoff_factor (`float`): new matrices keep within so many standard deviations (ModernBERT); `None`: no limit.
     initializer_norm_ones (`bool`): new norms store 1 also where the applied weight is `1 + w` (Nemotron: a gain of 2).
@@ -118,7 +119,7 @@ class VariantConfig(ConstructorRules, *AXES, PreTrainedConfig):
 
     initializer_range: int | float = setting(0.02, TRAINING)
     initializer_scheme: Literal[
-        "normal", "depth_scaled", "depth_scaled_attention", "depth_scaled_and_heads", "fan_in"
+        "normal", "depth_scaled", "depth_scaled_attention", "depth_scaled_and_heads", "fan_out_heads", "fan_in"
     ] = setting("normal", TRAINING)
     initializer_cutoff_factor: int | float | None = setting(None, TRAINING)
     initializer_norm_ones: bool = setting(False, TRAINING)

@@ -20,6 +20,9 @@ SEQ2SEQ_CLASSES = {
     "AutoConfig": "configuration_variant_seq2seq.VariantSeq2SeqConfig",
     "AutoModel": "modeling_variant_seq2seq.VariantSeq2SeqModel",
     "AutoModelForSeq2SeqLM": "modeling_variant_seq2seq.VariantForConditionalGeneration",
+    "AutoModelForSequenceClassification": "modeling_variant_seq2seq.VariantSeq2SeqForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_variant_seq2seq.VariantSeq2SeqForTokenClassification",
+    "AutoModelForQuestionAnswering": "modeling_variant_seq2seq.VariantSeq2SeqForQuestionAnswering",
 }
 
 
