@@ -167,7 +167,7 @@ class Weights:
             if not path.is_file():
                 raise FileNotFoundError(f"{path} is missing. The checkpoint is incomplete; fetch it again.")
             self._seen[path] = _state(path)
-            self._open[file] = (_Safetensors if file.endswith(".safetensors") else _unpickled)(path)
+            self._open[file] = (_Safetensors if file.endswith(".safetensors") else load_state_dict)(path)
         return self._open[file]
 
     def names(self) -> list[str]:
@@ -329,8 +329,13 @@ class _Safetensors(Mapping[str, Unread]):
         return Unread(header, self._path, self._state, self._start + entry["data_offsets"][0])
 
 
-def _unpickled(path: Path) -> dict[str, torch.Tensor]:
-    """The state dict in a pickle, mapped from the file; also one that a trainer has wrapped together with its own state."""
+def load_pickle(path: Path) -> Any:
+    """
+    What torch saved in a file, its tensors mapped from it.
+
+    Raises:
+        ConversionError: if it cannot be read, or holds more than tensors and plain values: nothing of it is run.
+    """
     try:
         # Only zipped files can be mapped.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
@@ -340,6 +345,12 @@ def _unpickled(path: Path) -> dict[str, torch.Tensor]:
         raise ConversionError(
             f"{path.name} {why}. Load it where you trust it, and save the model's state dict as safetensors."
         ) from error
+    return content
+
+
+def load_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """The state dict in a pickle, mapped from the file; also one that a trainer has wrapped together with its own state."""
+    content = load_pickle(path)
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

@@ -172,7 +172,10 @@ def _hashes(place: Path) -> dict[str, str]:
 
 def weight_files(place: Path) -> list[Path]:
     """A file of weights, or those in a folder."""
-    return [place] if place.is_file() else sorted(place.glob("*.safetensors")) or sorted(place.glob("*.bin"))
+    if place.is_file():
+        return [place]
+    found = (sorted(place.glob(f"*{ending}")) for ending in (".safetensors", ".bin", ".pth", ".pt"))
+    return next(filter(None, found), [])
 
 
 # Path and time of the last change in nanoseconds -> SHA-256: large weights are read once for it.

@@ -36,6 +36,7 @@ from .family import (
     variant_class,
 )
 from .folds import Folding
+from .foreign import is_foreign, open_foreign
 from .json_files import read_config_values
 from .layout import Layout, Stored, as_transformers_reads, output_embedding, refuse_other_shapes
 from .record import (
@@ -577,7 +578,8 @@ def from_native(
     Our model with a native model's weights.
 
     Args:
-        source: a loaded native model, a checkpoint folder, a Hub id, or a GGUF file.
+        source: a loaded native model, a checkpoint folder, a Hub id, a GGUF file, or a checkpoint of another code base
+            (see `foreign`).
         dtype: of the weights; by default as they are.
         device_map: as in `from_pretrained`.
         ignore_keys: keys of the native config that its class reads and that are known to be meaningless all the same.
@@ -592,6 +594,8 @@ def from_native(
     if isinstance(source, (str, Path)):
         if is_gguf(source):
             return _from_gguf(Path(source), dtype, device_map, ignore_keys)
+        if is_foreign(source):
+            return _from_foreign(source, dtype, device_map)
         opened = _open_native(source, ignore_keys)
     else:
         opened = _in_memory(source, ignore_keys)
@@ -787,6 +791,54 @@ def _from_gguf(
     if model.can_generate():
         model.generation_config = file.generation_config()
     return model
+
+
+def _from_foreign(source: str | Path, dtype: torch.dtype | str | None, device_map: Any) -> PreTrainedModel:
+    opened = open_foreign(source)
+    model_class = variant_class("VariantForCausalLM")
+    shapes = {name: tensor.shape for name, tensor in stored_tensors(empty_model(model_class, opened.config)).items()}
+    tensors = opened.tensors(opened.plan(shapes), shapes, opened.load)
+    # As copies, which do not change with the file.
+    in_memory = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors}
+    model = build(model_class, opened.config, in_memory, dtype, device_map)
+    model.generation_config = GenerationConfig()
+    return model
+
+
+def _convert_foreign(
+    source: str | Path, destination: str | Path, dtype: torch.dtype | None, max_shard_bytes: int, verify: bool
+) -> Report:
+    """A checkpoint of another code base."""
+    opened = open_foreign(source)
+    target = empty_model(variant_class("VariantForCausalLM"), opened.config)
+    shapes = {name: tensor.shape for name, tensor in stored_tensors(target).items()}
+    _refuse_to_verify_a_cast(verify, {header.dtype for header in opened.weights.values()}, dtype)
+    steps = opened.plan(shapes)
+    headers = {name: tensor.to("meta") for name, tensor in opened.tensors(steps, shapes, opened.weights.__getitem__)}
+    if dtype is not None:
+        opened.config.dtype = dtype
+    report = Report(
+        source=str(source),
+        destination=str(destination),
+        direction="convert",
+        model_type=opened.code_base,
+        head="causal_lm",
+        tensors=len(headers),
+        parameters=_parameters(headers),
+        passed_over=dict.fromkeys(opened.computed, "the model computes it"),
+        notes=list(opened.notes),
+    )
+    report.command = command_line("convert", source, destination, dtype=_named(dtype), verify=verify)
+    _note_cast(report, headers, dtype)
+    with checkpoint.new_folder(destination) as temporary:
+        tensors = _cast(opened.tensors(steps, shapes), dtype)
+        report.non_finite = write_checkpoint(
+            temporary, opened.config, target, tensors, _cast_headers(headers, dtype), max_shard_bytes, opened.path
+        )
+        warn_of_non_finite(report.non_finite)
+        GenerationConfig().save_pretrained(temporary)
+        _complete(temporary, report, opened.path, verify, ())
+    return report
 
 
 def _load_gguf(path: Path, ignore_keys: Iterable[str] = ()) -> PreTrainedModel:
@@ -996,7 +1048,7 @@ def convert(
 
     Args:
         source: a folder, a Hub id, a file of weights beside a config.json (safetensors, or a state dict that torch
-            saved), or a GGUF file.
+            saved), a GGUF file, or a checkpoint of another code base (see `foreign`).
         destination: a folder that does not exist yet; it appears when everything is written.
         dtype: cast the weights; by default they are copied as they are.
         ignore_keys: keys of the native config that its class reads and that are known to be meaningless all the same.
@@ -1011,6 +1063,8 @@ def convert(
     target_dtype = _as_dtype(dtype)
     if is_gguf(source):
         return _convert_gguf(Path(source), destination, target_dtype, ignore_keys, max_shard_bytes, verify)
+    if is_foreign(source):
+        return _convert_foreign(source, destination, target_dtype, max_shard_bytes, verify)
     opened = _open_native(source, ignore_keys)
     refuse_broken_files(opened.path)
     with _converted(opened, source, destination, target_dtype, max_shard_bytes, verify, ignore_keys) as (

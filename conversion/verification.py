@@ -24,6 +24,7 @@ from .config_map import differing_fields
 from .errors import ConversionError, NotRepresentable, reading
 from .family import Family, family_and_head, family_of, head_of_variant, is_variant, read_config, stacks, variant_class
 from .folds import Folding
+from .foreign import is_foreign
 from .gguf_files.proof import Reading, readings
 from .json_files import read_object
 from .layout import NO_PLACE, as_transformers_reads
@@ -33,6 +34,7 @@ from .tokenization import differences, load_tokenizer, probe_texts
 from .translate import (
     _as_dtype,
     _load_gguf,
+    from_native,
     is_gguf,
     native_family_and_head,
     refuse_more_layers_than_tensors,
@@ -109,6 +111,9 @@ def _load(source: str | Path | PreTrainedModel, dtype: torch.dtype | None, ignor
         model = _load_gguf(Path(source), ignore_keys)
         seen = readings(Path(source), model, ignore_keys)
         return _Loaded(model if dtype is None else model.to(dtype), Path(source), readings=seen)
+    if is_foreign(source):
+        # No class of transformers computes it: what a conversion in memory makes is what one on disk must.
+        return _Loaded(from_native(source, dtype=dtype))
     folder = checkpoint.resolve_folder(source)
     config = read_config(folder)
     if not is_variant(config):

@@ -1,0 +1,103 @@
+"""nanoGPT's ckpt.pt (https://github.com/karpathy/nanoGPT): GPT-2 with plain linear layers, biases or none, exact GELU."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_variants.model.configuration_variant import VariantConfig
+
+from ..checkpoint import load_pickle
+from ..errors import ConversionError
+from ..rules import Rule, Split
+from .source import ForeignCheckpoint, Settings
+
+
+# What torch.compile puts before every name.
+COMPILED = "_orig_mod."
+LAYER, OURS = "transformer.h.{layer}.", "model.layers.{layer}."
+RULES = (
+    Rule("transformer.wte.weight", "model.embed_tokens.weight"),
+    Rule("transformer.wpe.weight", "model.embed_positions.weight"),
+    Rule(LAYER + "ln_1.{leaf}", OURS + "self_attn_pre_norm.{leaf}"),
+    Rule(
+        LAYER + "attn.c_attn.{leaf}",
+        tuple(OURS + f"self_attn.{name}_proj.{{leaf}}" for name in "qkv"),
+        Split(lambda config: [config.hidden_size] * 3),
+    ),
+    Rule(LAYER + "attn.c_proj.{leaf}", OURS + "self_attn.o_proj.{leaf}"),
+    Rule(LAYER + "ln_2.{leaf}", OURS + "mlp_pre_norm.{leaf}"),
+    Rule(LAYER + "mlp.c_fc.{leaf}", OURS + "mlp.up_proj.{leaf}"),
+    Rule(LAYER + "mlp.c_proj.{leaf}", OURS + "mlp.down_proj.{leaf}"),
+    Rule("transformer.ln_f.{leaf}", "model.norm.{leaf}"),
+)
+
+
+def _file(path: Path) -> Path:
+    return path / "ckpt.pt" if path.is_dir() else path
+
+
+def finds(path: Path) -> bool:
+    file = _file(path)
+    if not file.is_file() or file.suffix != ".pt" or (file.parent / "config.json").is_file():
+        return False
+    try:
+        content = load_pickle(file)
+    except ConversionError:
+        return False
+    return isinstance(content, dict) and {"model", "model_args"} <= content.keys()
+
+
+def _is_causal_mask(tensor: torch.Tensor) -> bool:
+    return torch.equal(tensor, torch.ones_like(tensor).tril())
+
+
+def config_of(arguments: Any, where: str | Path) -> VariantConfig:
+    """The config for the `model_args` of a checkpoint."""
+    settings = Settings(arguments, where)
+    width, bias, dropout = (
+        settings.count("n_embd"),
+        settings.take("bias", bool),
+        settings.take("dropout", (int, float)),
+    )
+    config = VariantConfig(
+        vocab_size=settings.count("vocab_size"), hidden_size=width, intermediate_size=4 * width,
+        num_hidden_layers=settings.count("n_layer"), num_attention_heads=settings.count("n_head"),
+        max_position_embeddings=settings.count("block_size"), norm_type="layernorm", norm_eps=1e-5, norm_bias=bias,
+        norm_placement="pre", position_embedding_type="learned", ffn_type="mlp", hidden_act="gelu", attention_bias=bias,
+        attention_output_bias=bias, mlp_bias=bias, mlp_output_bias=bias, tie_word_embeddings=True,
+        attention_dropout=dropout, residual_dropout=dropout, embedding_dropout=dropout, bos_token_id=None,
+        eos_token_id=None,
+    )  # fmt: skip
+    settings.finish()
+    return config
+
+
+def open_checkpoint(path: Path) -> ForeignCheckpoint:
+    file = _file(path)
+    content = Settings(load_pickle(file), file)
+    state, arguments = content.take("model", dict), content.take("model_args", dict)
+    content.pass_over("optimizer", "iter_num", "best_val_loss", "config")
+    content.finish()
+    state = {name.removeprefix(COMPILED): tensor for name, tensor in state.items()}
+    if strange := [name for name, tensor in state.items() if not isinstance(tensor, torch.Tensor)]:
+        raise ConversionError(f"`model` in {file} has {strange[0]!r}, which is no tensor. The file is damaged.")
+    config = config_of(arguments, f"`model_args` in {file}")
+    return ForeignCheckpoint(
+        code_base="nanoGPT",
+        path=file.parent,
+        files=[file],
+        config=config,
+        rules=RULES,
+        weights={name: tensor.to("meta") for name, tensor in state.items()},
+        load=state.__getitem__,
+        stored=state.__getitem__,
+        ties={"lm_head.weight": "transformer.wte.weight"},
+        computed={
+            f"transformer.h.{layer}.attn.bias": _is_causal_mask
+            for layer in range(config.num_hidden_layers)
+            # Of the same name, and a mask: before torch had fused attention.
+            if state.get(f"transformer.h.{layer}.attn.bias", torch.empty(0)).ndim == 4
+        },
+        notes=["The checkpoint has no tokenizer: nanoGPT takes tiktoken's gpt2, or the meta.pkl of its data"],
+    )

@@ -1,0 +1,141 @@
+"""What every room of this folder makes of a checkpoint: settings of which each is consumed, and tensors by name."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_variants.model.configuration_variant import VariantConfig
+
+from ..checkpoint import FLOATS, StoredSource, TensorSource
+from ..errors import ConversionError
+from ..rules import Rule, Step, plan, run, some
+
+
+class Settings:
+    """
+    The settings of a checkpoint, each of which is taken, known to change nothing, or refused.
+
+    Args:
+        where: what they stand in, for messages.
+    """
+
+    def __init__(self, values: Any, where: str | Path):
+        if not isinstance(values, Mapping):
+            raise ConversionError(f"{where} holds no map of settings. The checkpoint is damaged; fetch it again.")
+        self._left, self.where = dict(values), where
+
+    def take(self, key: str, kind: type | tuple[type, ...], *default: Any) -> Any:
+        """The value of a key, of this kind; without a default, it must be there."""
+        value = self._left.pop(key, *default) if default or key in self._left else None
+        if default and value == default[0]:
+            return value
+        # A truth value is no number.
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise ConversionError(f"`{key}` in {self.where} is {value!r}, which means nothing. Correct it.")
+        return value
+
+    def count(self, key: str, *default: Any) -> Any:
+        """The same, a whole number above zero."""
+        value = self.take(key, int, *default)
+        if isinstance(value, int) and value < 1:
+            raise ConversionError(f"`{key}` in {self.where} is {value}, and must be above 0. Correct it.")
+        return value
+
+    def pass_over(self, *keys: str) -> None:
+        """Keys that change nothing of what the model computes."""
+        for key in keys:
+            self._left.pop(key, None)
+
+    def refuse_but(self, **expected: Any) -> None:
+        """Keys of mechanisms that no field expresses, unless they have the values that mean that there is none."""
+        for key, value in expected.items():
+            found = self._left.pop(key, value)
+            if found != value and found is not None:
+                raise ConversionError(
+                    f"`{key}` in {self.where} is {found!r}, and only {value!r} can be expressed here. This checkpoint "
+                    "cannot be converted."
+                )
+
+    def finish(self) -> None:
+        """`ConversionError` for keys that nobody asked for."""
+        if self._left:
+            raise ConversionError(
+                f"{self.where} has keys that are not understood: {some(sorted(map(str, self._left)))}. A newer "
+                "release of its code base may have written them; remove those that are known to change nothing."
+            )
+
+
+@dataclass
+class ForeignCheckpoint:
+    """
+    Attributes:
+        code_base: what wrote it.
+        path: the folder.
+        files: those of its weights.
+        config: ours.
+        rules: where its tensors go; `native` are its names.
+        weights: name -> shape and dtype, as tensors without values.
+        load, stored: a tensor by name; and for whoever copies it as it is.
+        ties: names of copies -> of what they are copies of.
+        computed: names of tensors that the model computes -> whether one has the values that it should.
+        notes: what is to be known about the translation.
+    """
+
+    code_base: str
+    path: Path
+    files: list[Path]
+    config: VariantConfig
+    rules: tuple[Rule, ...]
+    weights: dict[str, torch.Tensor]
+    load: TensorSource
+    stored: StoredSource
+    ties: dict[str, str] = field(default_factory=dict)
+    computed: dict[str, Callable[[torch.Tensor], bool]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if strange := [name for name, header in self.weights.items() if header.dtype not in FLOATS]:
+            dtype = self.weights[strange[0]].dtype
+            raise ConversionError(
+                f"{strange[0]} is {str(dtype).removeprefix('torch.')}, and weights are floating-point numbers. Convert "
+                "the model as it was before it was packed."
+            )
+        self.config.dtype = next(header.dtype for header in self.weights.values())
+
+    def plan(self, targets: Iterable[str]) -> list[Step]:
+        """
+        Steps that use every tensor once.
+
+        Raises:
+            ConversionError: naming tensors that are missing, left over, or not what they must be.
+        """
+        names = []
+        for name in self.weights:
+            if name in self.computed:
+                if not self.computed[name](self.load(name)):
+                    raise ConversionError(
+                        f"{name} does not hold the values that the model computes for it. It is another model."
+                    )
+            elif name in self.ties and self.ties[name] in self.weights:
+                if not torch.equal(self.load(name), self.load(self.ties[name])):
+                    raise ConversionError(f"{name} and {self.ties[name]} are one tensor to this model, and differ.")
+            else:
+                names.append(name)
+        return plan(self.rules, names, targets)
+
+    def tensors(
+        self, steps: Iterable[Step], shapes: Mapping[str, torch.Size], load: StoredSource | None = None
+    ) -> Iterator[tuple[str, Any]]:
+        """Ours, one by one; those that only change names as `load` or `stored` gives them."""
+        return run(steps, load or self.load, self.config, shapes, unread=load or self.stored)
+
+
+def leaf(names: Iterable[str], value: Mapping[str, torch.Tensor], ending: str) -> torch.Tensor:
+    """The first tensor whose name ends so."""
+    found = next((name for name in names if name.endswith(ending)), None)
+    if found is None:
+        raise ConversionError(f"The checkpoint has no tensor {ending.lstrip('.')}. It is incomplete.")
+    return value[found]
