@@ -10,6 +10,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from .. import card
 from ..conversion import checkpoint
+from ..conversion.companions import refuse_broken_files
 from ..conversion.errors import NotRepresentable
 from ..conversion.record import command_line, is_hub_id, last_part, write_record
 from ..conversion.tokenization import load_tokenizer
@@ -123,6 +124,8 @@ def edit(
         if folder is not None:
             checkpoint.refuse_occupied(folder)
     opened = open_variant(source, ignore_keys)
+    if opened.files.is_dir():
+        refuse_broken_files(opened.path)
     before = Subject.of(opened)
     after = apply(before, operations)
     headers = after.headers()
