@@ -7,7 +7,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from hf_variants import VariantConfig, VariantForCausalLM, VariantSeq2SeqConfig
+from hf_variants import (
+    VariantConfig,
+    VariantForCausalLM,
+    VariantForConditionalGeneration,
+    VariantModel,
+    VariantSeq2SeqConfig,
+)
 
 
 SIZES = {
@@ -160,3 +166,61 @@ def test_what_is_not_used_is_said(caplog):
     assert "`n_layer`: no field" in caplog.text
     config.n_layer = 3
     assert config.n_layer == 3
+
+
+def assigned(config, overrides):
+    for name, value in overrides.items():
+        setattr(config, name, value)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("saved", "overrides"),
+    [
+        ({}, {"hidden_size": 64}),
+        ({"tie_word_embeddings": True}, {"hidden_size": 64, "num_attention_heads": 2}),
+        ({"norm_placement": "deepnorm"}, {"num_hidden_layers": 6}),
+        ({"sliding_window": 8}, {"num_hidden_layers": 2}),
+        ({}, {"sliding_window": 8}),
+        ({}, {"layer_types": "SF", "sliding_window": 8}),
+        ({"norm_type": "layernorm", "qk_norm": "head"}, {"norm_type": "rmsnorm", "norm_placement": "post"}),
+        ({"per_layer_config": {1: {"num_key_value_heads": 2}}}, {"num_attention_heads": 8, "num_hidden_layers": 3}),
+        ({"head_dim": 16, "num_key_value_heads": 2}, {"num_attention_heads": 2}),
+        ({}, {"ffn_type": "mlp", "is_causal": False}),
+    ],
+)  # fmt: skip
+def test_what_derives_from_a_field_follows_an_assignment(saved, overrides):
+    expected = VariantConfig(**{**SIZES, **saved, **overrides})
+    for config in (
+        VariantConfig(**SIZES, **saved),
+        VariantConfig.from_dict(VariantConfig(**SIZES, **saved).to_dict()),
+    ):
+        assert plain(assigned(config, overrides)) == plain(expected)
+        for plan in expected.plans():
+            assert getattr(config, plan) == getattr(expected, plan)
+        VariantModel(config)
+
+
+def test_a_plan_that_somebody_chose_stays():
+    config = assigned(
+        VariantConfig(**SIZES), {"base_model_tp_plan": {"layers.*.mlp.up_proj": "colwise"}, "ffn_type": "mlp"}
+    )
+    assert config.base_model_tp_plan == {"layers.*.mlp.up_proj": "colwise"}
+    assert config.intermediate_size == VariantConfig(**SIZES, ffn_type="mlp").intermediate_size
+
+
+def test_assignments_to_an_encoder_decoder(tmp_path, caplog):
+    config = VariantSeq2SeqConfig(encoder=SIZES, decoder={**SIZES, "num_hidden_layers": 2})
+    assigned(config, {"vocab_size": 80, "hidden_size": 64, "num_hidden_layers": 3})
+    wide = {**SIZES, "vocab_size": 80, "hidden_size": 64}
+    expected = VariantSeq2SeqConfig(encoder=wide, decoder={**wide, "num_hidden_layers": 3})
+    assert plain(config) == plain(expected)
+    # As transformers' own testers do; what has no meaning there is said, and does not make the file unreadable.
+    with caplog.at_level(logging.WARNING):
+        assigned(config, {"norm_eps": 1.0, "sliding_window": 2})
+    assert "`norm_eps`: no field of an encoder-decoder" in caplog.text
+    model = VariantForConditionalGeneration(config)
+    model.save_pretrained(tmp_path)
+    loaded = plain(AutoConfig.from_pretrained(tmp_path))
+    assert {name: loaded.get(name) for name in plain(expected)} == plain(expected) | {"dtype": "float32"}
+    assert not {"norm_eps", "sliding_window"} & loaded.keys()

@@ -54,7 +54,8 @@ class ConstructorRules:
         changed, others = type(self).from_dict(self.to_dict(), **config_dict, return_unused_kwargs=True)
         for name, value in vars(changed).items():
             if (name[0] != "_" or name == "_heterogeneity_spec") and vars(self).get(name) != value:
-                setattr(self, name, value)
+                # Not `setattr`, by which others would follow: `changed` has what follows.
+                PreTrainedConfig.__setattr__(self, name, value)
         for name in others.keys() - {"return_unused_kwargs"}:
             setattr(self, name, others[name])
 

@@ -149,16 +149,57 @@ class VariantConfig(ConstructorRules, *AXES, PreTrainedConfig):
         self.derive()
         self._refuse_missing_rope_entries()
         super().__post_init__(**kwargs)
-        if self.no_rope_layers is None:
-            self.no_rope_layers = [1] * self.num_hidden_layers
         # Before `@strict` runs it again, so that the error is a `ValueError` as everywhere in transformers.
         self.validate_architecture()
-        self.base_model_tp_plan = tensor_parallel_plan(self)
-        self.base_model_pp_plan = pipeline_plan(self)
-        if not self.final_norm:
-            self.base_model_fsdp_plan = {k: v for k, v in type(self).base_model_fsdp_plan.items() if k != "norm"}
+        for name, plan in self.plans().items():
+            setattr(self, name, plan)
         if somebody_chose():
             self.warn_of_idle_fields(FIELDS)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As in transformers; and what was derived from a field follows it, as in `update` and on loading."""
+        # The plans are the last that construction sets. A layer's own config, which has `skip`, changes in these alone.
+        alone = name not in FIELDS or "base_model_tp_plan" not in vars(self) or "skip" in vars(self)
+        if alone or vars(self)[name] == value:
+            super().__setattr__(name, value)
+            return
+        derived, planned = self.derived_fields() - {name}, self.plans()
+        planned = {plan for plan in planned if getattr(self, plan) == planned[plan]}
+        super().__setattr__(name, value)
+        bare = self._under_construction(derived)
+        bare.derive()
+        # A pattern of layers, or `None`, is resolved as on construction.
+        for follower in {*derived, name}:
+            super().__setattr__(follower, vars(bare)[follower])
+        for plan in planned:
+            super().__setattr__(plan, self.plans()[plan])
+
+    def plans(self) -> dict[str, dict]:
+        """How tensor, pipeline and data parallelism split this stack, by the names that transformers reads."""
+        fsdp = {k: v for k, v in type(self).base_model_fsdp_plan.items() if k != "norm" or self.final_norm}
+        return {
+            "base_model_pp_plan": pipeline_plan(self),
+            "base_model_fsdp_plan": fsdp,
+            "base_model_tp_plan": tensor_parallel_plan(self),
+        }
+
+    def derived_fields(self) -> set[str]:
+        """The fields with the value that construction would derive from the others."""
+        names = {name for name, entry in FIELDS.items() if entry.default is None and vars(self)[name] is not None}
+        return {name for name in names if self._derives(name)}
+
+    def _derives(self, name: str) -> bool:
+        bare = self._under_construction({name})
+        bare.derive()
+        return vars(bare)[name] == vars(self)[name]
+
+    def _under_construction(self, unset: Iterable[str]) -> "VariantConfig":
+        """A copy without layers of their own, on which `derive` fills in these fields."""
+        bare = copy.copy(self)
+        for name in ("base_model_tp_plan", "_heterogeneity_spec"):
+            vars(bare).pop(name, None)
+        vars(bare).update(dict.fromkeys(unset))
+        return bare
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "VariantConfig":

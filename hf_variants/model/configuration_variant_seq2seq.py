@@ -6,14 +6,18 @@ from .versions import MINIMUM  # noqa: F401
 
 # isort: split
 import copy
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import logging
 
 from .axis import Check, VariantConfigError, quote, refuse
 from .config_overrides import ConstructorRules
-from .configuration_variant import FRAMEWORK_KEYS, VariantConfig
+from .configuration_variant import FIELDS, FRAMEWORK_KEYS, VariantConfig
+
+
+logger = logging.get_logger(__name__)
 
 
 # Read from the decoder, so that tools which look at the top of a config find what they expect.
@@ -98,7 +102,7 @@ class VariantSeq2SeqConfig(ConstructorRules, PreTrainedConfig):
     def refuse_near_misses(cls, unknown: dict) -> None:
         """Refuse a field of a stack beside the stacks, or what looks like one: it would be stored and never read."""
         unknown = {name: value for name, value in unknown.items() if not hasattr(cls, name)}
-        if of_stacks := (unknown.keys() & VariantConfig.__dataclass_fields__.keys()) - FRAMEWORK_KEYS:
+        if of_stacks := {name for name in unknown if cls.is_of_stacks(name)}:
             raise VariantConfigError(
                 f"{quote(sorted(of_stacks))}: no field of an encoder-decoder, but of its stacks. "
                 "Set it in `encoder` or `decoder`."
@@ -139,9 +143,33 @@ class VariantSeq2SeqConfig(ConstructorRules, PreTrainedConfig):
             kwargs.pop(name, None)
 
     def to_dict(self) -> dict:
-        """As in transformers, with the decoder's sizes at the top, where PEFT and other tools look for them."""
+        """
+        As in transformers, with the decoder's sizes at the top, where PEFT and other tools look for them, and without
+        fields of a stack that were assigned beside the stacks.
+        """
         alike = {name for name in DECODER_FIELDS if not self.decoder.is_heterogeneous_in(name)}
-        return super().to_dict() | {name: getattr(self.decoder, name) for name in DECODER_FIELDS if name in alike}
+        saved = {name: value for name, value in super().to_dict().items() if not self.is_of_stacks(name)}
+        return saved | {name: getattr(self.decoder, name) for name in DECODER_FIELDS if name in alike}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As in transformers; what is read from the decoder is written to it, and a shared table's size to both stacks."""
+        if name in DECODER_FIELDS and isinstance(vars(self).get("decoder"), PreTrainedConfig):
+            setattr(self.decoder, name, value)
+            if name in ("vocab_size", "hidden_size") and self.share_embeddings:
+                setattr(self.encoder, name, value)
+                self.decoder.cross_attention_hidden_size = self.encoder.hidden_size
+            return
+        if self.is_of_stacks(name):
+            logger.warning_once(
+                f"`{name}`: no field of an encoder-decoder, but of its stacks; neither read nor saved. "
+                "Set it on `encoder` or `decoder`."
+            )
+        super().__setattr__(name, value)
+
+    @classmethod
+    def is_of_stacks(cls, name: str) -> bool:
+        """Whether this is a field of a stack that the whole has no meaning for."""
+        return name in FIELDS and name not in FRAMEWORK_KEYS and not hasattr(cls, name)
 
     @staticmethod
     def _as_dict(stack: VariantConfig | dict | None) -> dict:

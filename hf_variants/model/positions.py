@@ -120,6 +120,8 @@ class PositionsAxis(Axis):
     def derive(self) -> None:
         # A copy, because transformers completes the dictionary in place, with this config's context length.
         self.rope_parameters = copy.deepcopy(self.rope_parameters)
+        if self.no_rope_layers is None:
+            self.no_rope_layers = [1] * self.num_hidden_layers
 
     def checks(self) -> list[Check]:
         rope = self.position_embedding_type == "rope"

@@ -46,6 +46,8 @@ SEQ2SEQ = {
     "bart": {**LAYERNORM, "norm_placement": "post", "position_embedding_type": "learned", "embedding_norm": True},
     "t5": {"position_embedding_type": "relative_bias"},
 }
+# Those that make decoder inputs of the source, as BART does.
+FROM_SOURCE = ("bart",)
 
 HEADS = (VariantForSequenceClassification, VariantForTokenClassification, VariantForQuestionAnswering)
 
@@ -88,9 +90,8 @@ class ModelTester:
     def get_config(self) -> VariantConfig | VariantSeq2SeqConfig:
         if self.kind in SEQ2SEQ:
             stack = {**SIZES, **SEQ2SEQ[self.kind]}
-            return VariantSeq2SeqConfig(
-                encoder=stack, decoder=stack, decoder_start_token_id=1, pad_token_id=0, eos_token_id=2
-            )
+            whole = {"decoder_start_token_id": 1, "decoder_inputs_from_source": self.kind in FROM_SOURCE}
+            return VariantSeq2SeqConfig(encoder=stack, decoder=stack, pad_token_id=0, eos_token_id=2, **whole)
         if self.kind in DECODERS:
             return VariantConfig(**{**SIZES, **DECODERS[self.kind]})
         return VariantConfig(**{**SIZES, **ENCODERS[self.kind]}, is_causal=False)
@@ -99,5 +100,5 @@ class ModelTester:
         ids = torch.randint(3, SIZES["vocab_size"], (self.batch_size, self.seq_length))
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if self.is_encoder_decoder:
-            inputs["decoder_input_ids"] = ids.flip(-1)
+            inputs |= {"decoder_input_ids": ids.flip(-1), "decoder_attention_mask": torch.ones_like(ids)}
         return self.get_config(), inputs

@@ -42,14 +42,15 @@ def suite(kind: str, *more: type) -> type:
 
 PARALLEL = (test_tensor_parallel_mixin.TensorParallelTesterMixin, test_fsdp_mixin.FSDPTesterMixin)
 for _kind in kinds.DECODERS:
-    _more = PARALLEL if _kind == "llama" else ()
     globals()[f"Test{_kind.capitalize()}"] = suite(
-        _kind, GenerationTesterMixin, test_training_mixin.TrainingTesterMixin, *_more
+        _kind, GenerationTesterMixin, test_training_mixin.TrainingTesterMixin, *PARALLEL
     )
 for _kind in kinds.ENCODERS:
     globals()[f"Test{_kind.capitalize()}"] = suite(_kind, test_training_mixin.TrainingTesterMixin)
 for _kind in kinds.SEQ2SEQ:
-    globals()[f"Test{_kind.capitalize()}"] = suite(_kind, GenerationTesterMixin)
+    # The tensor-parallel ones give no decoder inputs.
+    _more = PARALLEL[:1] if _kind in kinds.FROM_SOURCE else ()
+    globals()[f"Test{_kind.capitalize()}"] = suite(_kind, GenerationTesterMixin, *_more)
 
 
 if __name__ == "__main__":
