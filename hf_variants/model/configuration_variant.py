@@ -174,7 +174,7 @@ class VariantConfig(ConstructorRules, *AXES, PreTrainedConfig):
         for plan in planned:
             super().__setattr__(plan, self.plans()[plan])
 
-    def plans(self) -> dict[str, dict]:
+    def plans(self) -> dict[str, dict | None]:
         """How tensor, pipeline and data parallelism split this stack, by the names that transformers reads."""
         fsdp = {k: v for k, v in type(self).base_model_fsdp_plan.items() if k != "norm" or self.final_norm}
         return {
