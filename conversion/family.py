@@ -291,6 +291,11 @@ class Family:
         """The deviations that affect this config."""
         return [deviation for deviation in self.deviations if deviation.applies(config)]
 
+    def bound(self, config: VariantConfig) -> float:
+        """The largest difference of logits in float32 that is due, relative to their spread: 0 for the same bits."""
+        bounds = (each.bound for each in self.deviations_of(config) if not each.gradients_only)
+        return max(bounds, default=0.0)
+
 
 def variant_class(class_name: str) -> type[PreTrainedModel]:
     """One of our classes, by the name that `architectures` gives."""

@@ -678,7 +678,7 @@ def _bound(left: PreTrainedModel, right: PreTrainedModel, pair: _Pair, report: V
     report.deviations = [deviation.reason for deviation in deviations]
     # bfloat16 has 2^16 times coarser rounding than float32, of which the bounds speak.
     coarse = {torch.bfloat16: 2.0**16, torch.float16: 2.0**13}.get(left.dtype, 1.0)
-    return coarse * max((deviation.bound for deviation in deviations), default=0.0)
+    return coarse * pair.family.bound(pair.config)
 
 
 def _runs(left: PreTrainedModel, right: PreTrainedModel, pair: _Pair) -> bool:

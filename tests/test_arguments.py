@@ -38,8 +38,9 @@ from hf_variants import (
     VariantSeq2SeqModel,
 )
 from hf_variants.conversion import supported_model_types
+from hf_variants.conversion.family import family_of
 
-from .parity import hostile_
+from .parity import hostile_, relative_error
 
 
 VOCABULARY = 96
@@ -149,8 +150,10 @@ def test_token_types_among_the_tokens_equal_the_stock_class(model_type):
     types = torch.where(torch.arange(9) < 4, 90, 91).expand(2, -1)
     with torch.no_grad():
         expected = stock(IDS, token_type_ids=types).logits
-        assert torch.equal(model(IDS, token_type_ids=types).logits, expected)
-        assert not torch.equal(model(IDS).logits, expected)
+        assert relative_error(model(IDS, token_type_ids=types).logits, expected) <= family_of(model_type).bound(
+            model.config
+        )
+        assert relative_error(model(IDS).logits, expected) > 0.1
     text = model.generate(IDS, token_type_ids=types, max_new_tokens=1, do_sample=False, pad_token_id=0)
     assert torch.equal(text[:, -1], expected[:, -1].argmax(-1))
     assert hf_variants.to_native(model).config.model_type == model_type

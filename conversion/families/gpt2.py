@@ -1,7 +1,7 @@
 """GPT-2: learned positions, biased LayerNorm, ungated GELU, Conv1D projections with queries, keys and values fused."""
 
 from ..config_map import Computed, Fixed, Required, Same
-from ..family import Deviation, Family
+from ..family import Family
 from ..rules import Rule, Transpose
 from ._common import (
     ALL_BIASES,
@@ -13,6 +13,7 @@ from ._common import (
     NO_PADDING_ROW,
     QKV_IN_COLUMNS,
     SUMMARY,
+    TRANSPOSED_PRODUCT,
     fused_qkv,
     gpt2_weights,
     unread,
@@ -54,15 +55,7 @@ FAMILIES = (
             fused_qkv(LAYER + "c_attn", QKV_IN_COLUMNS),
             Rule(LAYER + "c_proj.{leaf}", "model.layers.{layer}.self_attn.o_proj.{leaf}", Transpose()),
         ),
-        deviations=(
-            FUSED_GRADIENT,
-            FUSED_PRODUCT,
-            # Measured in float32: one row, as in decoding, to five.
-            Deviation(
-                "Conv1D multiplies by a matrix stored the other way round, which the CPU rounds differently for "
-                "inputs of very few tokens"
-            ),
-        ),
+        deviations=(FUSED_GRADIENT, FUSED_PRODUCT, TRANSPOSED_PRODUCT),
         head_weights={"token_classification": (Rule("classifier.{leaf}", "score.{leaf}"),)},
     ),
 )  # fmt: skip

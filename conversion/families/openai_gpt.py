@@ -6,10 +6,12 @@ from ..rules import Rule, Transpose
 from ._common import (
     ALL_BIASES,
     FUSED_GRADIENT,
+    FUSED_PRODUCT,
     GPT2_NAMES,
     LAYERNORM_BLOCK,
     NO_PADDING_ROW,
     QKV_IN_COLUMNS,
+    TRANSPOSED_PRODUCT,
     fourfold_ffn,
     fused_qkv,
 )
@@ -43,6 +45,6 @@ FAMILIES = (
             Rule(LAYER + "ln_2.{leaf}", OURS + "mlp_post_norm.{leaf}"),
             Rule("lm_head.weight", "lm_head.weight"),
         ),
-        deviations=(FUSED_GRADIENT,),
+        deviations=(FUSED_GRADIENT, FUSED_PRODUCT, TRANSPOSED_PRODUCT),
     ),
 )  # fmt: skip
