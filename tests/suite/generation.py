@@ -25,7 +25,8 @@ class GenerationTesterMixin:
         for model_class in self.all_generative_model_classes:
             set_seed(0)
             config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
-            inputs.pop("decoder_input_ids", None)
+            for name in ("decoder_input_ids", "decoder_attention_mask"):
+                inputs.pop(name, None)
             model = model_class(config).eval()
             model.generation_config.eos_token_id = None
             prompt = 1 if config.is_encoder_decoder else inputs["input_ids"].shape[1]
