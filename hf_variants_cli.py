@@ -22,6 +22,8 @@ from typing import Any
 
 # What the Hub knows of how a model is made from another.
 BASE_MODEL_RELATIONS = ("adapter", "finetune", "merge", "quantized")
+# Runtimes that checkpoints are written for.
+ENGINES = ("ctranslate2",)
 # The names torch gives its own dtypes; "auto" keeps what the source has.
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -164,14 +166,30 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_adapter_options(convert, "the variant's checkpoint")
 
-    export = command("export", _export, "Export a variant, or an adapter for one, to a native architecture.")
-    export.add_argument("source", metavar="SRC", help="folder of a variant, or of an adapter")
+    export = command(
+        "export", _export, "Export a variant, or an adapter for one, to a native architecture or an engine."
+    )
+    export.add_argument(
+        "source",
+        metavar="SRC",
+        help="folder of a variant, or of an adapter; for an engine, whatever `convert` takes, too",
+    )
     export.add_argument("destination", metavar="DST", type=Path, help="folder to create")
     _add_shard_size(export)
     export.add_argument(
         "--to", metavar="TYPE", dest="model_type", help="native model type (default: the one it came from)"
     )
     _add_stored(export)
+    engine = export.add_argument_group("engines")
+    engine.add_argument(
+        "--engine",
+        choices=ENGINES,
+        help="write for this runtime instead, run the result beside ours and keep it if equal",
+    )
+    engine.add_argument(
+        "--quantization", metavar="KIND", help="of the engine's weights, such as int8 (default: as stored)"
+    )
+    _add_ignore_key(engine)
 
     _add_adapter_options(export, "the native checkpoint")
     _add_edit(command("edit", _edit, "Give any checkpoint another shape: layers, heads, vocabulary, norms, kind."))
@@ -479,8 +497,37 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from hf_variants.conversion import export, export_adapter
+    from hf_variants.conversion import VerificationFailed, export, export_adapter
 
+    # Always verified.
+    if arguments.engine is not None:
+        given = {
+            "to": arguments.model_type,
+            "base": arguments.base,
+            "onto": arguments.onto,
+            "dtype": _dtype(arguments.dtype),
+        }
+        for option, value in given.items():
+            if value is not None:
+                raise ValueError(f"--{option} is not for engines. Leave it out; --quantization says what to store.")
+        from hf_variants.conversion.engines import export_to_engine
+
+        try:
+            engine_report = export_to_engine(
+                arguments.source,
+                arguments.destination,
+                arguments.engine,
+                quantization=arguments.quantization,
+                ignore_keys=arguments.ignore_keys,
+            )
+        except VerificationFailed as error:
+            print(error.report.to_markdown())
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        print(engine_report.to_markdown())
+        return 0
+    if arguments.quantization is not None or arguments.ignore_keys:
+        raise ValueError("--quantization and --ignore-key are for engines. Name one with --engine, or leave them out.")
     return _translate(arguments, export, export_adapter, {"model_type": arguments.model_type})
 
 

@@ -1,0 +1,58 @@
+"""The package `ctranslate2`, and which of its kernels compute what a config asks for."""
+
+import math
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from ....model.feed_forward import LEARNED_ACTIVATIONS, make_activation
+from ...errors import ConversionError
+
+
+# As its enumeration calls them.
+ACTIVATIONS = {
+    "RELU": F.relu,
+    "GELU": F.gelu,
+    "GELUTanh": lambda x: F.gelu(x, approximate="tanh"),
+    "GELUSigmoid": lambda x: x * torch.sigmoid(1.702 * x),
+    "SWISH": F.silu,
+    "Tanh": torch.tanh,
+    "Sigmoid": torch.sigmoid,
+}
+
+
+def ctranslate2_package() -> Any:
+    """The package."""
+    try:
+        import ctranslate2
+    except ImportError as error:
+        raise ConversionError(
+            "CTranslate2 models are written and run with the package `ctranslate2`, which is not installed. Install "
+            "hf-variants with the extra `ctranslate2`."
+        ) from error
+    return ctranslate2
+
+
+@cache
+def activation_of(name: str) -> str | None:
+    """The kernel that computes an activation of transformers, found by its values, or `None`."""
+    if name in LEARNED_ACTIVATIONS:
+        return None
+    inputs = torch.linspace(-6, 6, 241, dtype=torch.float32)
+    ours = make_activation(name)(inputs)
+    same = (kind for kind, kernel in ACTIVATIONS.items() if torch.allclose(ours, kernel(inputs), rtol=0, atol=2e-6))
+    return next(same, None)
+
+
+def frequency_factors(inverse: torch.Tensor, base: float) -> list[float] | None:
+    """
+    What the plain inverse frequencies of a base are divided by to give others, (rotary_dim / 2,); `None` where they are
+    the plain ones. A frequency of 0, which rotates nothing, has an infinite factor.
+    """
+    pairs = len(inverse)
+    plain = [base ** (-pair / pairs) for pair in range(pairs)]
+    if all(math.isclose(a, b, rel_tol=1e-6) for a, b in zip(plain, inverse.tolist())):
+        return None
+    return [a / b if b else math.inf for a, b in zip(plain, inverse.tolist())]

@@ -1,0 +1,153 @@
+"""One checkpoint in, a folder for another runtime out, if that computes the same."""
+
+import copy
+import importlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ...model.block import Block
+from .. import checkpoint
+from ..companions import has_tokenizer
+from ..errors import ConversionError, VerificationFailed
+from ..record import command_line
+from ..skeleton import empty_model, stored_tensors
+from ..tokenization import differences, load_tokenizer
+from ..translate import build, open_variant
+from ..verification import Check
+
+
+# Engine -> the room that writes it. Imported when it is asked for: each needs a package of its own.
+ENGINES = {"ctranslate2": "ctranslate2"}
+
+
+def engine_room(name: str) -> ModuleType:
+    """
+    The room of an engine: `refuse_unrepresentable`, `refuse_quantization`, `write`, `prove` and `version`.
+
+    Raises:
+        ConversionError: if there is none.
+    """
+    if name not in ENGINES:
+        raise ConversionError(f"There is no engine {name!r}. Use one of {', '.join(sorted(ENGINES))}.")
+    return importlib.import_module(f".{ENGINES[name]}", __package__)
+
+
+@dataclass
+class EngineReport:
+    """
+    What an export to an engine did.
+
+    Attributes:
+        source, destination: where from and where to.
+        engine: with its version.
+        quantization: of the weights; empty for as they were stored.
+        parameters: how many.
+        checks: what was compared while both ran, each with what was seen.
+        notes: what the engine cannot be told, or does not take.
+        command: what does the same in a shell.
+    """
+
+    source: str
+    destination: str
+    engine: str
+    quantization: str
+    parameters: int
+    checks: list[Check] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    command: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return all(check.ok for check in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def to_markdown(self) -> str:
+        how = f", {self.quantization}" if self.quantization else ""
+        return "\n".join(
+            [
+                f"**variant -> {self.engine}**{how}: {self.parameters:,} parameters.",
+                *(f"- {'ok' if check.ok else 'DIFFERS'}: {check.name}: {check.detail}" for check in self.checks),
+                *(f"- {note}." for note in self.notes),
+            ]
+        )
+
+
+def export_to_engine(
+    source: str | Path,
+    destination: str | Path,
+    engine: str,
+    *,
+    quantization: str | None = None,
+    ignore_keys: Iterable[str] = (),
+) -> EngineReport:
+    """
+    Write a checkpoint for another runtime, run it beside ours, and keep it if both compute the same.
+
+    Args:
+        source: a native folder, a Hub id, a GGUF file, or a folder of a variant.
+        destination: a folder that does not exist yet; it appears when the comparison has held.
+        engine: a key of `ENGINES`.
+        quantization: of the weights, in the engine's words; by default as they are stored.
+        ignore_keys: as `convert` takes them.
+
+    Raises:
+        NotRepresentable: naming every field that the engine does not compute, before a weight is read.
+        VerificationFailed: if it computes something else all the same; nothing is left behind.
+        ConversionError: if the engine's package is not installed; otherwise as `convert`.
+    """
+    room = engine_room(engine)
+    room.refuse_quantization(quantization)
+    checkpoint.refuse_occupied(destination)
+    opened = open_variant(source, ignore_keys)
+    room.refuse_unrepresentable(opened.config)
+    version = room.version()
+    stored = stored_tensors(empty_model(opened.model_class, opened.config))
+    weights = {name: opened.load(name).clone(memory_format=torch.contiguous_format) for name in stored}
+    model = build(opened.model_class, copy.deepcopy(opened.config), weights)
+    del weights
+    tokenizer, notes = _tokenizer(opened.files)
+    report = EngineReport(
+        source=str(source),
+        destination=str(destination),
+        engine=version,
+        quantization=quantization or "",
+        parameters=model.num_parameters(),
+        command=command_line("export", source, destination, engine=engine, quantization=quantization),
+    )
+    with checkpoint.new_folder(destination) as temporary:
+        report.notes = [*room.write(model, tokenizer, temporary, quantization), *notes]
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
+            reread = load_tokenizer(temporary)
+            report.notes += [reread] if isinstance(reread, str) else differences(tokenizer, reread)
+        report.checks = room.prove(temporary, in_float32(model), tokenizer, quantization)
+        if not report.ok:
+            raise VerificationFailed(report)
+    return report
+
+
+def in_float32(model: PreTrainedModel) -> PreTrainedModel:
+    """The model itself, cast in place: what it was in fewer bits has been written. It takes inputs of any length."""
+    model = model.float()
+    model.config.dtype = torch.float32
+    for module in model.modules():
+        if isinstance(module, Block):
+            # The same network in chunks of `ffn_chunk_size`, of which an input has to be a multiple.
+            vars(module).pop("feed_forward", None)
+    return model.eval()
+
+
+def _tokenizer(path: Path) -> tuple[Any, list[str]]:
+    """What lies beside a checkpoint, and notes where it cannot be read."""
+    if path.is_dir() and not has_tokenizer(path):
+        return None, []
+    found = load_tokenizer(path)
+    return (None, [found]) if isinstance(found, str) else (found, [])
