@@ -22,13 +22,10 @@ class VerificationFailed(ConversionError):
         report (`VerificationReport`): every check, those that hold as well.
     """
 
-    def __init__(self, report: Any):
+    def __init__(self, report: Any, advice: str = "Convert without verifying to look at it, and please report it."):
         self.report = report
         failed = "; ".join(f"{check.name}: {check.detail}" for check in report.checks if not check.ok)
-        super().__init__(
-            f"The conversion differs from its source, so nothing was written: {failed}. Convert without verifying to "
-            "look at it, and please report it."
-        )
+        super().__init__(f"The conversion differs from its source, so nothing was written: {failed}. {advice}")
 
 
 NOTHING: Mapping[str, Any] = {}

@@ -128,9 +128,10 @@ def export_to_engine(
             tokenizer.save_pretrained(temporary)
             reread = load_tokenizer(temporary)
             report.notes += [reread] if isinstance(reread, str) else differences(tokenizer, reread)
-        report.checks = room.prove(temporary, in_float32(model), tokenizer, quantization)
+        report.checks, figures = room.prove(temporary, in_float32(model), tokenizer, quantization)
+        report.notes += figures
         if not report.ok:
-            raise VerificationFailed(report)
+            raise VerificationFailed(report, "Please report it; with rounded weights, try a wider quantization.")
     return report
 
 

@@ -73,6 +73,4 @@ def refuse(engine: str, stacks: Mapping[str, dict[str, tuple[Any, Refusal]]]) ->
         f"{stack}.{name}" if stack else name: ways for stack, fields in stacks.items() for name, ways in fields.items()
     }
     if found:
-        raise NotRepresentable(
-            engine, found, "Change those fields, or ask `hf-variants doctor` which engine takes them."
-        )
+        raise NotRepresentable(engine, found, "Change those fields, or run the variant with transformers.")

@@ -11,7 +11,7 @@ from ...verification import Check
 from ..fields import refuse
 from .kernels import ctranslate2_package
 from .lacks import stacks_in_the_way
-from .proof import check
+from .proof import check, integers
 from .spec import build_spec
 from .vocabulary import register, tokens_of
 
@@ -53,12 +53,16 @@ def write(model: PreTrainedModel, tokenizer: Any, folder: Path, quantization: st
     return notes
 
 
-def prove(folder: Path, model: PreTrainedModel, tokenizer: Any, quantization: str | None) -> list[Check]:
-    """Run the written model beside ours, which is in float32."""
-    config = model.config
+def prove(
+    folder: Path, model: PreTrainedModel, tokenizer: Any, quantization: str | None
+) -> tuple[list[Check], list[str]]:
+    """Run the written model beside ours, which is in float32: what was compared, and notes."""
+    config, rounded = model.config, QUANTIZATIONS[quantization]
     stacks = (config.encoder, config.decoder) if config.is_encoder_decoder else (config, config)
     source, target = (tokens_of(tokenizer, stack.vocab_size) for stack in stacks)
-    return check(folder, model, {"source": source, "target": target}, QUANTIZATIONS[quantization])
+    tokens = {"source": source, "target": target}
+    checks = check(folder, model, tokens, rounded)
+    return checks, integers(folder, model, tokens) if rounded == "int8" else []
 
 
 def version() -> str:

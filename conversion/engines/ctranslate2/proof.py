@@ -19,6 +19,7 @@ BOUND = 1e-4
 # of the differences in standard deviations.
 KL_BOUNDS = {"int8": 0.05, "int16": 1e-3, "float16": 1e-3, "bfloat16": 0.02}
 HIDDEN_BOUNDS = {"int8": 0.1, "int16": 1e-2, "float16": 1e-2, "bfloat16": 0.05}
+INTEGERS = "int8_float32"
 LENGTHS = (1, 7, 48)
 NEW_TOKENS = 12
 # Below what any model gives: the engine's score of a token that may not come.
@@ -43,7 +44,7 @@ class Bound:
 
 def check(folder: Path, model: PreTrainedModel, tokens: dict[str, list[str]], rounded: str | None) -> list[Check]:
     """
-    Compare a written model with ours, in float32.
+    Compare a written model with ours, both in float32, so that of an int8 model the weights alone are rounded.
 
     Args:
         folder: of the written model.
@@ -51,20 +52,38 @@ def check(folder: Path, model: PreTrainedModel, tokens: dict[str, list[str]], ro
         tokens: by `"source"` and `"target"`, the token of every id.
         rounded: to what the writing rounded the weights: `"int8"`, ...; `None` for nothing.
     """
-    engine, config = ctranslate2_package(), model.config
-    compute = {"int8": "int8_float32", "int16": "int16"}.get(rounded or "", "float32")
-    if compute not in engine.get_supported_compute_types("cpu"):
-        compute = "float32"
-    kind = "Translator" if config.is_encoder_decoder else "Generator" if config.is_causal else "Encoder"
-    runner = getattr(engine, kind)(str(folder), compute_type=compute, intra_threads=torch.get_num_threads())
-    compare = {"Translator": _compare_pair, "Generator": _compare_decoder, "Encoder": _compare_encoder}[kind]
     with torch.no_grad():
-        checks = compare(runner, model, tokens, Bound(rounded))
+        checks = _compare(folder, model, tokens, Bound(rounded))
         if rounded is None and not all(check.ok for check in checks):
             # Weights that magnify rounding do so here as there: what float32 loses beside float64 tells how much.
             bound = Bound(None, 4 * _rounding(model))
-            checks = compare(runner, model, tokens, bound) if bound.scores > BOUND else checks
+            checks = _compare(folder, model, tokens, bound) if bound.scores > BOUND else checks
     return checks
+
+
+def integers(folder: Path, model: PreTrainedModel, tokens: dict[str, list[str]]) -> list[str]:
+    """
+    How far the engine is off where it computes in int8, which rounds every activation, too: notes and no checks, since
+    that is the model's nature and not of what was written.
+    """
+    if INTEGERS not in ctranslate2_package().get_supported_compute_types("cpu"):
+        return []
+    with torch.no_grad():
+        checks = _compare(folder, model, tokens, Bound("int8"), INTEGERS)
+    return [
+        f"Computed in int8, activations rounded as well: {check.name}: {check.detail.split(' (')[0]}"
+        for check in checks
+    ]
+
+
+def _compare(
+    folder: Path, model: PreTrainedModel, tokens: dict[str, list[str]], bound: Bound, compute: str = "float32"
+) -> list[Check]:
+    engine, config = ctranslate2_package(), model.config
+    kind = "Translator" if config.is_encoder_decoder else "Generator" if config.is_causal else "Encoder"
+    runner = getattr(engine, kind)(str(folder), compute_type=compute, intra_threads=torch.get_num_threads())
+    compare = {"Translator": _compare_pair, "Generator": _compare_decoder, "Encoder": _compare_encoder}[kind]
+    return compare(runner, model, tokens, bound)
 
 
 def _stacks(model: PreTrainedModel) -> list[PreTrainedModel]:
