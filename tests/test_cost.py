@@ -16,12 +16,14 @@ from hf_variants import VariantConfig
 from hf_variants.conversion.family import family_of
 from hf_variants.conversion.skeleton import empty_model
 from hf_variants.cost import Plan, cost
+from hf_variants.cost.activations import Kept, activations
 from hf_variants.cost.cache import cache_bytes
 from hf_variants.cost.compute import backward_flops, forward_flops
 from hf_variants.cost.memory import rank_memory
 from hf_variants.cost.parameters import count_parameters, structure, weight_bytes, weights
 from hf_variants.cost.subject import subject_of
 from hf_variants.model.attention import seen_pairs
+from hf_variants.model.block import Block
 from hf_variants.model.part import Call
 
 from .native_rows import all_rows
@@ -124,12 +126,15 @@ def counted_flops(call) -> int:
 
 
 def assert_flops(config, class_name: str | None = None, length: int = 12, **inputs) -> None:
-    """Forward and backward, in training, of every token and of the last one's logits alone."""
+    """Forward and backward, in training. Layers that are dropped at random cost nothing, which is not counted on."""
+    stacks = [config.encoder, config.decoder] if config.is_encoder_decoder else [config]
+    for stack in stacks:
+        stack.layerdrop = 0.0
     described = structure(config, class_name)
     torch.manual_seed(0)
     model = getattr(hf_variants, described.cls.__name__)(config)
     model.set_attn_implementation("eager")
-    ids = torch.randint(3, config.decoder.vocab_size if config.is_encoder_decoder else config.vocab_size, (2, length))
+    ids = torch.randint(3, min(stack.vocab_size for stack in stacks), (2, length))
     source = 7 if config.is_encoder_decoder else 0
     if source:
         inputs = {"decoder_input_ids": ids}
@@ -175,6 +180,78 @@ def test_flops_of_two_stacks(options):
 def test_500_random_configs(fields):
     assert_parameters(VariantConfig(**fields))
     assert_flops(VariantConfig(**fields))
+
+
+def kept_bytes(config, class_name: str, dtype: str, checkpointing: bool = False) -> int:
+    """What autograd saves in a forward of the whole model."""
+    torch.manual_seed(0)
+    model = getattr(hf_variants, class_name)(config).to(getattr(torch, dtype)).train()
+    model.set_attn_implementation("eager")
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    ids = torch.randint(3, 20, (2, 12))
+    inputs = {"input_ids": ids, "labels": ids} if hasattr(model, "lm_head") else {"input_ids": ids}
+    if config.is_encoder_decoder:
+        inputs = {"input_ids": ids[:, :7], "decoder_input_ids": ids, "labels": ids}
+    kept = Kept(model)
+    if checkpointing:
+        # What it holds without autograd's knowledge: the arguments of layers.
+        for module in model.modules():
+            if isinstance(module, Block):
+                module.register_forward_pre_hook(
+                    lambda _, given, named: kept.share(*given, *named.values()), with_kwargs=True
+                )
+    with kept.watching():
+        model(**inputs, use_cache=False)
+    return kept.total + sum(
+        tensor.untyped_storage().nbytes() for key, tensor in kept.shared.items() if key not in kept.seen
+    )
+
+
+def assert_activations(config, class_name: str | None = None, dtypes: tuple = ("float32", "bfloat16")) -> None:
+    described = structure(config, class_name)
+    class_name = described.cls.__name__
+    call = Call(2, 12, source=7 if config.is_encoder_decoder else 0)
+    for dtype in dtypes:
+        found = activations(described, call, dtype=dtype, fused=False)
+        assert found.total == pytest.approx(kept_bytes(config, class_name, dtype), rel=0.01)
+        forward = found.checkpointed - found.per_layer
+        assert forward == pytest.approx(kept_bytes(config, class_name, dtype, checkpointing=True), rel=0.01)
+
+
+@pytest.mark.parametrize("name", [*hf_variants.presets(), *OTHERS])
+def test_activations_of_presets(name):
+    # Wide enough for what a CPU rounds to 16 bits and other devices do not, the statistics of LayerNorm, to be little.
+    config = config_of(name)
+    factorised = config.embedding_size != config.hidden_size
+    wide = {"hidden_size": 128, "head_dim": 64, "intermediate_size": 96, "embedding_size": 64 if factorised else None}
+    assert_activations(VariantConfig.from_dict(config.to_dict() | wide))
+
+
+@RANDOM
+@given(variant_fields(), st.sampled_from([0.0, 0.1]))
+def test_activations_of_random_configs(fields, dropout):
+    rates = dict.fromkeys(("attention_dropout", "residual_dropout", "activation_dropout"), dropout)
+    assert_activations(VariantConfig(**fields, **rates), dtypes=("float32",))
+
+
+@pytest.mark.parametrize("options", SEQ2SEQ.values(), ids=SEQ2SEQ)
+def test_activations_of_two_stacks(options):
+    assert_activations(seq2seq(options))
+
+
+def test_fused_attention_keeps_no_weights_of_attention():
+    """https://arxiv.org/abs/2307.08691: queries, keys, values, output, and one number per query and head."""
+    config = VariantConfig(**{**SMALL, "num_hidden_layers": 1, "num_key_value_heads": 2})
+    call = Call(2, 64)
+    eager, fused = (
+        activations(structure(config), call, dtype="float32", fused=fused).total for fused in (False, True)
+    )
+    heads, tokens, width = SMALL["num_attention_heads"], 2 * 64, SMALL["hidden_size"]
+    weights, statistics = heads * tokens * 64 * 4, heads * tokens * 4
+    # Eager attention copies keys and values for the heads of a group, and the order of its output.
+    copies = 4 * tokens * (2 * width // 2)
+    assert eager - fused == weights - statistics + copies
 
 
 def cached_bytes(cache) -> int:

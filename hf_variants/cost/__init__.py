@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..model.part import Call
+from .activations import Activations, activations
 from .advice import advice
 from .cache import CacheBytes, cache_bytes
 from .compute import Flops, backward_flops, forward_flops
@@ -30,7 +31,9 @@ class Cost:
         forward_per_token: operations of the forward for one token.
         prefill, decode: one step each, of generation; `None` for an encoder.
         cache: bytes after `length + generate` tokens; `None` for an encoder.
-        memory: of every pipeline stage's rank.
+        fused_activations, eager_activations: what a training step on `batch` times `length` tokens keeps for its backward,
+            with either attention, on one device.
+        memory: of every pipeline stage's rank, without activations.
         largest_batch, largest_length: that fit `memory_limit` in generation; `None` without a limit or a cache.
         crossings: see `speed.crossings`.
         layers: see `layers.layer_kinds`.
@@ -49,6 +52,8 @@ class Cost:
     prefill: Step | None
     decode: Step | None
     cache: CacheBytes | None
+    fused_activations: Activations
+    eager_activations: Activations
     memory: list[RankMemory]
     largest_batch: int | None
     largest_length: int | None
@@ -131,6 +136,8 @@ def cost(
         prefill=prefill,
         decode=decode,
         cache=cache,
+        fused_activations=activations(model, training, dtype=dtype),
+        eager_activations=activations(model, training, dtype=dtype, fused=False),
         memory=rank_memory(model, plan, dtype, lora_rank),
         largest_batch=largest_batch(model, room, end, dtype, source) if room is not None else None,
         largest_length=largest_length(model, room, batch, dtype, source) if room is not None else None,

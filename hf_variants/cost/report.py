@@ -67,6 +67,15 @@ def _sections(cost: Cost) -> Iterator[tuple[str, list[Row]]]:
                 ("one more token", readable(cost.cache.per_token)),
             ],
         )
+    kept = (("FlashAttention", cost.fused_activations), ("eager attention", cost.eager_activations))
+    yield (
+        f"Activations of {tokens}, {settings['dtype']}",
+        [
+            (f"{name}{suffix}", readable(size))
+            for name, found in kept
+            for suffix, size in (("", found.total), (", checkpointing", found.checkpointed))
+        ],
+    )
     yield (
         f"Training with {settings['optimizer']}, a rank's memory without activations",
         [
