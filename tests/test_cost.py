@@ -95,12 +95,13 @@ def test_parameters_of_native_types(model_type):
 
 @pytest.mark.whole
 @pytest.mark.parametrize("model_type", ROWS)
-def test_flops_of_native_types(model_type):
+def test_flops_and_activations_of_native_types(model_type):
     for seed in range(1, 4):
         config, class_name = native_subject(model_type, seed)
         assert_parameters(config, class_name)
         config.pad_token_id = 0 if config.pad_token_id is None else config.pad_token_id
         assert_flops(config, class_name)
+        assert_activations(config, class_name, dtypes=("float32",))
 
 
 def native_subject(model_type: str, seed: int):
@@ -180,6 +181,7 @@ def test_flops_of_two_stacks(options):
 def test_500_random_configs(fields):
     assert_parameters(VariantConfig(**fields))
     assert_flops(VariantConfig(**fields))
+    assert_activations(VariantConfig(**fields), dtypes=("float32",))
 
 
 def kept_bytes(config, class_name: str, dtype: str, checkpointing: bool = False) -> int:
@@ -238,6 +240,27 @@ def test_activations_of_random_configs(fields, dropout):
 @pytest.mark.parametrize("options", SEQ2SEQ.values(), ids=SEQ2SEQ)
 def test_activations_of_two_stacks(options):
     assert_activations(seq2seq(options))
+
+
+@pytest.mark.parametrize("model_type", ["t5", "m2m_100", "bart", "llama", "bert", "gpt2"])
+def test_every_head_of_a_native_type_has_a_cost(model_type):
+    """Also where its forward looks at values: at the end of a sequence, at the largest position."""
+    family = family_of(model_type)
+    for head in family.converted_heads:
+        native_class = family.native_class(head)
+        config = native_class.config_class(**ROWS[model_type].draw(random.Random(0)))
+        config.architectures = [native_class.__name__]
+        found = cost(config, batch=2, length=8)
+        assert found.class_name == family.variant_class(head).__name__
+        assert found.parameters.total > 0 < found.fused_activations.total
+
+
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
+def test_activations_where_frequencies_follow_the_length(rope_type):
+    rope = {"rope_type": rope_type, "rope_theta": 10000.0, "factor": 2.0}
+    if rope_type == "longrope":
+        rope |= {"short_factor": [1.0] * 2, "long_factor": [2.0] * 2, "original_max_position_embeddings": 64}
+    assert_activations(VariantConfig(**SMALL, rope_parameters=rope))
 
 
 def test_fused_attention_keeps_no_weights_of_attention():

@@ -6,6 +6,7 @@ saves is counted, each storage once, weights aside.
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 from ..conversion.skeleton import empty_model
 from ..model.attention import Attention
 from ..model.part import Call, Part
+from ..model.positions import GrowingSinusoidalPositions, RotaryEmbedding, SinusoidalPositions, no_padding_mask
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ def activations(model: Part, call: Call, *, dtype: str = "bfloat16", fused: bool
         for module in built.modules():
             if isinstance(module, Attention):
                 module.eager_attention = cast(Any, fused_attention)
+    _spare_values(built, call)
     kept = Kept(built)
     layers: list[tuple[int, int, int]] = []
     for module in built.modules():
@@ -126,6 +129,24 @@ def _stacks(model: Part, built: nn.Module) -> Iterator[tuple[Part, nn.Module]]:
     for path, part in model.walk():
         if "layers" in part.children():
             yield part, built.get_submodule(path)
+
+
+def _spare_values(built: Any, call: Call) -> None:
+    """Replace what looks at values, which there are none of, by what takes the same shapes."""
+    if hasattr(built, "pool"):
+        # Which token stands for a sequence.
+        built.real_tokens = built.marked_tokens = lambda *arguments: None
+        built.pool = lambda hidden_states, tokens: hidden_states[:, 0]
+    for module in built.modules():
+        owner: Any = module
+        if isinstance(module, GrowingSinusoidalPositions):
+            module.grow(max(call.length, call.source))
+            owner.forward = partial(SinusoidalPositions.forward, module)
+        elif isinstance(module, RotaryEmbedding):
+            # Frequencies follow the longest input for some types, in place.
+            module.rope_type = "default"
+        elif hasattr(module, "padding_mask_of"):
+            owner.padding_mask_of = no_padding_mask
 
 
 def _keep_one_of_each(stack: Any, part: Part) -> list[int]:
