@@ -97,8 +97,14 @@ def inputs_of(model: PreTrainedModel, length: int) -> dict[str, dict[str, torch.
             # Their encoders know no position ids; the decoder's side is not padded.
             batch.pop("position_ids", None)
             vocab_size = getattr(config, "decoder_vocab_size", None) or config.vocab_size
-            decoder_shape = (2, max(shape[1] * 3 // 4, 2))
+            # Their classifiers look for the end of a sequence in the source, among the decoder's positions.
+            classifies = "SequenceClassification" in type(model).__name__
+            decoder_shape = (2, shape[1] if classifies else max(shape[1] * 3 // 4, 2))
             batch["decoder_input_ids"] = torch.randint(0, vocab_size, decoder_shape, generator=generator)
+            if classifies and isinstance(end := config.eos_token_id, int):
+                ids = batch["input_ids"].masked_fill(batch["input_ids"] == end, (end + 1) % config.vocab_size)
+                ids[:, shape[1] // 2] = end
+                batch["input_ids"] = ids
         elif "MaskedLM" in type(model).__name__ or "For" not in type(model).__name__ or not model.can_generate():
             batch.pop("position_ids", None)
             if getattr(config, "type_vocab_size", 0) > 1:

@@ -198,7 +198,7 @@ def test_commands_whose_messages_name_the_option_have_it():
         ("roberta", "RobertaForCausalLM", "masked_lm"),
         ("electra", "ElectraForPreTraining", "base"),
         ("gpt2", "GPT2DoubleHeadsModel", "causal_lm"),
-        ("bart", "BartForSequenceClassification", "base"),
+        ("bart", "BartForSequenceClassification", "sequence_classification"),
         ("llama", "LLaMAForCausalLM", "causal_lm"),
         ("llama", "MistralForCausalLM", "causal_lm"),
         ("t5", "T5WithLMHeadModel", "seq2seq_lm"),

@@ -560,7 +560,8 @@ def _set_head_std(layer: Part, config: VariantConfig, of_classes: bool = False) 
     if config.initializer_scheme == "fan_in":
         layer.attributes["init_std"] = config.initializer_range * from_input
     elif config.initializer_scheme == "fan_out_heads":
-        layer.attributes["init_std"] = config.initializer_range * layer.arguments["out_features"] ** -0.5
+        # Of the range of the model that the head belongs to, which need not be its stack's.
+        layer.attributes["init_factor"] = layer.arguments["out_features"] ** -0.5
     elif config.initializer_scheme == "depth_scaled_and_heads":
         depth_scaled = config.initializer_range * (2 * config.num_hidden_layers) ** -0.5
         layer.attributes["init_std"] = from_input if of_classes else depth_scaled

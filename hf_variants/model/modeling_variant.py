@@ -285,6 +285,8 @@ class VariantPreTrainedModel(AdapterGuard, Distribution, PreTrainedModel):
         elif isinstance(module, (nn.Linear, nn.Embedding)):
             # 0 stands for the default, as in transformers.
             std = getattr(module, "init_std", config.initializer_range or 0.02)
+            if hasattr(module, "init_factor"):
+                std = module.init_factor * self.config.initializer_range
             draw_matrix(module, std, config.initializer_cutoff_factor)
         elif isinstance(module, Attention):
             if module.has_sinks:
