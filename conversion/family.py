@@ -384,14 +384,14 @@ def family_for(model_type: str, config: AnyVariantConfig) -> Family:
 
 def read_config(folder: Path) -> PreTrainedConfig:
     """
-    The config of a checkpoint folder; code that the checkpoint brings is never run.
+    The config of a checkpoint folder, or in a file of any name; code that the checkpoint brings is never run.
 
     Raises:
         FileNotFoundError: if the folder has no config.json.
         UnsupportedModelType: if transformers does not know its model type.
         ConversionError: for a file or values of which no config can be made.
     """
-    path = folder / CONFIG_NAME
+    path = folder if folder.is_file() else folder / CONFIG_NAME
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {CONFIG_NAME}. Give the folder of a checkpoint.")
     values = read_config_values(path)

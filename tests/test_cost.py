@@ -13,6 +13,7 @@ from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
 import hf_variants
 from hf_variants import VariantConfig
+from hf_variants.conversion.errors import ConversionError
 from hf_variants.conversion.family import family_of
 from hf_variants.conversion.skeleton import empty_model
 from hf_variants.cost import Plan, cost
@@ -542,6 +543,18 @@ def test_path_through_windows():
     assert cost(VariantConfig(**{**fields, "layer_types": "SSSF"}), length=99).path_length == 1
     assert cost(VariantConfig(**{**fields, "is_causal": False}), length=21).path_length == 4
     assert cost(VariantConfig(**{**fields, "is_causal": False}), length=22).path_length is None
+
+
+def test_a_config_under_another_name_is_read_as_any_config(tmp_path):
+    from transformers import LlamaConfig
+
+    file = tmp_path / "large.json"
+    LlamaConfig(**SMALL, num_key_value_heads=2).to_json_file(file, use_diff=False)
+    expected = cost(LlamaConfig(**SMALL, num_key_value_heads=2), length=8)
+    assert cost(str(file), length=8).parameters == expected.parameters
+    file.write_text('{"model_type": "llama", "hidden_size": "wide"}')
+    with pytest.raises(ConversionError, match=r"large\.json.*hidden_size"):
+        cost(str(file))
 
 
 def test_command(capsys, tmp_path):

@@ -5,15 +5,12 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
+from transformers.utils import CONFIG_NAME
 
 import hf_variants
 
-from ..conversion.family import all_families, is_variant, read_config
-from ..conversion.json_files import read_config_values
+from ..conversion.family import is_variant, read_config
 from ..conversion.translate import config_of_gguf, is_gguf, native_family_and_head
-
-
-CONFIG_NAME = "config.json"
 
 
 def read_subject(name: str) -> tuple[Any, str | None]:
@@ -21,8 +18,8 @@ def read_subject(name: str) -> tuple[Any, str | None]:
     A config and the class of its model (`None`: the one with a language-modelling head).
 
     Args:
-        name: a config.json, a folder with one, a .gguf file, a preset, a native type's name with its default sizes, or a
-            Hub id, of which the config.json alone is fetched.
+        name: a config.json, a folder with one, a .gguf file, a preset, or a Hub id, of which the config.json alone is
+            fetched.
 
     Raises:
         ValueError: if there is no such thing, or no variant computes it; `OSError` if it cannot be read.
@@ -31,7 +28,7 @@ def read_subject(name: str) -> tuple[Any, str | None]:
     if is_gguf(name):
         return config_of_gguf(path), None
     if path.exists():
-        return _of_folder(path if path.is_dir() else path.parent, path if path.is_file() else path / CONFIG_NAME)
+        return subject_of(read_config(path))
     if name in hf_variants.presets():
         return hf_variants.VariantConfig.from_preset(name), None
     if name.count("/") != 1:
@@ -45,27 +42,7 @@ def read_subject(name: str) -> tuple[Any, str | None]:
         raise FileNotFoundError(
             f"{name} is no folder here and its config could not be fetched from the Hub. Check the name and the connection."
         ) from error
-    return _of_folder(file.parent, file)
-
-
-def _of_folder(folder: Path, file: Path) -> tuple[Any, str | None]:
-    if file.name != CONFIG_NAME:
-        # transformers reads this name alone.
-        config = _config_of(read_config_values(file), file)
-    else:
-        config = read_config(folder)
-    return subject_of(config)
-
-
-def _config_of(values: dict, file: Path) -> Any:
-    from transformers import AutoConfig
-
-    model_type = values.get("model_type")
-    if not isinstance(model_type, str) or model_type not in {*all_families(), "hf_variant", "hf_variant_seq2seq"}:
-        raise ValueError(
-            f"`model_type` in {file} is {model_type!r}. `hf-variants families` lists what can be computed."
-        )
-    return AutoConfig.for_model(**values)
+    return subject_of(read_config(file))
 
 
 def subject_of(config: Any) -> tuple[Any, str | None]:
