@@ -228,7 +228,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     _add_cost(
-        command("cost", _cost, "What a config costs: parameters, operations, cache, memory, time; nothing is built.")
+        command("cost", _cost, "What a config costs: parameters, operations, cache, memory, time; no weight is made.")
     )
 
     families = command("families", _families, "List the native model types that can be converted.")
@@ -497,7 +497,7 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from hf_variants.conversion import VerificationFailed, export, export_adapter
+    from hf_variants.conversion import export, export_adapter
 
     # Always verified.
     if arguments.engine is not None:
@@ -512,20 +512,14 @@ def _export(arguments: argparse.Namespace) -> int:
                 raise ValueError(f"--{option} is not for engines. Leave it out; --quantization says what to store.")
         from hf_variants.conversion.engines import export_to_engine
 
-        try:
-            engine_report = export_to_engine(
-                arguments.source,
-                arguments.destination,
-                arguments.engine,
-                quantization=arguments.quantization,
-                ignore_keys=arguments.ignore_keys,
-            )
-        except VerificationFailed as error:
-            print(error.report.to_markdown())
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-        print(engine_report.to_markdown())
-        return 0
+        return _report(
+            export_to_engine,
+            arguments.source,
+            arguments.destination,
+            arguments.engine,
+            quantization=arguments.quantization,
+            ignore_keys=arguments.ignore_keys,
+        )
     if arguments.quantization is not None or arguments.ignore_keys:
         raise ValueError("--quantization and --ignore-key are for engines. Name one with --engine, or leave them out.")
     return _translate(arguments, export, export_adapter, {"model_type": arguments.model_type})
@@ -533,22 +527,26 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _translate(arguments: argparse.Namespace, model: Any, adapter: Any, options: dict[str, Any]) -> int:
     """Convert or export with the function for what the source is; both take the options of the direction."""
-    from hf_variants.conversion import VerificationFailed
-
     source, destination = arguments.source, arguments.destination
     if _is_adapter(arguments, dtype=arguments.dtype != "auto", verify=arguments.verify):
-        report = adapter(source, destination, base=arguments.base, onto=arguments.onto, **options)
-        print(report.to_markdown())
-        return 0
+        return _report(adapter, source, destination, base=arguments.base, onto=arguments.onto, **options)
+    return _report(
+        model,
+        source,
+        destination,
+        dtype=_dtype(arguments.dtype),
+        max_shard_bytes=arguments.max_shard_bytes,
+        verify=arguments.verify,
+        **options,
+    )
+
+
+def _report(make: Any, *arguments: Any, **options: Any) -> int:
+    """Print the report of what was made; also of what was not kept, because it differs from its source."""
+    from hf_variants.conversion import VerificationFailed
+
     try:
-        report = model(
-            source,
-            destination,
-            dtype=_dtype(arguments.dtype),
-            max_shard_bytes=arguments.max_shard_bytes,
-            verify=arguments.verify,
-            **options,
-        )
+        report = make(*arguments, **options)
     except VerificationFailed as error:
         print(error.report.to_markdown())
         print(f"error: {error}", file=sys.stderr)
@@ -672,21 +670,12 @@ def _describe(arguments: argparse.Namespace) -> int:
 
 
 def _cost(arguments: argparse.Namespace) -> int:
+    import inspect
+
     from hf_variants.cost import Plan, cost
 
     plan = Plan(**{name: getattr(arguments, name) for name in Plan.__dataclass_fields__})
-    names = (
-        "batch",
-        "length",
-        "generate",
-        "source",
-        "dtype",
-        "block_size",
-        "lora_rank",
-        "bandwidth",
-        "flops",
-        "memory",
-    )
+    names = inspect.signature(cost).parameters.keys() - {"subject", "plan"}
     options = {name: getattr(arguments, name) for name in names}
     costs = [cost(config, plan=plan, **options) for config in arguments.configs]
     if arguments.json:

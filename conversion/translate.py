@@ -36,7 +36,7 @@ from .family import (
     variant_class,
 )
 from .folds import Folding
-from .foreign import is_foreign, open_foreign
+from .foreign import ForeignCheckpoint, is_foreign, open_foreign
 from .json_files import read_config_values
 from .layout import Layout, Stored, as_transformers_reads, output_embedding, refuse_other_shapes
 from .record import (
@@ -793,14 +793,19 @@ def _from_gguf(
     return model
 
 
+def _target_of_foreign(opened: ForeignCheckpoint) -> tuple[PreTrainedModel, dict[str, torch.Size]]:
+    """The model to fill, without values, and the shapes of its tensors."""
+    target = empty_model(variant_class("VariantForCausalLM"), opened.config)
+    return target, {name: tensor.shape for name, tensor in stored_tensors(target).items()}
+
+
 def _from_foreign(source: str | Path, dtype: torch.dtype | str | None, device_map: Any) -> PreTrainedModel:
     opened = open_foreign(source)
-    model_class = variant_class("VariantForCausalLM")
-    shapes = {name: tensor.shape for name, tensor in stored_tensors(empty_model(model_class, opened.config)).items()}
+    target, shapes = _target_of_foreign(opened)
     tensors = opened.tensors(opened.plan(shapes), shapes, opened.load)
     # As copies, which do not change with the file.
     in_memory = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors}
-    model = build(model_class, opened.config, in_memory, dtype, device_map)
+    model = build(type(target), opened.config, in_memory, dtype, device_map)
     model.generation_config = GenerationConfig()
     return model
 
@@ -810,8 +815,7 @@ def _convert_foreign(
 ) -> Report:
     """A checkpoint of another code base."""
     opened = open_foreign(source)
-    target = empty_model(variant_class("VariantForCausalLM"), opened.config)
-    shapes = {name: tensor.shape for name, tensor in stored_tensors(target).items()}
+    target, shapes = _target_of_foreign(opened)
     _refuse_to_verify_a_cast(verify, {header.dtype for header in opened.weights.values()}, dtype)
     steps = opened.plan(shapes)
     headers = {name: tensor.to("meta") for name, tensor in opened.tensors(steps, shapes, opened.weights.__getitem__)}

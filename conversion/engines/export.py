@@ -22,8 +22,8 @@ from ..translate import build, open_variant
 from ..verification import Check
 
 
-# Engine -> the room that writes it. Imported when it is asked for: each needs a package of its own.
-ENGINES = {"ctranslate2": "ctranslate2"}
+# Engines, as the rooms that write for them are called. Imported when asked for: each needs a package of its own.
+ENGINES = ("ctranslate2",)
 
 
 def engine_room(name: str) -> ModuleType:
@@ -35,7 +35,7 @@ def engine_room(name: str) -> ModuleType:
     """
     if name not in ENGINES:
         raise ConversionError(f"There is no engine {name!r}. Use one of {', '.join(sorted(ENGINES))}.")
-    return importlib.import_module(f".{ENGINES[name]}", __package__)
+    return importlib.import_module(f".{name}", __package__)
 
 
 @dataclass
@@ -94,7 +94,7 @@ def export_to_engine(
     Args:
         source: a native folder, a Hub id, a GGUF file, or a folder of a variant.
         destination: a folder that does not exist yet; it appears when the comparison has held.
-        engine: a key of `ENGINES`.
+        engine: one of `ENGINES`.
         quantization: of the weights, in the engine's words; by default as they are stored.
         ignore_keys: as `convert` takes them.
 

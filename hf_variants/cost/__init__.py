@@ -83,7 +83,7 @@ def cost(
     memory: float | None = None,
 ) -> Cost:
     """
-    What a config costs. Nothing is built.
+    What a config costs. No weight is made; activations are counted on an empty model.
 
     Args:
         subject: a config of ours or of a native type, or what `read_subject` reads: a path, a preset, a Hub id.

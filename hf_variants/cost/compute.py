@@ -24,9 +24,7 @@ class Flops:
 
 
 def forward_flops(model: Part, call: Call) -> Flops:
-    """
-    Of one forward.
-    """
+    """Of one forward."""
     by_part: Counter[str] = Counter()
     masked = 0
     for (path, part, dense_call), (_, _, masked_call) in zip(

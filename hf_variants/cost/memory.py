@@ -185,7 +185,6 @@ def _serves_the_head(model: Part, weight: Weight) -> bool:
 
 def largest_batch(model: Part, memory: float, length: int, dtype: str, source: int = 0) -> int:
     """Sequences of this length whose cache fits beside the weights; 0 if none does."""
-
     return _largest(lambda batch: _cached(model, length, batch, dtype, source), memory - weight_bytes(model)[dtype])
 
 
@@ -194,7 +193,6 @@ def largest_length(model: Part, memory: float, batch: int, dtype: str, source: i
     Tokens of every sequence of a batch of this size whose cache fits beside the weights; 0 if none does. It may be more
     than the model was trained for; `2**40` stands for any length, as with windows in every layer.
     """
-
     return _largest(lambda length: _cached(model, length, batch, dtype, source), memory - weight_bytes(model)[dtype])
 
 

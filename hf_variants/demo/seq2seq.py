@@ -137,7 +137,7 @@ def _check_weights(converted: PreTrainedModel, state: dict[str, torch.Tensor]) -
     back |= {f"output_proj.{name}": tensor for name, tensor in converted.get_output_embeddings().named_parameters()}
     stored = {name: tensor for name, tensor in state.items() if name != "embed.pos_encoding"}
     different = sorted(stored.keys() ^ back.keys()) or [n for n in stored if not torch.equal(stored[n], back[n])]
-    seen = f"{len(stored)} tensors, taken back out" if not different else f"{', '.join(different[:6])}"
+    seen = f"{len(stored)} tensors, taken back out" if not different else ", ".join(different[:6])
     return Check("weights", not different, seen)
 
 

@@ -171,8 +171,9 @@ class VariantConfig(ConstructorRules, *AXES, PreTrainedConfig):
         # A pattern of layers, or `None`, is resolved as on construction.
         for follower in {*derived, name}:
             super().__setattr__(follower, vars(bare)[follower])
+        renewed = self.plans()
         for plan in planned:
-            super().__setattr__(plan, self.plans()[plan])
+            super().__setattr__(plan, renewed[plan])
 
     def plans(self) -> dict[str, dict | None]:
         """How tensor, pipeline and data parallelism split this stack, by the names that transformers reads."""
