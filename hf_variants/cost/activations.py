@@ -145,8 +145,9 @@ def _spare_values(built: Any, call: Call) -> None:
         elif isinstance(module, RotaryEmbedding):
             # Frequencies follow the longest input for some types, in place.
             module.rope_type = "default"
-        elif hasattr(module, "padding_mask_of"):
-            owner.padding_mask_of = no_padding_mask
+        elif hasattr(module, "padding_mask_of") and module.padding_mask_of is not no_padding_mask:
+            # Without padding a causal mask made of ids has a row for every sequence, and one that sees all is left out.
+            owner.padding_mask_of = torch.ones_like if module.config.is_causal else no_padding_mask
 
 
 def _keep_one_of_each(stack: Any, part: Part) -> list[int]:
