@@ -70,8 +70,9 @@ def faults(kills: int, place: Path, seed: int = 0) -> tuple[list[str], Counter[s
     for command, source in sources.items():
         workplace = place / command
         workplace.mkdir()
+        process = start(command, source, workplace / "good")
         begun = time.monotonic()
-        assert start(command, source, workplace / "good").wait() == 0
+        assert process.wait() == 0
         seconds = time.monotonic() - begun
         good, before = digest(workplace / "good"), digest(source)
         destination = workplace / "out"
