@@ -89,6 +89,16 @@ def trained(kind: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def with_rows(model: LlamaForCausalLM, rows: list[int]) -> LlamaForCausalLM:
+    """The stock model with these tokens alone, assembled by hand."""
+    config = LlamaConfig.from_dict({**model.config.to_dict(), "vocab_size": len(rows)})
+    smaller = LlamaForCausalLM(config).eval()
+    kept = {name: tensor[rows] if len(tensor) == model.config.vocab_size else tensor
+            for name, tensor in model.state_dict().items()}  # fmt: skip
+    smaller.load_state_dict(kept)
+    return smaller
+
+
 KINDS = ("byte bpe", "byte-fallback bpe", "bpe with a suffix", "bpe with a prefix", "unigram", "wordpiece", "words")
 
 
@@ -111,6 +121,8 @@ def test_a_trimmed_vocabulary_cuts_and_computes_as_before(kind, tmp_path):
         made = AutoTokenizer.from_pretrained(tmp_path / folder)
         smaller = AutoModelForCausalLM.from_pretrained(tmp_path / folder).eval()
         assert smaller.config.vocab_size == len(made) < size - 20
+        columns = [tokenizer.convert_tokens_to_ids(token) for token in made.convert_ids_to_tokens(range(len(made)))]
+        by_hand = with_rows(model, columns)
         for text in (
             TEXT,
             KEPT,
@@ -120,12 +132,12 @@ def test_a_trimmed_vocabulary_cuts_and_computes_as_before(kind, tmp_path):
             before, after = tokenizer(text).input_ids, made(text).input_ids
             if text is TEXT or set(tokenizer.convert_ids_to_tokens(before)) <= set(made.get_vocab()):
                 assert tokenizer.convert_ids_to_tokens(before) == made.convert_ids_to_tokens(after)
-                columns = [
-                    tokenizer.convert_tokens_to_ids(token) for token in made.convert_ids_to_tokens(range(len(made)))
-                ]
                 with torch.no_grad():
-                    expected = model(torch.tensor([before])).logits[..., columns]
-                    assert torch.equal(smaller(torch.tensor([after])).logits, expected)
+                    logits = smaller(torch.tensor([after])).logits
+                    assert torch.equal(logits, by_hand(torch.tensor([after])).logits)
+                    # Of one to three rows, some CPUs sum a product in an order that depends on its columns.
+                    if len(before) > 3:
+                        assert torch.equal(logits, model(torch.tensor([before])).logits[..., columns])
         assert made.special_tokens_map == tokenizer.special_tokens_map
         assert made.chat_template == tokenizer.chat_template
         call = made.convert_tokens_to_ids("<|call|>")

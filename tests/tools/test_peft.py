@@ -435,6 +435,9 @@ def test_tied_embeddings_through_remote_code(tmp_path, monkeypatch):
     """The guard travels with a checkpoint's code, to where this package is not."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr("sys.path", sys.path.copy())
+    # The package of an earlier test looks for modules in that test's folder.
+    for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
+        monkeypatch.delitem(sys.modules, name)
     model("llama", tie_word_embeddings=True).save_pretrained(tmp_path / "base")
     remote_class = get_class_from_dynamic_module("modeling_variant.VariantForCausalLM", tmp_path / "base")
     assert not issubclass(remote_class, VariantForCausalLM)
