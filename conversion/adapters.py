@@ -37,6 +37,7 @@ from . import checkpoint, rules
 from .companions import copy_files
 from .errors import ConversionError
 from .family import Family, family_of, head_of_variant, is_variant, read_config
+from .pickles import load_state_dict
 from .skeleton import empty_model, stored_tensors
 from .translate import native_config_for
 
@@ -158,7 +159,7 @@ def read_adapter(folder: str | Path) -> Adapter:
     if (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
         tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
     elif (folder / WEIGHTS_NAME).is_file():
-        tensors = torch.load(folder / WEIGHTS_NAME, map_location="cpu", weights_only=True)
+        tensors = load_state_dict(folder / WEIGHTS_NAME)
     else:
         raise FileNotFoundError(f"{folder} has no {SAFETENSORS_WEIGHTS_NAME}. The adapter is incomplete.")
     return Adapter(config, tensors)

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import pickle
 import re
 import shutil
 import signal
@@ -14,7 +13,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
 
 import torch
 from huggingface_hub import snapshot_download
@@ -34,6 +32,7 @@ from transformers.utils import (
 from .companions import HUB_PATTERNS
 from .errors import ConversionError
 from .json_files import read_object
+from .pickles import load_state_dict
 
 
 try:
@@ -327,42 +326,6 @@ class _Safetensors(Mapping[str, Unread]):
         entry = self._entries[name]
         header = torch.empty(entry["shape"], dtype=dtype_of(entry["dtype"]), device="meta")
         return Unread(header, self._path, self._state, self._start + entry["data_offsets"][0])
-
-
-def load_pickle(path: Path) -> Any:
-    """
-    What torch saved in a file, its tensors mapped from it.
-
-    Raises:
-        ConversionError: if it cannot be read, or holds more than tensors and plain values: nothing of it is run.
-    """
-    try:
-        # Only zipped files can be mapped.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
-    except Exception as error:  # the unpickler meets damage with errors of every kind
-        unsafe = isinstance(error, pickle.UnpicklingError)
-        why = "holds other objects than tensors, and could run code" if unsafe else f"cannot be read ({error})"
-        raise ConversionError(
-            f"{path.name} {why}. Load it where you trust it, and save the model's state dict as safetensors."
-        ) from error
-    return content
-
-
-def load_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """The state dict in a pickle, mapped from the file; also one that a trainer has wrapped together with its own state."""
-    content = load_pickle(path)
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping):
-        raise ConversionError(
-            f"{path.name} holds a {type(content).__name__}, no state dict. Save the model's state dict."
-        )
-    if strange := [name for name, value in content.items() if not isinstance(value, torch.Tensor)]:
-        raise ConversionError(
-            f"{path.name} holds {strange[0]!r}, which is no tensor. Save the model's state dict by itself."
-        )
-    return dict(content)
 
 
 def weights_of(source: str | Path, folder: Path) -> Weights:

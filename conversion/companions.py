@@ -10,7 +10,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from safetensors.torch import save_file
 from transformers import utils
@@ -18,6 +17,7 @@ from transformers.utils import logging
 
 from .errors import ConversionError
 from .json_files import read_json, read_object, read_text
+from .pickles import load_state_dict
 from .tokenization import differences, load_tokenizer
 
 
@@ -146,6 +146,10 @@ def refuse_broken_files(folder: Path) -> None:
             content = read_json(path)
             if path.name in OBJECTS and not isinstance(content, dict):
                 raise ConversionError(f"{path} holds no JSON object. The file is damaged; fetch it again, or mend it.")
+    for module in _modules(folder):
+        for path in sorted((folder / module).rglob(utils.WEIGHTS_NAME)):
+            if belongs(path, folder) and not path.with_name(utils.SAFE_WEIGHTS_NAME).is_file():
+                load_state_dict(path)
 
 
 def _modules(folder: Path) -> Iterator[str]:
@@ -177,8 +181,8 @@ def _copy_tree(source: Path, destination: Path, root: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         if path.name == utils.WEIGHTS_NAME:
             if not path.with_name(utils.SAFE_WEIGHTS_NAME).is_file():
-                weights = torch.load(path, map_location="cpu", weights_only=True)
-                weights = {name: tensor.clone() for name, tensor in weights.items()}
+                # Copies, since tensors of a pickle may share memory.
+                weights = {name: tensor.clone() for name, tensor in load_state_dict(path).items()}
                 save_file(weights, target.with_name(utils.SAFE_WEIGHTS_NAME), metadata={"format": "pt"})
         elif path.suffix != ".bin":
             shutil.copyfile(path, target)

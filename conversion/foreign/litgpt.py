@@ -6,9 +6,9 @@ import yaml
 
 from hf_variants.model.configuration_variant import VariantConfig
 
-from ..checkpoint import load_state_dict
 from ..errors import ConversionError
 from ..json_files import read_text
+from ..pickles import load_state_dict
 from ..rules import Rule, Split
 from .source import ForeignCheckpoint, Settings
 

@@ -8,9 +8,9 @@ import torch
 
 from hf_variants.model.configuration_variant import VariantConfig
 
-from ..checkpoint import load_state_dict
 from ..errors import ConversionError
 from ..json_files import read_object
+from ..pickles import load_state_dict
 from ..rules import Rule
 from .source import ForeignCheckpoint, Settings, leaf
 

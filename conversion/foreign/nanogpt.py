@@ -7,8 +7,8 @@ import torch
 
 from hf_variants.model.configuration_variant import VariantConfig
 
-from ..checkpoint import load_pickle
 from ..errors import ConversionError
+from ..pickles import load_pickle
 from ..rules import Rule, Split
 from .source import ForeignCheckpoint, Settings
 

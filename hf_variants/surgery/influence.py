@@ -59,7 +59,7 @@ def influence(subject: Subject, text: str) -> list[float]:
     ids = tokenizer_data.load(subject)(text[:CHARACTERS], add_special_tokens=False, verbose=False).input_ids
     if not ids:
         raise SurgeryError("The text is empty. Give one that is like what the model is for.")
-    body = subject.model().base_model
+    body = subject.to_measure().base_model
     totals = [0.0] * len(body.layers)
 
     def watch(number: int):

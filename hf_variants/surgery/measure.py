@@ -109,7 +109,7 @@ def _random_tokens(before: Subject, after: Subject) -> tuple[torch.Tensor, torch
 
 @torch.no_grad()
 def _outputs(subject: Subject, ids: torch.Tensor, kind: str) -> torch.Tensor:
-    model = subject.model()
+    model = subject.to_measure()
     if kind == "logits":
         arguments = {"decoder_input_ids": ids} if subject.config.is_encoder_decoder else {}
         return model(input_ids=ids, **arguments).logits
@@ -138,7 +138,7 @@ def on_text(before: Subject, after: Subject, text: str, tokenizers: tuple[Any, A
     size = min(WINDOW, before.config.max_position_embeddings, after.config.max_position_embeddings)
     if min(len(first), len(second)) < 2:
         raise SurgeryError("The text is too short to predict anything of it. Give a longer one.")
-    source, result = before.model(), after.model()
+    source, result = before.to_measure(), after.to_measure()
     if first != second or before.config.vocab_size != after.config.vocab_size:
         count = sum(window.shape[1] - 1 for window in _windows(first, size))
         nats = [

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,20 @@ class Subject:
         """The model with its weights, in evaluation mode; it shares no memory with the source."""
         weights = {name: self.load(name).clone(memory_format=torch.contiguous_format) for name in self.stored}
         return build(self.model_class, copy.deepcopy(self.config), weights)
+
+    def to_measure(self) -> PreTrainedModel:
+        """
+        The same as it runs anywhere: with an attention that is there, and in one dtype, the widest that tensors have,
+        where they have several.
+        """
+        dtypes = {tensor.dtype for tensor in self.headers().values() if tensor.is_floating_point()}
+        weights = {name: self.load(name).clone(memory_format=torch.contiguous_format) for name in self.stored}
+        config = copy.deepcopy(self.config)
+        if config._attn_implementation != "eager":
+            config._attn_implementation = None
+        return build(
+            self.model_class, config, weights, reduce(torch.promote_types, dtypes) if len(dtypes) > 1 else None
+        )
 
     # Stacks
 

@@ -1,0 +1,67 @@
+"""What edit is given: checkpoints of several dtypes, for an attention that is not here, with damaged modules beside them."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+
+from hf_variants.conversion import convert
+from hf_variants.conversion.errors import ConversionError
+from hf_variants.surgery import DropLayers, FeedForwardWidth, FuseNorms, GrowLayers, KeyValueHeads, edit
+from hf_variants_cli import main
+from tests.parity import hostile_
+
+
+SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_attention_heads": 4,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def test_tensors_of_several_dtypes_keep_their_own(tmp_path):
+    native = hostile_(LlamaForCausalLM(LlamaConfig(**SIZES)))
+    native.save_pretrained(tmp_path / "native")
+    state = load_file(tmp_path / "native" / "model.safetensors")
+    mixed = {name: tensor.to(DTYPES[place % 3]) for place, (name, tensor) in enumerate(state.items())}
+    save_file(mixed, tmp_path / "native" / "model.safetensors", metadata={"format": "pt"})
+    convert(tmp_path / "native", tmp_path / "ours")
+    before = load_file(tmp_path / "ours" / "model.safetensors")
+    for place, operation in enumerate(
+        (DropLayers("2"), GrowLayers("2"), KeyValueHeads(1), FeedForwardWidth(32), FuseNorms())
+    ):
+        report = edit(tmp_path / "native", tmp_path / str(place), [operation])
+        assert report.difference is not None
+        after = load_file(tmp_path / str(place) / "model.safetensors")
+        assert {name: after[name].dtype for name in before if name in after} == {
+            name: tensor.dtype for name, tensor in before.items() if name in after
+        }
+    assert edit(tmp_path / "native", tmp_path / "grown", [GrowLayers("2")]).difference.same_bits
+
+
+@pytest.mark.parametrize("attention", ["flash_attention_2", "kernels-community/flash-attn"])
+def test_an_attention_that_is_not_here_is_not_run(attention, tmp_path):
+    LlamaForCausalLM(LlamaConfig(**SIZES)).save_pretrained(tmp_path / "native")
+    path = tmp_path / "native" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"attn_implementation": attention}))
+    assert edit(tmp_path / "native", tmp_path / "ours", [GrowLayers("1")]).difference.same_bits
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 is no archive", b"\x80\x04garbage"])
+def test_damaged_weights_of_a_module_are_named_before_anything_is_written(content, tmp_path, capsys):
+    source, dense = tmp_path / "native", tmp_path / "native" / "1_Dense"
+    BertModel(BertConfig(**SIZES)).save_pretrained(source)
+    dense.mkdir()
+    kind = "sentence_transformers.models.Dense"
+    (source / "modules.json").write_text(json.dumps([{"idx": 1, "name": "1", "path": "1_Dense", "type": kind}]))
+    (dense / "pytorch_model.bin").write_bytes(content)
+    assert main(["edit", str(source), str(tmp_path / "ours"), "--drop-layers", "1"]) == 2
+    assert "1_Dense" in capsys.readouterr().err
+    with pytest.raises(ConversionError, match="1_Dense"):
+        convert(source, tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
