@@ -19,6 +19,20 @@ def saved_copies(module: nn.Module) -> list[nn.Module]:
     return list(getattr(module, "modules_to_save", {}).values())
 
 
+def adapters_are_tied(first: nn.Module, second: nn.Module, tied: nn.Parameter) -> bool:
+    """
+    Whether two modules around one tied weight have another parameter in common, or views of it.
+
+    Storages are compared, which parameters have on the meta device, too.
+    """
+    tied_storage = tied.untyped_storage()._cdata
+    first_storages, second_storages = (
+        {parameter.untyped_storage()._cdata for parameter in module.parameters()} - {tied_storage}
+        for module in (first, second)
+    )
+    return not first_storages.isdisjoint(second_storages)
+
+
 class NormGuard:
     """Mixed into what holds norms, before `nn.Module`: LN-tuning on a norm without parameters fails somewhere else."""
 
@@ -122,6 +136,13 @@ class AdapterGuard(NormGuard):
                     'Use `modules_to_save=["embed_tokens", "lm_head"]` instead.'
                 )
         elif sharers > 1:
+            # Whether the other stack's embedding gets one depends on the order of a set, which each process draws.
+            if sharers > 2 and adapters_are_tied(self.get_input_embeddings(), wrapper, layer.weight):
+                raise ValueError(
+                    "`ensure_weight_tying` ties the adapters of `lm_head` and of one stack's embedding, and the other "
+                    "stack shares that weight as well (`share_embeddings`). Leave `ensure_weight_tying` out, or use "
+                    '`modules_to_save=["embed_tokens", "lm_head"]` without it.'
+                )
             layer.weight = nn.Parameter(layer.weight.detach().clone(), layer.weight.requires_grad)
             layer.weight_sharers = 1
             logger.warning(
