@@ -36,7 +36,7 @@ from hf_variants.model.configuration_variant import VariantConfig
 from . import checkpoint, rules
 from .companions import copy_files
 from .errors import ConversionError
-from .family import Family, family_of, head_of_variant, is_variant, read_config
+from .family import Family, family_and_head, family_with_head, head_of_variant, is_variant, read_config
 from .pickles import load_state_dict
 from .skeleton import empty_model, stored_tensors
 from .translate import native_config_for
@@ -183,7 +183,7 @@ class Pair:
 
     @classmethod
     def of_native(cls, config: PreTrainedConfig, head: str, ignore_keys: Iterable[str] = ()) -> "Pair":
-        family = family_of(config.model_type)
+        family = family_with_head(config.model_type, head)
         native_class = family.native_class(head)
         if native_class is None:
             raise ConversionError(
@@ -1041,15 +1041,13 @@ def _set_ranks(
 
 def head_of_adapter(adapter: Adapter, base: PreTrainedConfig) -> str:
     """The head that the adapter's base has: of its task, of the class that it names, or of the base's checkpoint."""
-    of_class = head_of_variant if is_variant(base) else family_of(base.model_type).head_of
     mapping = adapter.config.auto_mapping or {}
     if adapter.config.task_type in TASK_HEADS:
         return TASK_HEADS[adapter.config.task_type]
-    if mapping.get("base_model_class"):
-        return of_class(mapping["base_model_class"])
-    if base.architectures:
-        return of_class(base.architectures[0])
-    return "causal_lm" if is_variant(base) else family_of(base.model_type).primary
+    class_name = mapping.get("base_model_class") or next(iter(base.architectures or ()), None)
+    if is_variant(base):
+        return "causal_lm" if class_name is None else head_of_variant(class_name)
+    return family_and_head(base, class_name)[1]
 
 
 def _config_of_base(adapter: Adapter, folder: Path, base: str | Path | None) -> PreTrainedConfig:

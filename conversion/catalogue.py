@@ -39,7 +39,8 @@ def families_markdown() -> str:
 
 
 def _classes(family: Family) -> str:
-    names = [family.native_class(head).__name__ for head in family.converted_heads]
+    parts = (family, *family.parts)
+    names = [part.native_class(head).__name__ for part in parts for head in part.converted_heads]
     return ", ".join(dict.fromkeys(f"`{name}`" for name in names))
 
 

@@ -113,8 +113,8 @@ class Family:
         loosely_tied: the native name of an LM head that the config ties in any case and transformers unties where the
             checkpoint has other values for it (T5 1.1), or `None`.
         encoder, decoder: of an encoder-decoder, one stack alone, for which transformers has classes as well (T5's
-            encoder, BART's decoder).
-        part: which stack of an encoder-decoder it is; empty for a whole model.
+            encoder, BART's decoder); of an encoder, its stack as a decoder (`is_decoder`).
+        part: which of these it is; empty for a whole model, and for an encoder.
         inside: what the classes of other heads call the bare model, as a prefix, where it is not `base_model_prefix`.
         own_config, own_models: for a type that transformers does not have, its config class, and for every head a class
             that holds the weights in the type's layout; what they compute is in the checkpoint's own code.
@@ -366,13 +366,21 @@ def family_and_head(config: PreTrainedConfig, class_name: str | None) -> tuple[F
         class_name: of the model, or what `architectures` says; without it, the family's usual head.
     """
     family = family_of(config.model_type)
+    decoder = family.decoder if getattr(config, "is_decoder", False) or family.is_seq2seq else None
     if class_name is None:
-        return family, family.primary
-    for part in family.parts:
+        whole = family if family.is_seq2seq or decoder is None else decoder
+        return whole, whole.primary
+    for part in filter(None, (family.encoder, decoder)):
         for head in part.heads:
             if part._is_called(head, class_name):
                 return part, head
     return family, family.head_of(class_name)
+
+
+def family_with_head(model_type: str, head: str) -> Family:
+    """The family of a native model type, or its stack alone, for which transformers has a class with this head."""
+    family = family_of(model_type)
+    return family.decoder if family.decoder is not None and head in family.decoder.heads else family
 
 
 def family_for(model_type: str, config: AnyVariantConfig) -> Family:

@@ -1,6 +1,7 @@
 """BERT and the encoders in its shape: post-norm blocks, learned positions, a dense head in front of the LM head."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..config_map import Computed, Entry, Fields, Fixed, Irrelevant, Renamed, Required, Same
@@ -65,16 +66,16 @@ TIED_BIAS = Computed(
     },
     lambda fields: {"tie_word_embeddings": fields["tie_word_embeddings"]},
 )
-NO_DECODER: tuple[Entry, ...] = (
-    Required(
-        "is_decoder", False, reason="as a decoder, an encoder's checkpoint starts from weights that are not trained"
-    ),
-    Required("add_cross_attention", False, reason="only the encoders of this type are converted"),
+NO_DECODER = Required(
+    "is_decoder",
+    False,
+    reason="as a decoder, only the class with the LM head is converted. Name that in `architectures`",
 )
+NO_CROSS_ATTENTION = Required("add_cross_attention", False, reason="stacks of this type are converted without")
 ENCODER: tuple[Entry, ...] = (
     SIZES, Same("type_vocab_size", "hidden_act"), Renamed("layer_norm_eps", "norm_eps"), HIDDEN_DROPOUT,
     Renamed("attention_probs_dropout_prob", "attention_dropout"), LEARNED_POSITIONS, CHUNKED_FFN, ENCODER_BLOCK,
-    ALL_BIASES, *NO_DECODER,
+    ALL_BIASES, NO_DECODER, NO_CROSS_ATTENTION,
 )  # fmt: skip
 # What BERT, RoBERTa, ELECTRA and ERNIE have in common.
 COMMON = (*ENCODER, CLASSIFIER_DROPOUT)
@@ -158,11 +159,46 @@ def bert_weights(prefix: str) -> tuple[Rule, ...]:
     )
 
 
+# As `is_decoder` has it, tokens see no later ones.
+DECODER: tuple[Entry, ...] = (
+    Required("is_decoder", True, reason="this class is converted as a decoder"),
+    Fixed(is_causal=True, pooler=False),
+    Same("add_cross_attention"),
+)
+
+
+def with_decoder(family: Family) -> Family:
+    """An encoder's family, and its stack as a decoder: the same tensors, and those of cross-attention where it is added."""
+    entries = (entry for entry in family.config if entry not in (NO_DECODER, NO_CROSS_ATTENTION))
+    decoder = replace(
+        family,
+        primary="causal_lm",
+        part="decoder",
+        config=(*entries, *DECODER),
+        weights=(
+            *family.weights,
+            *(_of_cross_attention(rule) for rule in family.weights if ".attention." in rule.native),
+        ),
+        base_weights=(),
+        head_weights={},
+    )
+    return replace(family, decoder=decoder)
+
+
+def _of_cross_attention(rule: Rule) -> Rule:
+    """What a rule about self-attention says, of the attention to another stack."""
+    return replace(
+        rule,
+        native=rule.native.replace(".attention.", ".crossattention."),
+        ours=rule.ours.replace(".self_attn", ".cross_attn"),
+    )
+
+
 def _task_types(native: Mapping[str, Any]) -> Fields:
     return {"task_type_vocab_size": native["task_type_vocab_size"] if native["use_task_id"] else 0}
 
 
-FAMILIES = (
+FAMILIES = tuple(map(with_decoder, (
     Family(
         model_type="bert",
         primary="masked_lm",
@@ -213,4 +249,4 @@ FAMILIES = (
         base_weights=pooler("bert"),
         head_weights={"sequence_classification": CLASSIFIER, "token_classification": CLASSIFIER},
     ),
-)  # fmt: skip
+)))  # fmt: skip

@@ -3,11 +3,11 @@
 from ..config_map import Fixed, Irrelevant, Same
 from ..family import Family
 from ..rules import Rule
-from .bert import CLASSIFIER, COMMON, DENSE_CLASSIFIER, POST_NORM, attention, embeddings, post_norms
+from .bert import CLASSIFIER, COMMON, DENSE_CLASSIFIER, POST_NORM, attention, embeddings, post_norms, with_decoder
 
 
 FAMILIES = (
-    Family(
+    with_decoder(Family(
         model_type="electra",
         primary="masked_lm",
         config=(
@@ -33,5 +33,5 @@ FAMILIES = (
             Rule("generator_lm_head.{leaf}", "lm_head.{leaf}"),
         ),
         head_weights={"sequence_classification": DENSE_CLASSIFIER, "token_classification": CLASSIFIER},
-    ),
+    )),
 )  # fmt: skip

@@ -13,6 +13,7 @@ from .bert import (
     lm_head,
     pooler,
     post_norms,
+    with_decoder,
 )
 
 
@@ -26,18 +27,20 @@ ROBERTA_HEADS = {"sequence_classification": DENSE_CLASSIFIER, "token_classificat
 
 
 FAMILIES = tuple(
-    Family(
-        model_type=model_type,
-        primary="masked_lm",
-        config=(*ROBERTA, POST_NORM),
-        weights=(
-            *embeddings("roberta"),
-            *attention("roberta"),
-            *post_norms("roberta"),
-            *ROBERTA_LM_HEAD,
-        ),
-        base_weights=pooler("roberta"),
-        head_weights=ROBERTA_HEADS,
+    with_decoder(
+        Family(
+            model_type=model_type,
+            primary="masked_lm",
+            config=(*ROBERTA, POST_NORM),
+            weights=(
+                *embeddings("roberta"),
+                *attention("roberta"),
+                *post_norms("roberta"),
+                *ROBERTA_LM_HEAD,
+            ),
+            base_weights=pooler("roberta"),
+            head_weights=ROBERTA_HEADS,
+        )
     )
     for model_type in ("roberta", "camembert", "xlm-roberta")
 )

@@ -3,7 +3,7 @@
 from ..config_map import Fixed
 from ..family import Family
 from ..rules import Rule
-from .bert import attention, embeddings, pooler
+from .bert import attention, embeddings, pooler, with_decoder
 from .roberta import ROBERTA, ROBERTA_HEADS, ROBERTA_LM_HEAD
 
 
@@ -20,7 +20,7 @@ def _weights(prefix: str, attention_norm: str, ffn_norm: str, final_norm: str) -
     )
 
 
-FAMILIES = (
+FAMILIES = tuple(map(with_decoder, (
     Family(
         model_type="roberta-prelayernorm",
         primary="masked_lm",
@@ -40,4 +40,4 @@ FAMILIES = (
         base_weights=pooler("roberta"),
         head_weights=ROBERTA_HEADS,
     ),
-)
+)))  # fmt: skip

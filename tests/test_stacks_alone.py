@@ -1,0 +1,118 @@
+"""Classes of transformers that are one stack of a type: encoders as decoders, and the decoders of encoder-decoders."""
+
+import random
+import sys
+
+import pytest
+import torch
+from transformers import DynamicCache, EncoderDecoderCache
+
+import hf_variants
+from hf_variants.conversion import ConversionError, convert, export, verify
+from hf_variants.conversion.family import all_families, family_of
+from hf_variants.conversion.verification import lay_alike
+from tests.native_rows import all_rows
+from tests.parity import check_generation, check_logits, check_round_trip, hostile_, set_backend
+
+
+ROWS = all_rows()
+DECODERS = [name for name, family in all_families().items() if family.decoder is not None]
+ENCODERS = [name for name in DECODERS if family_of(name).primary == "masked_lm"]
+
+
+def decoder(model_type: str, seed: int = 0, **overrides):
+    """A small stock decoder."""
+    family = family_of(model_type)
+    options = ROWS[model_type].draw(random.Random(f"{model_type}-{seed}"))
+    if not family.is_seq2seq:
+        # Chunks of the FFN do not divide the single token of a decoding step.
+        options |= {"is_decoder": True, "chunk_size_feed_forward": 0}
+    model = family.decoder.native_class("causal_lm")(family.config_map.native_class(**options | overrides))
+    return hostile_(model, seed).eval()
+
+
+def reads_is_decoder(model_class) -> bool:
+    return "config.is_decoder" in open(sys.modules[model_class.__module__].__file__, encoding="utf-8").read()
+
+
+def test_every_type_whose_stack_transformers_uses_as_a_decoder_is_one():
+    causal = {name: (family, family.heads.get("causal_lm")) for name, family in all_families().items()}
+    types = {
+        name
+        for name, (family, listed) in causal.items()
+        if family.primary == "masked_lm"
+        and listed
+        and name in listed[0]
+        and reads_is_decoder(family.native_class("base"))
+    }
+    assert types == set(ENCODERS)
+
+
+@pytest.mark.parametrize("model_type", DECODERS)
+def test_decoder_in_memory(model_type):
+    row = ROWS[model_type]
+    native = decoder(model_type)
+    ours = hf_variants.from_native(native)
+    assert type(ours) is hf_variants.VariantForCausalLM
+    assert ours.num_parameters() == native.num_parameters()
+    assert check_round_trip(native, ours) == []
+    assert check_generation(native, ours, row) == []
+    lay_alike(native, ours)
+    set_backend(native, ours, "eager")
+    ids = torch.arange(3, 27).view(2, 12)
+    labels = ids.masked_fill(ids % 5 == 0, -100)
+    assert torch.equal(native(ids, labels=labels).loss, ours(ids, labels=labels).loss)
+    assert check_logits(native, ours, row, 0.0) == []
+
+
+@pytest.mark.parametrize("model_type", DECODERS)
+def test_decoder_on_disk(model_type, tmp_path):
+    native = decoder(model_type, seed=1)
+    native.save_pretrained(tmp_path / "native")
+    convert(tmp_path / "native", tmp_path / "variant")
+    report = verify(tmp_path / "native", tmp_path / "variant", progress=False)
+    assert report.ok, report
+    export(tmp_path / "variant", tmp_path / "back")
+    back, info = type(native).from_pretrained(tmp_path / "back", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert all(torch.equal(tensor, back.state_dict()[name]) for name, tensor in native.state_dict().items())
+
+
+# Megatron's cross-attention in transformers takes sources as long as the target only.
+@pytest.mark.parametrize("model_type", sorted({*ENCODERS} - {"megatron-bert"}))
+def test_encoder_as_a_decoder_attends_to_another_stack(model_type):
+    native = decoder(model_type, add_cross_attention=True)
+    ours = hf_variants.from_native(native)
+    assert check_round_trip(native, ours) == []
+    lay_alike(native, ours)
+    set_backend(native, ours, "eager")
+    source = torch.randn(2, 7, 32, generator=torch.Generator().manual_seed(0))
+    ids, mask = torch.arange(3, 27).view(2, 12), torch.ones(2, 7)
+    mask[1, 4:] = 0
+    caches = [EncoderDecoderCache(DynamicCache(), DynamicCache()) for _ in range(2)]
+    for tokens in (ids[:, :9], ids[:, 9:]):
+        theirs, made = (
+            model(tokens, encoder_hidden_states=source, encoder_attention_mask=mask, past_key_values=cache).logits
+            for model, cache in zip((native, ours), caches)
+        )
+        assert torch.equal(theirs, made)
+
+
+def test_language_model_of_an_encoder_that_is_no_decoder_is_taken_as_a_masked_one(tmp_path):
+    native = decoder("bert", is_decoder=False)
+    native.save_pretrained(tmp_path / "native")
+    report = convert(tmp_path / "native", tmp_path / "variant")
+    assert report.head == "masked_lm"
+    assert "BertLMHeadModel" in report.part
+    ours = hf_variants.from_native(tmp_path / "native")
+    ids = torch.arange(3, 27).view(2, 12)
+    assert torch.equal(native(ids).logits, ours(ids).logits)
+
+
+@pytest.mark.parametrize("head", ["masked_lm", "base", "token_classification"])
+def test_other_classes_of_an_encoder_are_no_decoders(head):
+    family = family_of("roberta")
+    config = decoder("roberta").config
+    with pytest.raises(ConversionError, match=r"`is_decoder` is True.*`architectures`"):
+        hf_variants.from_native(family.native_class(head)(config))
