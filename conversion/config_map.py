@@ -22,7 +22,7 @@ from hf_variants.model.axis import TRAINING, nobody_chose
 from hf_variants.model.configuration_variant import FIELDS, VariantConfig
 from hf_variants.model.configuration_variant_seq2seq import VariantSeq2SeqConfig
 
-from . import config_keys
+from . import block_configs, config_keys
 from .errors import ConversionError, NotRepresentable, Refusal
 
 
@@ -766,6 +766,10 @@ class ConfigMap:
                 "The checkpoint is quantised (`quantization_config`). Dequantise it first, for example with "
                 "`model.dequantize()`, and save it."
             )
+        if own := block_configs.overrides(native):
+            config = self.to_variant(block_configs.without(native), ignore_keys, head)
+            with nobody_chose():
+                return type(config).from_dict({**config.to_dict(), "per_layer_config": own})
         self._check_keys(native, ignore_keys, head)
         published = _own_values(native)
         values = _own_values(_as_rotary_embeddings_read(native))

@@ -18,7 +18,7 @@ import hf_variants
 from hf_variants.model.configuration_variant import VariantConfig
 from hf_variants.model.configuration_variant_seq2seq import VariantSeq2SeqConfig
 
-from . import families, refusals
+from . import block_configs, families, refusals
 from .config_map import AnyVariantConfig, ConfigMap, Entry
 from .errors import UnsupportedModelType, reading
 from .json_files import read_config_values
@@ -403,6 +403,9 @@ def read_config(folder: Path) -> PreTrainedConfig:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {CONFIG_NAME}. Give the folder of a checkpoint.")
     values = read_config_values(path)
+    differ = block_configs.describes(values)
+    if differ:
+        values = block_configs.even(values)
     model_type = values.get("model_type", "")
     if not isinstance(model_type, str) or not model_type:
         raise UnsupportedModelType(
@@ -418,6 +421,10 @@ def read_config(folder: Path) -> PreTrainedConfig:
         return config_class.from_dict({name: value for name, value in values.items() if name != key})
 
     with reading(path, values, without):
+        if differ:
+            config = config_class.from_dict(values)
+            config.name_or_path = str(folder)
+            return config
         if own is not None:
             return own.from_pretrained(folder)
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)

@@ -19,7 +19,7 @@ from hf_variants import card
 from hf_variants.model.configuration_variant import VariantConfig
 from hf_variants.model.custom_code import auto_map_of, write_code
 
-from . import checkpoint, folds, gguf_files, rules
+from . import block_configs, checkpoint, folds, gguf_files, rules
 from .companions import belongs, copy_companions, refuse_broken_files
 from .config_map import training_fields
 from .errors import ConversionError, NotRepresentable, VerificationFailed, reading
@@ -316,7 +316,7 @@ def native_family_and_head(config: PreTrainedConfig, weights: checkpoint.Weights
     bare = family.native_class("base")
     if weights is None or bare is None:
         return family, family.primary
-    model = empty_model(family.native_class(family.primary), config)
+    model = block_configs.native_skeleton(family, family.primary, config)
     inside = empty_model(bare, config).state_dict().keys()
     head = {name for name in stored_tensors(model) if name.removeprefix(f"{model.base_model_prefix}.") not in inside}
     layout = as_transformers_reads(model, weights)
@@ -432,7 +432,7 @@ def _understood(
     def understand(native_config: PreTrainedConfig) -> tuple[Family, str, VariantConfig, PreTrainedModel]:
         family, head = native_family_and_head(native_config, weights)
         config = family.config_map.to_variant(native_config, ignore_keys, head)
-        return family, head, config, empty_model(family.native_class(head), native_config)
+        return family, head, config, block_configs.native_skeleton(family, head, native_config)
 
     values = read_config_values(path)
     refuse_quantised(path, values)
@@ -492,7 +492,7 @@ def _untie(opened: _NativeSource, native_config: PreTrainedConfig, ignore_keys: 
         dtype = opened.config.dtype
         opened.config = family.config_map.to_variant(untied_config, ignore_keys, opened.head)
         opened.config.dtype = dtype
-        opened.native = empty_model(type(native), untied_config)
+        opened.native = block_configs.native_skeleton(family, opened.head, untied_config)
         # Its bias may stay tied; both are then asked for.
         copies = {name: source for name, source in tied.items() if name not in layout.names and name != head}
         opened.layout = replace(

@@ -18,7 +18,7 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from hf_variants.model.configuration_variant import VariantConfig
 
-from . import checkpoint, folds, rules
+from . import block_configs, checkpoint, folds, rules
 from .companions import has_tokenizer
 from .config_map import differing_fields
 from .errors import ConversionError, NotRepresentable, reading
@@ -116,6 +116,9 @@ def _load(source: str | Path | PreTrainedModel, dtype: torch.dtype | None, ignor
         return _Loaded(from_native(source, dtype=dtype))
     folder = checkpoint.resolve_folder(source)
     config = read_config(folder)
+    if block_configs.overrides(config):
+        # The stock class has layers that are alike.
+        return _Loaded(from_native(source, dtype, ignore_keys=ignore_keys))
     if not is_variant(config):
         family_of(config.model_type)
     # Refuses indexes that leave the folder, before transformers follows them.

@@ -60,8 +60,13 @@ def crossings(model: Part, config: Any, batch: int, dtype: str) -> dict[str, int
         return {}
     weights = count_parameters(model).active * DTYPE_BYTES[dtype]
     decoder = config.decoder if config.is_encoder_decoder else config
-    heads, own = decoder.num_attention_heads, decoder.num_key_value_heads
-    kinds = {heads: "MHA", 1: "MQA"} | ({own: f"GQA with {own} heads"} if 1 < own < heads else {})
+    # Of all layers together, which may differ.
+    layers = [layer for layer in decoder.per_layer_config if "self_attn" not in getattr(layer, "skip", ())]
+    heads, own = (sum(getattr(layer, f"num_{kind}_heads") for layer in layers) for kind in ("attention", "key_value"))
+    counts = sorted({layer.num_key_value_heads for layer in layers})
+    kinds = {heads: "MHA", len(layers): "MQA"}
+    if len(layers) < own < heads:
+        kinds[own] = f"GQA with {' or '.join(map(str, counts))} heads"
     return {
         name: round(weights * own / (cache.per_token * count)) for count, name in sorted(kinds.items(), reverse=True)
     }
