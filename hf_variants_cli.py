@@ -429,6 +429,10 @@ def _add_generation_options(command: argparse.ArgumentParser) -> None:
     loading.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as stored)")
     loading.add_argument("--device", metavar="NAME", help="cpu, cuda:0, auto, ... (default: the accelerator, if any)")
     loading.add_argument("--tokenizer", metavar="FOLDER", help="where the tokenizer is, if not with the model")
+    loading.add_argument(
+        "--fast", action="store_true", help="decode faster on a CPU, in float32 (accelerate_decoding)"
+    )
+    loading.add_argument("--quantize", choices=["int8"], help="round the weights; computes on a CPU, in float32")
     _add_ignore_key(loading)
 
 
@@ -765,6 +769,8 @@ def _loading(arguments: argparse.Namespace) -> dict[str, Any]:
         "device": arguments.device,
         "tokenizer": arguments.tokenizer,
         "ignore_keys": arguments.ignore_keys,
+        "fast": arguments.fast,
+        "quantize": arguments.quantize,
         "seed": arguments.seed,
     }
 

@@ -685,7 +685,12 @@ def to_native(model: PreTrainedModel, model_type: str | None = None) -> PreTrain
 
     Raises:
         NotRepresentable: naming every field in the way.
+        ConversionError: if the model is quantised.
     """
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise ConversionError(
+            "The model is quantised (`quantization_config`). Dequantise it first, for example with `model.dequantize()`."
+        )
     head = head_of_variant(type(model).__name__)
     family, native_config, folding = _target_of(model.config, model_type, head)
     target, translation = _exported(

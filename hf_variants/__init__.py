@@ -35,7 +35,7 @@ else:
 
 from . import card  # noqa: E402 (these read the classes above)
 from .conversion import from_native, to_native  # noqa: E402
-from .fast import accelerate_decoding  # noqa: E402
+from .fast import accelerate_decoding, chunk_loss, quantize_int8  # noqa: E402
 
 
 # Where the package is not installed, a model is saved without a card.
@@ -61,7 +61,9 @@ __all__ = [
     "VariantSeq2SeqModel",
     "VariantSeq2SeqPreTrainedModel",
     "accelerate_decoding",
+    "chunk_loss",
     "from_native",
     "presets",
+    "quantize_int8",
     "to_native",
 ]

@@ -49,6 +49,9 @@ SAMPLING_OPTIONS = frozenset({"temperature", "top_k", "top_p", "min_p", "typical
 # Of accelerate: ways to spread a model over what there is.
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
+# To what weights may be rounded -> what rounds a model's in place.
+QUANTIZATIONS = {"int8": hf_variants.quantize_int8}
+
 EXIT_COMMANDS = ("/exit", "/quit")
 CLEAR_COMMAND = "/clear"
 
@@ -202,6 +205,8 @@ def open_checkpoint(
     dtype: torch.dtype | None = None,
     device: str | None = None,
     ignore_keys: Sequence[str] = (),
+    fast: bool = False,
+    quantize: str | None = None,
 ) -> Generator:
     """
     The model in a checkpoint, native or a variant, or in an adapter's folder with the checkpoint it was trained on.
@@ -212,12 +217,21 @@ def open_checkpoint(
         dtype: of the weights; by default as stored.
         device: a device or `device_map`; by default the accelerator, if there is one.
         ignore_keys: as in `from_native`.
+        fast: take the steps of `accelerate_decoding`; by default on the CPU, then, and in float32.
+        quantize: "int8" for weights of 8 bits, as `quantize_int8` makes them; the same holds.
 
     Raises:
-        ValueError: if the checkpoint's type cannot be converted, or if it does not write text.
+        ValueError: if the checkpoint's type cannot be converted, if it does not write text, or if it cannot be had fast
+            or quantised.
         OSError: if there is no checkpoint or no tokenizer.
     """
     _refuse_device(device)
+    if quantize not in (None, *QUANTIZATIONS):
+        raise ValueError(f"`quantize` is {quantize!r}. Give one of {', '.join(QUANTIZATIONS)}.")
+    if quantize is not None and dtype not in (None, torch.float32):
+        raise ValueError("Rounded weights are multiplied in float32. Leave --dtype out, or --quantize.")
+    if fast or quantize is not None:
+        dtype, device = dtype or torch.float32, device or "cpu"
     device = device or (torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")).type
     model = _load_model(source, dtype, device, ignore_keys)
     if not model.can_generate():
@@ -225,7 +239,12 @@ def open_checkpoint(
             f"{source} holds a {type(model).__name__}, which does not write text. Give a decoder or an "
             "encoder-decoder with its language-model head."
         )
-    return Generator(model.eval(), _load_tokenizer(tokenizer or source))
+    model.eval()
+    if quantize is not None:
+        QUANTIZATIONS[quantize](model)
+    if fast:
+        hf_variants.accelerate_decoding(model)
+    return Generator(model, _load_tokenizer(tokenizer or source))
 
 
 def _refuse_device(device: str | None) -> None:

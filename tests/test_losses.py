@@ -1,12 +1,24 @@
 """Losses against their formulas, autograd, and transformers' own loss."""
 
+import peft
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from hf_variants import VariantConfig, VariantForCausalLM
+from hf_variants import (
+    VariantConfig,
+    VariantForCausalLM,
+    VariantForMaskedLM,
+    VariantForSequenceClassification,
+    chunk_loss,
+)
 from hf_variants.model.losses import causal_lm_loss, regularised_cross_entropy, token_loss
+from tests.strategies import variant_fields
+from tests.test_random_configs import build, preset_config
+from tests.test_seq2seq import PAIRS, VOCABULARY
+from tests.test_seq2seq import build as build_seq2seq
 
 
 VOCAB = 37
@@ -110,3 +122,113 @@ def test_the_config_reaches_the_model():
     assert abs((out.loss - expected).item()) < 1e-6 * expected.item()
     assert torch.equal(out.logits, plain(ids).logits)
     assert torch.equal(plain(ids, labels=ids).loss, ForCausalLMLoss(plain(ids).logits, ids, VOCAB))
+
+
+# In chunks
+
+
+def loss_and_gradients(model, chunk: int | None, **inputs) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """In training mode and float64; every case is without dropout."""
+    chunk_loss(model, chunk)
+    model.train()
+    model.zero_grad()
+    output = model(**inputs)
+    assert (output.logits is None) == (chunk is not None)
+    (3 * output.loss).backward()
+    return output.loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_chunks_are_the_whole(model, **inputs) -> None:
+    loss, gradients = loss_and_gradients(model, None, **inputs)
+    for chunk in (1, 5, 1000):
+        other, others = loss_and_gradients(model, chunk, **inputs)
+        # The sum is kept in float32.
+        assert abs(other - loss) < 1e-6 * abs(loss)
+        assert gradients.keys() == others.keys()
+        # Logits are cast to float32, so that a gradient that is 0 by nature (a bias of keys) is rounding.
+        rounding = 1e-7 * max(gradient.abs().max() for gradient in gradients.values())
+        for name, gradient in gradients.items():
+            allowed = 1e-5 * gradient.abs().max() + rounding
+            assert (others[name] - gradient).abs().max() <= allowed, name
+
+
+def tokens_and_labels(vocab_size: int, rows: int = 2, length: int = 9) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, vocab_size, (rows, length), generator=generator)
+    labels = ids.clone()
+    labels[0, :4] = -100
+    return {"input_ids": ids, "labels": labels}
+
+
+@given(fields=variant_fields())
+def test_chunks_of_any_decoder(fields):
+    config = VariantConfig(**{**fields, "z_loss_coefficient": 0.1, "label_smoothing": 0.2})
+    inputs = tokens_and_labels(config.vocab_size)
+    assert_chunks_are_the_whole(build(config).double(), **inputs)
+
+
+def test_chunks_of_an_encoder():
+    config = VariantConfig(**{**preset_config("llama").to_dict(), "is_causal": False, "lm_head_bias": True})
+    assert_chunks_are_the_whole(VariantForMaskedLM(config).double(), **tokens_and_labels(config.vocab_size))
+
+
+@pytest.mark.parametrize("final_logits_bias", [False, True])
+def test_chunks_of_an_encoder_decoder(final_logits_bias):
+    model = build_seq2seq(*PAIRS[0], final_logits_bias=final_logits_bias).double()
+    if final_logits_bias:
+        model.final_logits_bias.normal_()
+    assert_chunks_are_the_whole(model, **tokens_and_labels(VOCABULARY))
+
+
+def test_chunks_with_a_number_of_items_and_labels_in_place():
+    model = build(preset_config("llama")).double()
+    inputs = tokens_and_labels(model.config.vocab_size)
+    assert_chunks_are_the_whole(model, num_items_in_batch=torch.tensor(7), **inputs)
+    shifted = F.pad(inputs["labels"], (0, 1), value=-100)[:, 1:].contiguous()
+    assert_chunks_are_the_whole(model, shift_labels=shifted, **inputs)
+
+
+def test_chunks_of_a_head_with_adapters():
+    """Whose weights are found in the graph, wherever they stand."""
+    base = build(preset_config("mistral")).double()
+    adapter = peft.LoraConfig(r=2, target_modules=["q_proj", "lm_head"], init_lora_weights=False)
+    model = peft.get_peft_model(base, adapter).double()
+    assert_chunks_are_the_whole(model, **tokens_and_labels(base.config.vocab_size))
+    tokens = peft.LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=[4, 5], init_lora_weights=False)
+    model = peft.get_peft_model(build(preset_config("gemma2")), tokens).double()
+    assert_chunks_are_the_whole(model, **tokens_and_labels(model.config.vocab_size))
+
+
+def test_chunks_of_a_batch_without_labels_that_count():
+    model = build(preset_config("llama"))
+    inputs = tokens_and_labels(model.config.vocab_size)
+    inputs["labels"][:] = -100
+    loss, gradients = loss_and_gradients(model, 4, num_items_in_batch=5, **inputs)
+    assert loss == 0
+    assert not any(gradient.any() for gradient in gradients.values())
+    chunk_loss(model, 4)
+    assert model(**inputs).loss.isnan()
+
+
+def test_chunks_are_of_training_alone():
+    model = build(preset_config("llama"))
+    chunk_loss(model, 4)
+    inputs = tokens_and_labels(model.config.vocab_size)
+    expected = build(preset_config("llama")).eval()(**inputs)
+    output = model.eval()(**inputs)
+    assert torch.equal(output.loss, expected.loss)
+    assert torch.equal(output.logits, expected.logits)
+    with torch.no_grad():
+        assert model.train()(**inputs).logits is not None
+
+
+def test_refused_chunks():
+    model = build(preset_config("llama")).train()
+    with pytest.raises(ValueError, match="`positions` is 0"):
+        chunk_loss(model, 0)
+    with pytest.raises(ValueError, match="no language-modelling head"):
+        chunk_loss(VariantForSequenceClassification(preset_config("llama")))
+    chunk_loss(model, 4)
+    model.loss_function = lambda logits, labels, **kwargs: logits.mean()
+    with pytest.raises(ValueError, match="`loss_function` of this model was replaced"):
+        model(**tokens_and_labels(model.config.vocab_size))

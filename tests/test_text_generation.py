@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import hf_variants_cli
+from hf_variants import quantize_int8
 from hf_variants.text_generation import Generator, chat, generate, generation_options, open_checkpoint
 from tests.tools import kinds
 
@@ -58,6 +59,25 @@ def test_native_checkpoints_and_adapters(tmp_path):
     (text,) = generate(str(tmp_path / "adapter"), [PROMPT], GREEDY, out=io.StringIO())
     assert text.split() == expected(tuned.eval()).split()
     assert text.split() != expected(kinds.model("llama")).split()
+
+
+@pytest.mark.parametrize("kind", ["llama", "seq2seq"])
+def test_fast_and_in_8_bits(kind, tmp_path, capsys):
+    model = kinds.model(kind)
+    source = save(model.bfloat16(), tmp_path)
+    model.float()
+    fast = open_checkpoint(source, fast=True)
+    assert fast.model.dtype == torch.float32
+    (text,) = generate(source, [PROMPT], GREEDY, fast=True, out=io.StringIO())
+    assert text.split() == expected(model).split()
+    assert "forward" in fast.model.__dict__
+    both = open_checkpoint(source, fast=True, quantize="int8")
+    text = both.stream(PROMPT, generation_options(both.model, {**GREEDY, "do_sample": False}), io.StringIO())
+    assert both.model.forward.steps > 0
+    assert text.split() == expected(quantize_int8(model)).split()
+    for option in (["--fast"], ["--quantize", "int8"]):
+        assert hf_variants_cli.main(["generate", source, PROMPT, "--dtype", "bfloat16", *option]) == 2
+        assert "float32" in capsys.readouterr().err
 
 
 def test_sampling_follows_its_seed(tmp_path):

@@ -488,7 +488,7 @@ def accelerate_decoding(model: nn.Module) -> Acceleration:
             "`accelerate_decoding` on a model that was just loaded, without a `device_map`."
         )
     stack = model.get_decoder()
-    weight = next(stack.parameters())
+    weight = next(parameter for parameter in stack.parameters() if parameter.is_floating_point())
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         raise ValueError(
             f"The model is in {str(weight.dtype).removeprefix('torch.')} on {weight.device}, and the fast path computes in "

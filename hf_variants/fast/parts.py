@@ -37,7 +37,6 @@ from ..model.block import (
     SequentialCrossBlock,
 )
 from ..model.feed_forward import FeedForward, FusedGatedFeedForward, GatedFeedForward
-from ..model.linear import OwnDtypeLinear, UnfusedBiasLinear
 from ..model.normalization import (
     Float32LayerNorm,
     RMSNorm,
@@ -48,12 +47,11 @@ from ..model.normalization import (
 )
 from ..model.positions import NoRotation, PartialRotation, PositionsFirstRotation, QueryScalingRotation, Rotation
 from .caches import RoomyLayer
+from .int8 import LINEAR, Int8Linear
 from .products import few_rows_products
 from .watch import is_readable, is_untouched
 
 
-# Classes whose `forward` is a product with their weight, of float32.
-LINEAR = (nn.Linear, UnfusedBiasLinear, OwnDtypeLinear)
 SELF_ATTENTION = (
     Attention,
     HeadNormAttention,
@@ -124,6 +122,9 @@ class Parts:
 
     def linear(self, module: nn.Module) -> Callable:
         """(rows, in) -> (rows, out)."""
+        if type(module) is Int8Linear and is_untouched(module):
+            self.passed_by.append(module)
+            return module.product
         if not self.passes_by(module, LINEAR):
             return as_called(module)
         products = few_rows_products(weight_and_bias(module))

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.loss.loss_utils import ForCausalLMLoss, ForMaskedLMLoss
 from transformers.utils import logging
 
 from .axis import ROUNDING, TRAINING, Axis, Check, axis, quote, setting
@@ -173,6 +174,116 @@ def token_loss(
         num_items_in_batch=num_items_in_batch,
         ignore_index=ignore_index,
     )
+
+
+class WithGradients(torch.autograd.Function):
+    """A loss whose gradients are known already: (loss, number of inputs, *inputs, *gradients) -> loss."""
+
+    @staticmethod
+    def forward(ctx, loss: torch.Tensor, count: int, *inputs_and_gradients: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(*inputs_and_gradients[count:])
+        return loss.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_output: torch.Tensor) -> tuple:
+        gradients = [(gradient * grad_output).to(gradient.dtype) for gradient in ctx.saved_tensors]
+        return None, None, *gradients, *([None] * len(gradients))
+
+
+def leaves_of(output: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors that gradients of `output` are accumulated in, in the order in which its graph names them."""
+    leaves, seen, nodes = [], set(), [output.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.append(node.variable)
+        nodes.extend(following for following, _ in node.next_functions)
+    return leaves
+
+
+def chunked_loss(
+    score: Callable,
+    loss_function: Callable,
+    hidden_states: torch.Tensor,
+    labels: torch.Tensor,
+    chunk: int,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    ignore_index: int = -100,
+) -> torch.Tensor:
+    """
+    The loss and its gradients with logits of `chunk` positions at a time in memory, instead of all of them; where nothing
+    is scored, none are computed. As in Liger (https://arxiv.org/abs/2410.10989, section 3.2), a chunk's gradients are
+    computed with its loss, so that no logits are computed twice.
+
+    Args:
+        score: hidden states (1, positions, width) -> logits (1, positions, vocab_size); any modules.
+        loss_function: the model's, which is told labels of both kinds.
+        hidden_states: (batch, length, width).
+        labels: int64 (batch, length), at the positions they are predicted from.
+        num_items_in_batch: divisor of the sum; by default the number of labels that count.
+
+    Returns:
+        a scalar in float32, differentiable once.
+
+    Raises:
+        ValueError: if a weight of `score` is spread over several devices, or if the loss function is none of those that
+            the models here have, and may not be a sum over positions.
+    """
+    if getattr(loss_function, "func", loss_function) not in SUMS_OVER_POSITIONS:
+        raise ValueError(
+            "`loss_function` of this model was replaced, and may not be a sum over positions, which the loss in chunks adds "
+            "up. Leave one of the two out: `chunk_loss(model, None)` takes the chunks back."
+        )
+    labels = labels.to(hidden_states.device)
+    counted = labels.ne(ignore_index)
+    # Gradients of what is selected flow back by autograd as ever.
+    selected, targets = hidden_states[counted], labels[counted]
+    divisor = counted.sum() if num_items_in_batch is None else num_items_in_batch
+    total = torch.zeros((), dtype=torch.float32, device=hidden_states.device)
+    state_gradients = torch.zeros_like(selected)
+    weights: list[torch.Tensor] = []
+    sums: list[torch.Tensor] = []
+    for start in range(0, len(targets), chunk):
+        piece = selected[start : start + chunk].detach().requires_grad_()
+        logits = score(piece.unsqueeze(0))
+        scored = targets[start : start + chunk].unsqueeze(0)
+        loss = loss_function(
+            logits=logits, labels=scored, shift_labels=scored, vocab_size=logits.shape[-1], num_items_in_batch=1
+        )
+        if start == 0:
+            weights = [leaf for leaf in leaves_of(loss) if leaf is not piece]
+            refuse_spread(weights)
+        gradients = torch.autograd.grad(loss, [piece, *weights])
+        total += loss.detach()
+        state_gradients[start : start + chunk] = gradients[0]
+        if start == 0:
+            # Sums of many in half precision would lose the small ones.
+            sums = [gradient.float() for gradient in gradients[1:]]
+        else:
+            for sum_, gradient in zip(sums, gradients[1:], strict=True):
+                sum_ += gradient
+    inputs = [selected, *weights] if selected.requires_grad else weights
+    gradients = [state_gradients, *sums] if selected.requires_grad else sums
+    # The divisor is none of the function's business: gradients of a sum do not underflow in half precision.
+    return WithGradients.apply(total, len(inputs), *inputs, *gradients) / divisor
+
+
+def refuse_spread(weights: list[torch.Tensor]) -> None:
+    """`ValueError` where gradients of a head's weights cannot be added up on one device."""
+    # As ZeRO-3 and DTensor mark theirs.
+    if any(hasattr(weight, "ds_id") or hasattr(weight, "device_mesh") for weight in weights):
+        raise ValueError(
+            "The loss in chunks adds up the gradients of the head on one device, and the head is spread over several "
+            "(ZeRO-3, FSDP, tensor parallel). Take it back with `chunk_loss(model, None)`, or use DDP."
+        )
+
+
+# Losses that are a sum over positions, divided by `num_items_in_batch` where that is given.
+SUMS_OVER_POSITIONS = (causal_lm_loss, token_loss, ForCausalLMLoss, ForMaskedLMLoss)
 
 
 def token_classifier_loss(

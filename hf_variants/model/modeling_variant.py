@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from huggingface_hub import CommitInfo
 from torch import nn
 from transformers import initialization as init
@@ -59,7 +60,7 @@ from .custom_code import auto_map_of, write_code
 from .distribution import Distribution
 from .feed_forward import LEARNED_ACTIVATIONS, reset_activation
 from .heads import ends_of_sequences
-from .losses import guard_fused_head, token_loss, warn_of_lost_terms
+from .losses import chunked_loss, guard_fused_head, token_loss, warn_of_lost_terms
 from .part import CALLS, Call, Part, built, states
 from .positions import restarts, too_long
 from .upload import Upload, now_in, remove_replaced_weights, written_since
@@ -136,6 +137,8 @@ class VariantPreTrainedModel(AdapterGuard, Distribution, PreTrainedModel):
     config_class = VariantConfig
     # The module that writes model cards, `hf_variants.card`, which does not travel with a checkpoint.
     cards: ModuleType | None = None
+    # Positions at a time, where a language model's loss is computed in chunks; see `hf_variants.chunk_loss`.
+    loss_chunk: int | None = None
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = ["past_key_values"]
@@ -157,6 +160,38 @@ class VariantPreTrainedModel(AdapterGuard, Distribution, PreTrainedModel):
         self._supports_sdpa = not config.unsupported_attention_features("sdpa")
         self._supports_flash_attn = not config.unsupported_attention_features("flash_attention")
         super().__init__(config, *args, **kwargs)
+
+    def takes_loss_in_chunks(self, labels: torch.Tensor | None) -> bool:
+        """Whether a language model's loss is computed without all logits at once: in training, where that was asked for."""
+        return (
+            self.loss_chunk is not None
+            and labels is not None
+            and self.training
+            and torch.is_grad_enabled()
+            and not is_tracing(labels)
+        )
+
+    def labels_in_place(self, labels: torch.Tensor, shift_labels: torch.Tensor | None = None) -> torch.Tensor:
+        """Labels at the positions they are predicted from, (batch, length)."""
+        return labels
+
+    def chunked_loss(
+        self,
+        hidden_states: torch.Tensor,
+        labels: torch.Tensor,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        shift_labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """The loss of (batch, length, hidden_size) without all logits at once; the others: see `causal_lm_loss`."""
+        return chunked_loss(
+            self.logits_of,
+            self.loss_function,
+            hidden_states,
+            self.labels_in_place(labels, shift_labels),
+            self.loss_chunk,
+            num_items_in_batch,
+        )
 
     def add_parts(self, parts: dict[str, Any]) -> None:
         """Build what the structure says, under its names."""
@@ -599,6 +634,15 @@ class VariantForCausalLM(VariantPreTrainedModel, GenerationMixin):
         # TRL replaces the method in the instance.
         super().__setattr__(name, guard_fused_head(self, value) if name == "forward" else value)
 
+    def logits_of(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(batch, length, hidden_size) -> (batch, length, vocab_size)."""
+        return self.logit_scaling(self.lm_head(self.lm_head_transform(hidden_states)))
+
+    def labels_in_place(self, labels: torch.Tensor, shift_labels: torch.Tensor | None = None) -> torch.Tensor:
+        if shift_labels is not None:
+            return shift_labels
+        return F.pad(labels, (0, 1), value=-100)[..., 1:] if self.config.shift_labels else labels
+
     def init_continuous_batching(self, *args, **kwargs):
         self.model.refuse_continuous_batching()
         return super().init_continuous_batching(*args, **kwargs)
@@ -627,7 +671,8 @@ class VariantForCausalLM(VariantPreTrainedModel, GenerationMixin):
             The others: see `VariantModel`.
 
         Returns:
-            `logits` (batch, kept length, vocab_size), the cache, and `loss` if there are labels.
+            `logits` (batch, kept length, vocab_size), the cache, and `loss` if there are labels; no logits in training
+            with `loss_chunk`.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -644,11 +689,13 @@ class VariantForCausalLM(VariantPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         hidden_states = slice_positions(outputs.last_hidden_state, logits_to_keep)
-        logits = self.logit_scaling(self.lm_head(self.lm_head_transform(hidden_states)))
-        loss = None
-        if labels is not None:
+        if self.takes_loss_in_chunks(labels):
+            logits, loss = None, self.chunked_loss(hidden_states, labels, **kwargs)
+        else:
+            logits, loss = self.logits_of(hidden_states), None
+        if labels is not None and logits is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        elif "num_items_in_batch" in kwargs:
+        elif labels is None and "num_items_in_batch" in kwargs:
             warn_of_lost_terms(self.config)
         return CausalLMOutputWithCrossAttentions(
             loss=loss,
@@ -683,6 +730,10 @@ class VariantForMaskedLM(VariantPreTrainedModel):
         if (loss := build_loss(config, shifted=False)) is not None:
             self.loss_function = loss
         self.post_init()
+
+    def logits_of(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(batch, length, hidden_size) -> (batch, length, vocab_size)."""
+        return self.logit_scaling(self.lm_head(self.lm_head_transform(hidden_states)))
 
     @can_return_tuple
     def forward(
@@ -719,11 +770,13 @@ class VariantForMaskedLM(VariantPreTrainedModel):
             encoder_attention_mask=encoder_attention_mask,
             **kwargs,
         )
-        logits = self.logit_scaling(self.lm_head(self.lm_head_transform(outputs.last_hidden_state)))
-        loss = None
-        if labels is not None:
+        if self.takes_loss_in_chunks(labels):
+            logits, loss = None, self.chunked_loss(outputs.last_hidden_state, labels, **kwargs)
+        else:
+            logits, loss = self.logits_of(outputs.last_hidden_state), None
+        if labels is not None and logits is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        elif "num_items_in_batch" in kwargs:
+        elif labels is None and "num_items_in_batch" in kwargs:
             warn_of_lost_terms(self.config)
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions

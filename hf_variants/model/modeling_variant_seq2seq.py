@@ -275,6 +275,11 @@ class VariantForConditionalGeneration(VariantSeq2SeqPreTrainedModel, GenerationM
             return super().get_expanded_tied_weights_keys(all_submodels=True)
         return dict(self._tied_weights_keys) if self.config.tie_word_embeddings else {}
 
+    def logits_of(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(batch, length, hidden_size) -> (batch, length, vocab_size)."""
+        logits = self.logit_scaling(self.lm_head(self.lm_head_transform(hidden_states)))
+        return logits + self.final_logits_bias if self.config.final_logits_bias else logits
+
     def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
         """
         Decoder inputs for labels: shifted right by one, with padding where nothing is scored.
@@ -338,15 +343,15 @@ class VariantForConditionalGeneration(VariantSeq2SeqPreTrainedModel, GenerationM
             **kwargs,
         )
         hidden_states = slice_positions(outputs.last_hidden_state, logits_to_keep)
-        logits = self.logit_scaling(self.lm_head(self.lm_head_transform(hidden_states)))
-        if self.config.final_logits_bias:
-            logits = logits + self.final_logits_bias
-        loss = None
-        if labels is not None:
+        if self.takes_loss_in_chunks(labels):
+            logits, loss = None, self.chunked_loss(hidden_states, labels, num_items_in_batch=num_items_in_batch)
+        else:
+            logits, loss = self.logits_of(hidden_states), None
+        if labels is not None and logits is not None:
             loss = self.loss_function(
                 logits, labels, vocab_size=logits.shape[-1], num_items_in_batch=num_items_in_batch
             )
-        elif num_items_in_batch is not None:
+        elif labels is None and num_items_in_batch is not None:
             warn_of_lost_terms(self.config.decoder)
         return Seq2SeqLMOutput(
             loss=loss,
