@@ -363,6 +363,44 @@ class NestedStack(Entry):
         return {self.keys[0]: self.inner.backward(fields)}
 
 
+class OfDecoder(Entry):
+    """
+    What an entry of an encoder-decoder says of the decoder alone: fields of the encoder, and those that only the whole
+    has, are left out. All its keys are kept, as other classes of the type read them.
+
+    Args:
+        entry: of the whole.
+    """
+
+    def __init__(self, entry: Entry):
+        self.keys = self.kept = entry.keys
+        self.entry = entry
+
+    def forward(self, native):
+        fields = {name.removeprefix("decoder."): value for name, value in self.entry.forward(native).items()}
+        return {name: value for name, value in fields.items() if name in FIELDS}
+
+    def backward(self, fields):
+        return self.entry.backward(_OfWhole(fields))
+
+
+class _OfWhole(Mapping):
+    """The fields of a decoder as those of an encoder-decoder, whose own ones have their defaults."""
+
+    def __init__(self, fields: Mapping[str, Any]):
+        self._fields = fields
+
+    def __getitem__(self, name):
+        field = name.rpartition(".")[2]
+        return self._fields[field] if field in self._fields else getattr(VariantSeq2SeqConfig, field)
+
+    def __iter__(self):
+        return iter(self._fields)
+
+    def __len__(self):
+        return len(self._fields)
+
+
 class LayerTypes(Entry):
     """
     `layer_types` and `sliding_window`, the same on both sides; the window is kept also where no layer slides.

@@ -738,7 +738,8 @@ def _steps(
         getattr(model.config, "sliding_window", None) for model in (left, right)
     ):
         steps.append(narrow_window)
-    if is_language_model and all("position_ids" in signature(model.forward).parameters for model in (left, right)):
+    takes_positions = all("position_ids" in signature(model.forward).parameters for model in (left, right))
+    if is_language_model and takes_positions:
         for positions in _far_positions(pair.config, pair.limit, short.shape[1]):
             name = f"outputs at positions {positions[0]} to {positions[-1]}"
             position_ids = positions.expand(short.shape)
@@ -748,14 +749,14 @@ def _steps(
         left_padded = torch.ones_like(short)
         right_padded[1, short.shape[1] // 2 :] = 0
         left_padded[1, : short.shape[1] // 2] = 0
-        left_positions = (left_padded.cumsum(-1) - 1).clamp(min=0)
+        # What a class does not name, it passes over.
+        given = {"position_ids": (left_padded.cumsum(-1) - 1).clamp(min=0)} if takes_positions else {}
         steps += [
             partial(
                 outputs, "outputs with right padding", right_padded, input_ids=short, attention_mask=right_padded
             ),
             partial(
-                outputs, "outputs with left padding", left_padded, input_ids=short, attention_mask=left_padded,
-                position_ids=left_positions,
+                outputs, "outputs with left padding", left_padded, input_ids=short, attention_mask=left_padded, **given,
             ),
         ]  # fmt: skip
     prompt = ids[:, : min(12, length)]

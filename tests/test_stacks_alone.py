@@ -9,7 +9,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 import hf_variants
 from hf_variants.conversion import ConversionError, convert, export, verify
-from hf_variants.conversion.family import all_families, family_of
+from hf_variants.conversion.family import DECODER_HEADS, all_families, family_of
 from hf_variants.conversion.verification import lay_alike
 from tests.native_rows import all_rows
 from tests.parity import check_generation, check_logits, check_round_trip, hostile_, set_backend
@@ -24,7 +24,11 @@ def decoder(model_type: str, seed: int = 0, **overrides):
     """A small stock decoder."""
     family = family_of(model_type)
     options = ROWS[model_type].draw(random.Random(f"{model_type}-{seed}"))
-    if not family.is_seq2seq:
+    if family.is_seq2seq:
+        # The stock class makes a cache of as many layers as the encoder has.
+        options["encoder_layers"] = options["decoder_layers"]
+        options |= {"decoder_vocab_size": options["vocab_size"]} if "decoder_vocab_size" in options else {}
+    else:
         # Chunks of the FFN do not divide the single token of a decoding step.
         options |= {"is_decoder": True, "chunk_size_feed_forward": 0}
     model = family.decoder.native_class("causal_lm")(family.config_map.native_class(**options | overrides))
@@ -46,6 +50,12 @@ def test_every_type_whose_stack_transformers_uses_as_a_decoder_is_one():
         and reads_is_decoder(family.native_class("base"))
     }
     assert types == set(ENCODERS)
+
+
+def test_every_decoder_of_an_encoder_decoder_that_transformers_has_is_one():
+    listed = DECODER_HEADS["causal_lm"][0]
+    types = {name for name, family in all_families().items() if family.is_seq2seq and name in listed}
+    assert types == set(DECODERS) - set(ENCODERS)
 
 
 @pytest.mark.parametrize("model_type", DECODERS)
@@ -77,6 +87,33 @@ def test_decoder_on_disk(model_type, tmp_path):
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     assert all(torch.equal(tensor, back.state_dict()[name]) for name, tensor in native.state_dict().items())
+
+
+@pytest.mark.parametrize("model_type", sorted({*DECODERS} - {*ENCODERS}))
+def test_decoder_attends_to_another_stack_and_counts_padding(model_type):
+    native = decoder(model_type, seed=2)
+    ours = hf_variants.from_native(native)
+    lay_alike(native, ours)
+    set_backend(native, ours, "eager")
+    size = native.config.hidden_size
+    source = torch.randn(2, 7, size, generator=torch.Generator().manual_seed(0))
+    ids, mask = torch.arange(3, 23).view(2, 10), torch.ones(2, 10, dtype=torch.long)
+    mask[0, :4] = 0
+    theirs, made = (model(ids, attention_mask=mask, encoder_hidden_states=source).logits for model in (native, ours))
+    assert torch.equal(theirs[mask.bool()], made[mask.bool()])
+
+
+def test_head_of_marians_decoder_has_the_rows_of_its_embedding_or_is_refused():
+    native = decoder("marian", decoder_vocab_size=83, share_encoder_decoder_embeddings=False, tie_word_embeddings=True)
+    ours = hf_variants.from_native(native)
+    ids = torch.arange(60, 80).view(2, 10)
+    assert torch.equal(native(ids).logits, ours(ids).logits)
+    assert check_round_trip(native, ours) == []
+    native = decoder(
+        "marian", decoder_vocab_size=83, share_encoder_decoder_embeddings=False, tie_word_embeddings=False
+    )
+    with pytest.raises(ConversionError, match="`decoder_vocab_size` 83"):
+        hf_variants.from_native(native)
 
 
 # Megatron's cross-attention in transformers takes sources as long as the target only.

@@ -1,8 +1,10 @@
 """BART: the 2017 encoder-decoder with learned positions (offset 2), a norm on the embeddings and a logits bias."""
 
+from dataclasses import replace
+
 import torch
 
-from ..config_map import Computed, Entry, Fixed, Irrelevant, OnBothStacks, OnStack, Renamed, Same
+from ..config_map import Computed, Entry, Fixed, Irrelevant, OfDecoder, OnBothStacks, OnStack, Renamed, Same
 from ..family import Family
 from ..rules import Rule
 from ._common import unread
@@ -168,8 +170,35 @@ EMBEDDING_NORMS = tuple(
     for stack in ("encoder", "decoder")
 )
 
+
+def with_decoder(family: Family, *entries: Entry) -> Family:
+    """
+    A family, and its decoder alone: a language model whose labels are not shifted.
+
+    Args:
+        entries: more of the decoder's config.
+    """
+    table = Rule("model.decoder.embed_tokens.weight", "model.embed_tokens.weight")
+    layers = (
+        rule.without_prefixes("", "model.decoder.").with_prefixes("", "model.")
+        for rule in family.weights
+        if rule.is_inside("model.decoder.", "") and rule.native not in ("model.shared.weight", table.native)
+    )
+    decoder = Family(
+        model_type=family.model_type,
+        part="decoder",
+        config=(
+            *map(OfDecoder, family.config),
+            Fixed(add_cross_attention=True, shift_labels=False, generation_counts_padding=True),
+            *entries,
+        ),
+        weights=(*layers, table, Rule("lm_head.weight", "lm_head.weight")),
+    )
+    return replace(family, decoder=decoder)
+
+
 FAMILIES = (
-    Family(
+    with_decoder(Family(
         model_type="bart",
         primary="seq2seq_lm",
         config=(
@@ -183,5 +212,5 @@ FAMILIES = (
         ),
         weights=(*EMBEDDINGS_AND_HEAD, *POSITIONS, *EMBEDDING_NORMS, *STACK_WEIGHTS, *layer_norms("post_norm")),
         head_weights=HEADS,
-    ),
+    )),
 )  # fmt: skip

@@ -15,6 +15,7 @@ from .bart import (
     SHARED_TABLE,
     STACK_WEIGHTS,
     layer_norms,
+    with_decoder,
 )
 from .mbart import FINAL_NORMS
 
@@ -52,10 +53,24 @@ def _flags(fields):
     }
 
 
+def _head_of_decoder(native):
+    """The decoder alone: its LM head has rows for the source's vocabulary, unless it is the embedding."""
+    rows, known = native["vocab_size"], native["decoder_vocab_size"]
+    if rows != known and not native["tie_word_embeddings"]:
+        raise ConversionError(
+            f"The LM head of MarianForCausalLM has `vocab_size` {rows} rows, and its embedding `decoder_vocab_size` "
+            f"{known}. Make them equal, or set `tie_word_embeddings`."
+        )
+    return {}
+
+
+_HEAD_OF_DECODER = Computed(
+    ("vocab_size",), _head_of_decoder, lambda fields: {"vocab_size": fields["vocab_size"]}, kept=("vocab_size",)
+)
 _SINUSOIDS = Fixed(position_embedding_type="sinusoidal", sinusoidal_layout="half", sinusoidal_table_stored=True)
 
 FAMILIES = (
-    Family(
+    with_decoder(Family(
         model_type="marian",
         primary="seq2seq_lm",
         config=(
@@ -71,8 +86,8 @@ FAMILIES = (
             Rule("model.encoder.embed_tokens.weight", "model.encoder.embed_tokens.weight"),
             Rule("model.decoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"),
         ),
-    ),
-    Family(
+    ), _HEAD_OF_DECODER),
+    with_decoder(Family(
         model_type="pegasus",
         primary="seq2seq_lm",
         config=(
@@ -89,7 +104,7 @@ FAMILIES = (
         weights=(
             *EMBEDDINGS_AND_HEAD, *STORED_SINUSOIDS, *STACK_WEIGHTS, *layer_norms("pre_norm"), *FINAL_NORMS,
         ),
-    ),
+    )),
     Family(
         model_type="m2m_100",
         primary="seq2seq_lm",

@@ -18,6 +18,7 @@ from .bart import (
     SHARED_TABLE,
     STACK_WEIGHTS,
     layer_norms,
+    with_decoder,
 )
 
 
@@ -28,7 +29,7 @@ FINAL_NORMS = tuple(
     Rule(f"model.{stack}.layer_norm.{{leaf}}", f"model.{stack}.norm.{{leaf}}") for stack in ("encoder", "decoder")
 )
 
-FAMILIES = (
+FAMILIES = tuple(map(with_decoder, (
     Family(
         model_type="mbart",
         primary="seq2seq_lm",
@@ -102,4 +103,4 @@ FAMILIES = (
             Rule("model.decoder.layernorm_embedding.{leaf}", "model.decoder.token_norm.{leaf}"),
         ),
     ),
-)  # fmt: skip
+)))  # fmt: skip

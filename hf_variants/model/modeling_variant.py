@@ -630,6 +630,13 @@ class VariantForCausalLM(VariantPreTrainedModel, GenerationMixin):
                 raise too_long(f"Token {last + 1} has no row in a table of {self.position_limit} positions")
         return inputs
 
+    def _prepare_position_ids_for_generation(self, inputs_tensor: torch.Tensor, model_kwargs: dict) -> torch.Tensor:
+        if self.config.generation_counts_padding:
+            model_kwargs = {**model_kwargs, "attention_mask": None}
+        position_ids = super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
+        # Beams repeat every row.
+        return position_ids.expand(inputs_tensor.shape[0], -1)
+
     def __setattr__(self, name: str, value) -> None:
         # TRL replaces the method in the instance.
         super().__setattr__(name, guard_fused_head(self, value) if name == "forward" else value)

@@ -54,6 +54,8 @@ class PositionsAxis(Axis):
     position_ids_source (`str`): where absent `position_ids` come from: `"sequence"` (0, 1, 2, ...),
         `"attention_mask"` (count of real tokens so far, OPT) or `"input_ids"` (count of non-padding tokens, with
         padding at index `pad_token_id`, RoBERTa; that row of a learned table is frozen as the embedding's).
+    generation_counts_padding (`bool`): in `generate`, padding has positions as tokens have (the decoders alone of BART
+        and its relatives); otherwise the tokens that the mask shows are counted.
     padding_mask_source (`str`): what stands for an absent `attention_mask`: `"none"` (every token is real) or
         `"input_ids"` (tokens other than `pad_token_id` are; a pass of a decoder that has a cache, or makes one in
         evaluation, takes every token as real all the same, T5Gemma).
@@ -95,6 +97,7 @@ class PositionsAxis(Axis):
     layer_rope_theta: list[int | float] | None = setting(None, LIST_OF_LAYERS)
     position_offset: int = 0
     position_ids_source: Literal["sequence", "attention_mask", "input_ids"] = "sequence"
+    generation_counts_padding: bool = False
     padding_mask_source: Literal["none", "input_ids"] = "none"
     sinusoidal_layout: Literal["interleaved", "half", "tensor2tensor"] = "interleaved"
     sinusoidal_padding_zero: bool = False
@@ -317,7 +320,7 @@ class PositionsAxis(Axis):
         of_rope = [name for name in self.named("rope_") if name != "rope_parameters"]
         # transformers fills the parameters in everywhere, with these.
         told = self.rope_parameters not in (None, {"rope_type": "default", "rope_theta": self.default_theta})
-        tables = ["position_offset", "position_ids_source"]
+        tables = ["position_offset", "position_ids_source", "generation_counts_padding"]
         return [
             Idle(kind != "rope", of_rope + ["rope_parameters"] * told, because),
             Idle(kind != "alibi", self.named("alibi_"), because),

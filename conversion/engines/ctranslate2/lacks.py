@@ -35,6 +35,7 @@ TAKEN = frozenset(
 # Off their defaults these change nothing that the engine computes, for the reason given.
 WITHOUT_EFFECT = {
     "position_ids_source": "without padding in between, every source counts the tokens",
+    "generation_counts_padding": "without padding, there is nothing to count",
     "padding_mask_source": "the engine is told lengths, and knows no padding tokens",
     "pad_token_id": "the engine is told lengths, and knows no padding tokens",
     "sinusoidal_table_grows": "the table has the context's length, and the engine refuses longer inputs",
