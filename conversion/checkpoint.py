@@ -389,7 +389,7 @@ def write_safetensors(
         for number, (file, shard) in enumerate(zip(files, shards)):
             streams.append((folder / file).open("wb", buffering=0))
             places |= {name: (number, offset) for name, offset in _write_header(streams[-1], shard).items()}
-        with progress, _Flushing() as flushing:
+        with progress, _one_thread(), _Flushing() as flushing:
             for name, tensor in tensors:
                 header = headers[name]
                 if tensor.shape != header.shape or tensor.dtype != header.dtype or name in written:
@@ -424,6 +424,22 @@ def write_safetensors(
     }
     (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
     return non_finite
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """
+    Have torch compute in the thread that calls it.
+
+    Its threads wait for each other at the end of every piece, however short; where others keep the cores busy, hashes for
+    example, that takes longer than the pieces.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _refuse_full_disk(folder: Path, size: int) -> None:

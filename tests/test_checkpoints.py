@@ -317,6 +317,22 @@ def test_files_are_no_larger_than_asked(limit, tmp_path):
         assert len(inside) == 1 or sum(tensor.nbytes for tensor in inside.values()) <= limit
 
 
+def test_weights_are_written_by_one_thread(tmp_path):
+    """Also what is computed on the way; afterwards torch has the threads it had."""
+    threads, seen = torch.get_num_threads(), []
+
+    def tensors():
+        seen.append(torch.get_num_threads())
+        yield "weight", torch.ones(3)
+
+    try:
+        torch.set_num_threads(3)
+        checkpoint.write_safetensors(tensors(), {"weight": torch.empty(3, device="meta")}, tmp_path)
+        assert (seen, torch.get_num_threads()) == ([1], 3)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_the_command_takes_a_size(tmp_path):
     from hf_variants_cli import main
 
