@@ -361,8 +361,23 @@ def _add_edit(edit: argparse.ArgumentParser) -> None:
     operation(
         "--ffn-width",
         "FeedForwardWidth",
-        "inner width: the strongest channels, or zeros beside them",
+        "inner width: the channels that matter most (on --text), or zeros beside them",
         type=int,
+        metavar="N",
+    )
+    operation("--heads", "Heads", "so many query heads: those that matter most, or new ones", type=int, metavar="N")
+    operation(
+        "--hidden-size",
+        "HiddenSize",
+        "so many channels of the stream: those that carry most on --text, or new ones",
+        type=int,
+        metavar="N",
+    )
+    operation(
+        "--parameters",
+        "ParameterCount",
+        "up to N parameters, such as 100M, by the inner width",
+        type=_count,
         metavar="N",
     )
     operation("--fuse-norms", "FuseNorms", "the weights of norms go into the matrices behind them", nargs=0)
@@ -494,6 +509,14 @@ def _positive(text: str) -> int:
     return number
 
 
+def _count(text: str) -> int:
+    """A number that may be in thousands, millions or billions: 100M."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMbB]?)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number. Write 100000000, 100M or 0.1B.")
+    return round(float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}[match[2].lower()])
+
+
 def _convert(arguments: argparse.Namespace) -> int:
     from hf_variants.conversion import convert, convert_adapter
 
@@ -601,6 +624,7 @@ def _edit(arguments: argparse.Namespace) -> int:
         ignore_keys=arguments.ignore_keys,
         options={
             **{option.removeprefix("--"): value == [] or value for _, value, option in arguments.operations},
+            "text": arguments.text,
             "stack": arguments.stack or None,
             "force": arguments.force,
             "deepnorm": arguments.deepnorm if arguments.deepnorm != "keep" else None,

@@ -9,20 +9,23 @@ USUAL_RATIO = {"mlp": 4.0, "glu": 8 / 3}
 
 def advice(config: Any) -> list[str]:
     """Sentences about one stack; none where it is built as most are."""
-    sentences = []
-    ratio = config.intermediate_size / config.hidden_size
-    usual = USUAL_RATIO[config.ffn_type]
-    if not usual / 2 <= ratio <= usual * 2:
-        gated = "gated networks have 8/3" if config.ffn_type == "glu" else "most have 4"
-        sentences.append(
-            f"`intermediate_size` is {ratio:.3g} times `hidden_size`, where {gated} (https://arxiv.org/abs/1706.03762, "
-            "https://arxiv.org/abs/2002.05202); T5-11B went to 64 (https://arxiv.org/abs/1910.10683)."
-        )
-    if not 64 <= config.head_dim <= 256:
-        sentences.append(
-            f"`head_dim` is {config.head_dim}, where most have 64 to 128 and some 256; kernels of FlashAttention end there "
-            "(https://arxiv.org/abs/2307.08691)."
-        )
+    sentences: list[str] = []
+    # Layers may differ; where they are alike, each sentence comes once.
+    for layer in config.per_layer_config:
+        skipped = getattr(layer, "skip", ())
+        ratio, usual = layer.intermediate_size / layer.hidden_size, USUAL_RATIO[layer.ffn_type]
+        if "mlp" not in skipped and not usual / 2 <= ratio <= usual * 2:
+            gated = "gated networks have 8/3" if layer.ffn_type == "glu" else "most have 4"
+            sentences.append(
+                f"`intermediate_size` is {ratio:.3g} times `hidden_size`, where {gated} (https://arxiv.org/abs/1706.03762, "
+                "https://arxiv.org/abs/2002.05202); T5-11B went to 64 (https://arxiv.org/abs/1910.10683)."
+            )
+        if "self_attn" not in skipped and not 64 <= layer.head_dim <= 256:
+            sentences.append(
+                f"`head_dim` is {layer.head_dim}, where most have 64 to 128 and some 256; kernels of FlashAttention end "
+                "there (https://arxiv.org/abs/2307.08691)."
+            )
+    sentences = list(dict.fromkeys(sentences))
     aspect = config.hidden_size / config.num_hidden_layers
     if not 16 <= aspect <= 400:
         sentences.append(

@@ -8,6 +8,7 @@ from .layers import DropLayers, GrowLayers, SelectLayers
 from .norms import FuseNorms
 from .operation import Operation, apply
 from .positions import ContextLength, DropRotation
+from .sizes import Heads, HiddenSize, ParameterCount
 from .subject import Outcome, Subject, SurgeryError
 from .ties import Tie, Untie
 from .vocabulary import ExtendVocabulary, KeepTokens, PadVocabulary, TrimVocabulary
@@ -26,11 +27,14 @@ __all__ = [
     "FeedForwardWidth",
     "FuseNorms",
     "GrowLayers",
+    "Heads",
+    "HiddenSize",
     "KeepTokens",
     "KeyValueHeads",
     "Operation",
     "Outcome",
     "PadVocabulary",
+    "ParameterCount",
     "SelectLayers",
     "Subject",
     "SurgeryError",

@@ -1,19 +1,16 @@
-"""Which layers matter least on a text: the one thing here that runs the model."""
+"""Which layers matter least on a text."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
+from transformers import PreTrainedModel
 
-from . import tokenizer_data
 from .layers import DropLayers
+from .observed import observe
 from .operation import Operation
 from .subject import Subject, SurgeryError
-
-
-# Of a text: tokens at a time, and characters in all.
-WINDOW, CHARACTERS = 512, 60_000
 
 
 @dataclass(frozen=True)
@@ -41,37 +38,31 @@ class DropLeastInfluential(Operation):
         depth = subject.stacks[name].num_hidden_layers
         if not 0 < self.count < depth:
             raise SurgeryError(f"{self.count} of {depth} layers cannot be dropped. Give 1 to {depth - 1}.")
-        scores = influence(
-            subject, self.text.read_text(encoding="utf-8") if isinstance(self.text, Path) else self.text
-        )
+        scores = influence(subject, self.text)
         least = sorted(sorted(range(depth), key=lambda layer: scores[layer])[: self.count])
         return DropLayers(least).apply(subject)
 
 
-@torch.no_grad()
-def influence(subject: Subject, text: str) -> list[float]:
+def influence(subject: Subject, text: str | Path) -> list[float]:
     """
     The influence of every layer of a model with one stack on a text.
 
     Raises:
         SurgeryError: if there is no tokenizer, or the text is empty.
     """
-    ids = tokenizer_data.load(subject)(text[:CHARACTERS], add_special_tokens=False, verbose=False).input_ids
-    if not ids:
-        raise SurgeryError("The text is empty. Give one that is like what the model is for.")
-    body = subject.to_measure().base_model
-    totals = [0.0] * len(body.layers)
+    totals: dict[int, float] = {}
 
-    def watch(number: int):
+    def hook_of(number: int) -> Callable:
         def hook(module, args, kwargs, output):
             states = args[0] if args else kwargs["hidden_states"]
-            totals[number] += (1 - F.cosine_similarity(states.double(), output.double(), dim=-1)).sum().item()
+            change = (1 - F.cosine_similarity(states.double(), output.double(), dim=-1)).sum().item()
+            totals[number] = totals.get(number, 0.0) + change
 
         return hook
 
-    for number, layer in enumerate(body.layers):
-        layer.register_forward_hook(watch(number), with_kwargs=True)
-    size = min(WINDOW, body.config.max_position_embeddings)
-    for start in range(0, len(ids), size):
-        body(input_ids=torch.tensor([ids[start : start + size]]))
-    return [total / len(ids) for total in totals]
+    def watch(body: PreTrainedModel) -> None:
+        for number, layer in enumerate(body.layers):
+            layer.register_forward_hook(hook_of(number), with_kwargs=True)
+
+    count = observe(subject, text, watch)
+    return [totals[number] / count for number in sorted(totals)]

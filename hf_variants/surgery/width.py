@@ -2,10 +2,12 @@
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from .observed import mean_squares
 from .operation import Operation
 from .subject import APPROXIMATE, SAME_BITS, SAME_FUNCTION, Outcome, Subject, SurgeryError, with_stacks
 
@@ -13,16 +15,19 @@ from .subject import APPROXIMATE, SAME_BITS, SAME_FUNCTION, Outcome, Subject, Su
 @dataclass(frozen=True)
 class FeedForwardWidth(Operation):
     """
-    The inner width of every feed-forward network. Fewer channels are those whose weights have the largest product of norms;
-    more are zeros, which keep the function.
+    The inner width of every feed-forward network. Fewer channels are those that matter most: on a text, by the size of
+    what they add to the stream; without one, by the product of the norms of their weights. More are zeros, which keep the
+    function.
 
     Args:
         width: of every layer.
         stack: `"encoder"` or `"decoder"`; by default every stack.
+        text: the text, or the path of a file with it.
     """
 
     width: int
     stack: str = ""
+    text: str | Path | None = None
 
     def apply(self, subject: Subject) -> Subject:
         if self.width < 1:
@@ -32,6 +37,7 @@ class FeedForwardWidth(Operation):
         # The name of a network -> its channels in their order, of the old ones.
         kept: dict[str, torch.Tensor] = {}
         widths: set[int] = set()
+        inner_squares = self._observed(subject, stacks)
         for stack in stacks:
             config = subject.stacks[stack]
             own = {
@@ -48,7 +54,7 @@ class FeedForwardWidth(Operation):
                 widths.add(layer.intermediate_size)
                 name = f"{subject.prefix(stack)}layers.{number}.mlp."
                 if layer.intermediate_size > self.width:
-                    kept[name] = self._strongest(subject, name)
+                    kept[name] = self._strongest(subject, name, inner_squares.get(name))
                 if layer.intermediate_size < self.width and layer.ffn_sub_norm:
                     raise SurgeryError(
                         f"Layer {number} normalises its inner channels (`ffn_sub_norm`), so that new ones would change the "
@@ -58,7 +64,10 @@ class FeedForwardWidth(Operation):
         if not before or before == [self.width]:
             exactness, how = SAME_BITS, "as before"
         elif before[-1] > self.width:
-            exactness, how = APPROXIMATE, "the channels of the largest weights"
+            exactness, how = (
+                APPROXIMATE,
+                f"the channels of the largest {'weights' if self.text is None else 'effect on the text'}",
+            )
         else:
             exactness, how = SAME_FUNCTION, "new channels are zeros"
         what = f"feed-forward networks of {self.width} channels from {', '.join(map(str, before))}: {how}"
@@ -79,10 +88,33 @@ class FeedForwardWidth(Operation):
         after = subject.changed(Outcome(what, exactness), tensor, config=with_stacks(subject.config, changes))
         return after
 
-    def _strongest(self, subject: Subject, name: str) -> torch.Tensor:
-        """The channels of the largest product of norms of what goes in and what comes out, in their old order."""
-        score = subject.load(f"{name}down_proj.weight").float().norm(dim=0)
+    def _observed(self, subject: Subject, stacks: list[str]) -> dict[str, torch.Tensor]:
+        """Name of a network that gets narrower -> mean squares of its inner channels on the text."""
+        if self.text is None:
+            return {}
+        prefix = body_prefix(subject)
+        names = [
+            f"{subject.prefix(stack)}layers.{number}.mlp."
+            for stack in stacks
+            for number, layer in enumerate(subject.stacks[stack].per_layer_config)
+            if "mlp" not in getattr(layer, "skip", ()) and layer.intermediate_size > self.width
+        ]
+        watched = {f"{name}down_proj".removeprefix(prefix): "input" for name in names}
+        squares = mean_squares(subject, self.text, watched) if watched else {}
+        return {name: squares[f"{name}down_proj".removeprefix(prefix)] for name in names}
+
+    def _strongest(self, subject: Subject, name: str, squares: torch.Tensor | None) -> torch.Tensor:
+        """The channels that matter most, in their old order."""
+        score = subject.load(f"{name}down_proj.weight").double().norm(dim=0)
+        if squares is not None:
+            return (score * squares.sqrt()).topk(self.width).indices.sort().values
         for part in ("up_proj", "gate_proj"):
             if f"{name}{part}.weight" in subject.stored:
-                score = score * subject.load(f"{name}{part}.weight").float().norm(dim=1)
+                score = score * subject.load(f"{name}{part}.weight").double().norm(dim=1)
         return score.topk(self.width).indices.sort().values
+
+
+def body_prefix(subject: Subject) -> str:
+    """What names inside a model with a head have before those of the model without it."""
+    body = subject.skeleton.base_model
+    return "" if body is subject.skeleton else f"{subject.skeleton.base_model_prefix}."
