@@ -174,7 +174,7 @@ def weight_files(place: Path) -> list[Path]:
     """A file of weights, or those in a folder."""
     if place.is_file():
         return [place]
-    found = (sorted(place.glob(f"*{ending}")) for ending in (".safetensors", ".bin", ".pth", ".pt"))
+    found = (sorted(place.glob(f"*{ending}")) for ending in (".safetensors", ".bin", ".pth", ".pt", ".gguf"))
     return next(filter(None, found), [])
 
 

@@ -80,6 +80,21 @@ def differences(a: Any, b: Any) -> list[str]:
     return found
 
 
+def ids_that_differ(a: Any, b: Any) -> str | None:
+    """The first text of which two tokenizers make other ids, or a conversation that they write otherwise."""
+    for text in probe_texts(a):
+        for special in (True, False):
+
+            def ids(tokenizer: Any, text: str = text, special: bool = special) -> list[int]:
+                return tokenizer(text, add_special_tokens=special).input_ids
+
+            if (x := _outcome(ids, a)) != (y := _outcome(ids, b)):
+                return f"ids of {text!r:.40}: {x!r:.60} and {y!r:.60}"
+    if a.chat_template != b.chat_template:
+        return "the chat template"
+    return None
+
+
 def _vocabulary(tokenizer: Any) -> dict[str, int]:
     return _outcome(lambda t: t.get_vocab(), tokenizer)
 

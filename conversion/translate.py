@@ -287,6 +287,19 @@ def _translation(
     return _Translation(steps, load, variant_config, shapes, to_native)
 
 
+def translation_to_native(
+    family: Family,
+    head: str,
+    source: PreTrainedModel,
+    target: PreTrainedModel,
+    names: Iterable[str],
+    load: checkpoint.TensorSource,
+    config: VariantConfig,
+) -> _Translation:
+    """The way from a variant's tensors to those of a native model without memory; every check of names has run."""
+    return _translation(family, head, source, target, names, load, config, to_native=True)
+
+
 def _for_other_heads(
     family: Family, head: str, names: Iterable[str], variant: PreTrainedModel, to_native: bool = False
 ) -> dict[str, str]:
@@ -743,10 +756,11 @@ def is_gguf(source: str | Path) -> bool:
 
 def config_of_gguf(path: Path) -> VariantConfig:
     """The config of the variant that a GGUF file converts to."""
-    return _variant_of_gguf(gguf_files.open_checkpoint(path))
+    return variant_of_gguf(gguf_files.open_checkpoint(path))
 
 
-def _variant_of_gguf(opened: gguf_files.GGUFCheckpoint) -> VariantConfig:
+def variant_of_gguf(opened: gguf_files.GGUFCheckpoint) -> VariantConfig:
+    """The config of the variant that an understood GGUF file converts to."""
     config = opened.family.config_map.to_variant(opened.config, (), opened.head)
     if not opened.has_pooler:
         config.pooler = False
@@ -761,7 +775,7 @@ def _open_gguf(path: Path, ignore_keys: Iterable[str]) -> tuple[gguf_files.GGUFC
         logger.warning(f"{file.file.path}: {note}.")
     layout = as_transformers_reads(file.native, _GGUFWeights(file))
     opened = _NativeSource(
-        file.family, file.head, file.native, _variant_of_gguf(file), layout, file.dtype, path.parent, list(file.notes)
+        file.family, file.head, file.native, variant_of_gguf(file), layout, file.dtype, path.parent, list(file.notes)
     )
     _untie(opened, file.config, ignore_keys)
     _follow_attention(opened)
@@ -850,7 +864,7 @@ def _convert_foreign(
     return report
 
 
-def _load_gguf(path: Path, ignore_keys: Iterable[str] = ()) -> PreTrainedModel:
+def load_gguf(path: Path, ignore_keys: Iterable[str] = ()) -> PreTrainedModel:
     """The stock model in a GGUF file."""
     opened = gguf_files.open_checkpoint(path, ignore_keys)
     arguments = {} if opened.has_pooler else {"add_pooling_layer": False}
@@ -1168,13 +1182,13 @@ def _complete(folder: Path, report: Report, opened: Path, verify: bool, ignore_k
     if verify:
         report.verification = _verified(report, folder, ignore_keys)
     write_record(folder, report.to_dict(), Path(report.source) if is_gguf(report.source) else opened)
-    card.write_card(folder, name=last_part(report.destination), lineage=_lineage(report, opened))
+    card.write_card(folder, name=last_part(report.destination), lineage=lineage_of_source(report.source, opened))
 
 
-def _lineage(report: Report, opened: Path) -> dict[str, Any]:
+def lineage_of_source(source: str, opened: Path) -> dict[str, Any]:
     """What the card of a result takes from its source, whose folder is `opened`."""
     lineage = card.lineage_of(opened)
-    return {**lineage, "base_model": report.source} if is_hub_id(report.source) else lineage
+    return {**lineage, "base_model": source} if is_hub_id(source) else lineage
 
 
 def _verified(report: Report, folder: Path, ignore_keys: Iterable[str]) -> "VerificationReport":
@@ -1268,7 +1282,11 @@ def export(
             report.verification = _verified(report, temporary, ())
         write_record(temporary, report.to_dict(), folder)
         card.write_native_card(
-            temporary, report, family.variant_class(head).__name__, last_part(destination), _lineage(report, folder)
+            temporary,
+            report,
+            family.variant_class(head).__name__,
+            last_part(destination),
+            lineage_of_source(report.source, folder),
         )
         weights.refuse_changed()
     return report

@@ -33,9 +33,9 @@ from .skeleton import empty_model, loading, stored_tensors
 from .tokenization import differences, load_tokenizer, probe_texts
 from .translate import (
     _as_dtype,
-    _load_gguf,
     from_native,
     is_gguf,
+    load_gguf,
     native_family_and_head,
     refuse_more_layers_than_tensors,
     stored_generation_config,
@@ -108,7 +108,7 @@ def _load(source: str | Path | PreTrainedModel, dtype: torch.dtype | None, ignor
     if isinstance(source, PreTrainedModel):
         return _Loaded(source if dtype in (None, source.dtype) else copy.deepcopy(source).to(dtype))
     if is_gguf(source):
-        model = _load_gguf(Path(source), ignore_keys)
+        model = load_gguf(Path(source), ignore_keys)
         seen = readings(Path(source), model, ignore_keys)
         return _Loaded(model if dtype is None else model.to(dtype), Path(source), readings=seen)
     if is_foreign(source):

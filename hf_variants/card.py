@@ -245,6 +245,29 @@ def write_native_card(folder: Path, report: Any, class_name: str, name: str, lin
     return path
 
 
+def write_engine_card(folder: Path, report: Any, use: str, name: str, lineage: dict[str, Any]) -> Path:
+    """
+    Write the card of a model that was exported to another runtime.
+
+    Args:
+        folder: of what the runtime reads, until it has its name.
+        report: of the export, a `conversion.engines.EngineReport`.
+        use: a line on how it is run.
+        name: that the folder is going to have.
+        lineage: metadata of the source's own card.
+    """
+    card = ModelCard.from_template(
+        ModelCardData(library_name=report.engine.partition(" ")[0].lower(), tags=[TAGS[0]], **lineage),
+        template_path=str(TEMPLATES / "engine.md"),
+        title=name,
+        report=report,
+        use=use,
+    )
+    path = folder / CARD
+    card.save(path)
+    return path
+
+
 def is_by_hand(path: Path) -> bool:
     """Whether there is a README.md that is not ours to replace."""
     if not path.is_file():

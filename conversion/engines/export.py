@@ -11,24 +11,26 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ... import card
 from ...model.block import Block
 from .. import checkpoint
 from ..companions import has_tokenizer
 from ..errors import ConversionError, VerificationFailed
-from ..record import command_line
+from ..record import command_line, last_part, write_record
 from ..skeleton import empty_model, stored_tensors
 from ..tokenization import differences, load_tokenizer
-from ..translate import build, open_variant
+from ..translate import build, lineage_of_source, open_variant
 from ..verification import Check
 
 
 # Engines, as the rooms that write for them are called. Imported when asked for: each needs a package of its own.
-ENGINES = ("ctranslate2",)
+ENGINES = ("ctranslate2", "gguf")
 
 
 def engine_room(name: str) -> ModuleType:
     """
-    The room of an engine: `refuse_unrepresentable`, `refuse_quantization`, `write`, `prove` and `version`.
+    The room of an engine: `refuse_unrepresentable`, `refuse_quantization`, `write`, `prove`, `version`, and how to `USE`
+    what comes out.
 
     Raises:
         ConversionError: if there is none.
@@ -47,7 +49,8 @@ class EngineReport:
         source, destination: where from and where to.
         engine: with its version.
         quantization: of the weights; empty for as they were stored.
-        parameters: how many.
+        model_type: what the source is a checkpoint of.
+        tensors, parameters: how many.
         checks: what was compared while both ran, each with what was seen.
         notes: what the engine cannot be told, or does not take.
         command: what does the same in a shell.
@@ -57,6 +60,8 @@ class EngineReport:
     destination: str
     engine: str
     quantization: str
+    model_type: str
+    tensors: int
     parameters: int
     checks: list[Check] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -68,6 +73,20 @@ class EngineReport:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def record(self) -> dict[str, Any]:
+        """What a `Report` of a conversion says as well, under the same names, and the engine."""
+        checks = [{**asdict(check), "ok": bool(check.ok)} for check in self.checks]
+        return {
+            **self.to_dict(),
+            "direction": "export",
+            "exactness": f"rounded to {self.quantization}" if self.quantization else "as stored",
+            "folds": [],
+            "deviations": [],
+            "non_finite": [],
+            "tokenizer": [],
+            "verification": {"checks": checks, "ok": self.ok},
+        }
 
     def to_markdown(self) -> str:
         how = f", {self.quantization}" if self.quantization else ""
@@ -119,6 +138,8 @@ def export_to_engine(
         destination=str(destination),
         engine=version,
         quantization=quantization or "",
+        model_type=opened.model_type,
+        tensors=len(stored),
         parameters=model.num_parameters(),
         command=command_line("export", source, destination, engine=engine, quantization=quantization),
     )
@@ -132,6 +153,9 @@ def export_to_engine(
         report.notes += figures
         if not report.ok:
             raise VerificationFailed(report, "Please report it; with rounded weights, try a wider quantization.")
+        write_record(temporary, report.record(), opened.files)
+        lineage = lineage_of_source(report.source, opened.path)
+        card.write_engine_card(temporary, report, room.USE, last_part(destination), lineage)
     return report
 
 

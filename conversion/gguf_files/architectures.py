@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from transformers import PreTrainedConfig
+
 from ..errors import ConversionError
 from .layouts import GroupedQKV, Layout, OffsetNorm, PairedRotation, Transposed
 from .metadata import Metadata
@@ -28,6 +30,7 @@ class Architecture:
 
     Args:
         model_type: the native type, or how to tell it from the file.
+        types: every native type that it may be, where the file tells.
         options: native config values beside those that all architectures have in common, from the metadata and those.
         layouts: pattern of a tensor's name in the file -> how it is laid out there.
         head: of the native class that a file holds; by default the family's usual one.
@@ -43,6 +46,11 @@ class Architecture:
     stored_names: tuple[str, ...] = ()
     says_partial: bool = False
     undeclared: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()
+
+    @property
+    def native_types(self) -> tuple[str, ...]:
+        return (self.model_type,) if isinstance(self.model_type, str) else self.types
 
     def type_of(self, metadata: Metadata) -> str:
         return self.model_type if isinstance(self.model_type, str) else self.model_type(metadata)
@@ -61,31 +69,61 @@ GROUPED = {r"blk\.\d+\.attn_qkv\.(weight|bias)": GroupedQKV()}
 CONV1D = {r"blk\.\d+\.(attn_qkv|attn_output|ffn_up|ffn_down)\.weight": Transposed()}
 
 
-def keys(**names: str) -> Options:
+class keys:  # noqa: N801
     """Keys of the file under other native names, where they are there: `native="file's"`, with __ for a dot."""
 
-    def read(metadata: Metadata, common: Mapping[str, Any]) -> dict[str, Any]:
-        found = {native: metadata.get(theirs.replace("__", ".")) for native, theirs in names.items()}
+    def __init__(self, **names: str):
+        self.names = {native: theirs.replace("__", ".") for native, theirs in names.items()}
+
+    def __call__(self, metadata: Metadata, common: Mapping[str, Any]) -> dict[str, Any]:
+        found = {native: metadata.get(theirs) for native, theirs in self.names.items()}
         return {native: value for native, value in found.items() if value is not None}
 
-    return read
+    def of_file(self, native: PreTrainedConfig) -> dict[str, Any]:
+        """The way back: keys of the file, with the values of a native config."""
+        found = {theirs: getattr(native, name, None) for name, theirs in self.names.items()}
+        return {theirs: value for theirs, value in found.items() if value is not None}
 
 
-def together(*readers: Options) -> Options:
-    return lambda metadata, common: {name: value for read in readers for name, value in read(metadata, common).items()}
+class together:  # noqa: N801
+    """Several of them."""
+
+    def __init__(self, *readers: Options):
+        self.readers = readers
+
+    def __call__(self, metadata: Metadata, common: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for read in self.readers for name, value in read(metadata, common).items()}
+
+    def of_file(self, native: PreTrainedConfig) -> dict[str, Any]:
+        return {key: value for read in self.readers for key, value in keys_of(read, native).items()}
 
 
-def window(dense_first: bool = False) -> Options:
-    """`sliding_window` and, where the file has a pattern, `layer_types`."""
+def keys_of(options: Options, native: PreTrainedConfig) -> dict[str, Any]:
+    """The keys of the file that options read under another name, with the values of a native config."""
+    return options.of_file(native) if isinstance(options, (keys, together, window)) else {}
 
-    def read(metadata: Metadata, common: Mapping[str, Any]) -> dict[str, Any]:
+
+class window:  # noqa: N801
+    """
+    The window and, where the file has a pattern, `layer_types`.
+
+    Args:
+        name: of the window in the native config.
+        dense_first: whether a period begins with the layer that sees everything.
+        to_both_sides: whether the config class keeps the half of it that lies on one side, and the token itself.
+    """
+
+    def __init__(self, name: str = "sliding_window", dense_first: bool = False, to_both_sides: bool = False):
+        self.name, self.dense_first, self.to_both_sides = name, dense_first, to_both_sides
+
+    def __call__(self, metadata: Metadata, common: Mapping[str, Any]) -> dict[str, Any]:
         width = metadata.uniform("attention.sliding_window") or None
         pattern = metadata.get("attention.sliding_window_pattern")
         layers = range(common["num_hidden_layers"])
         if isinstance(pattern, int) and not isinstance(pattern, bool):
-            full = 0 if dense_first else pattern - 1
+            full = 0 if self.dense_first else pattern - 1
             pattern = [pattern > 0 and layer % pattern != full for layer in layers]
-        values = {} if width is None else {"sliding_window": width}
+        values = {} if width is None else {self.name: width}
         if pattern is not None:
             if len(pattern) != len(layers):
                 raise ConversionError(
@@ -95,7 +133,12 @@ def window(dense_first: bool = False) -> Options:
             values["layer_types"] = ["sliding_attention" if slides else "full_attention" for slides in pattern]
         return values
 
-    return read
+    def of_file(self, native: PreTrainedConfig) -> dict[str, Any]:
+        """The way back."""
+        width = getattr(native, self.name, None)
+        if width is None:
+            return {}
+        return {"attention.sliding_window": 2 * (width - 1) if self.to_both_sides else width}
 
 
 def nested_rope(base: float | None) -> Options:
@@ -191,9 +234,9 @@ def _gemma_scale(layers_of_27b: int) -> Options:
     """The scale of Gemma 2 and 3, which no key says: llama.cpp knows the 27B model by its number of layers."""
 
     def read(metadata: Metadata, common: Mapping[str, Any]) -> dict[str, Any]:
-        if common["num_hidden_layers"] == layers_of_27b:
-            return {"query_pre_attn_scalar": common["hidden_size"] // common["num_attention_heads"]}
-        return {}
+        is_27b = common["num_hidden_layers"] == layers_of_27b
+        width = common["hidden_size"] // common["num_attention_heads"] if is_27b else common["head_dim"]
+        return {"query_pre_attn_scalar": width}
 
     return read
 
@@ -281,7 +324,7 @@ SOFT_CAPS = keys(
 NOMIC_LAYER = "encoder.layers.{layer}."
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "llama": Architecture(_llama, window(), PAIRED),
+    "llama": Architecture(_llama, window(), PAIRED, types=("llama", "mistral")),
     "mistral3": Architecture("ministral3", _ministral3, PAIRED),
     "arcee": Architecture("arcee", layouts=PAIRED),
     "granite": Architecture(
@@ -298,7 +341,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "smollm3": Architecture("smollm3", layouts=PAIRED),
     "olmo": Architecture("olmo", _olmo, PAIRED),
-    "olmo2": Architecture(_olmo2, _olmo2_options),
+    "olmo2": Architecture(_olmo2, _olmo2_options, types=("olmo2", "olmo3")),
     "baichuan": Architecture(
         "baichuan", _baichuan, PAIRED, undeclared=("max_position_embeddings", "model_max_length")
     ),
@@ -321,7 +364,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "gemma-embedding": Architecture(
         "gemma3_text",
-        together(window(), nested_rope(10000.0), lambda *_: {"use_bidirectional_attention": True}),
+        together(
+            window(to_both_sides=True),
+            nested_rope(10000.0),
+            lambda *_: {"use_bidirectional_attention": True},
+            _gemma_scale(0),
+        ),
         OFFSET_NORMS,
         head="base",
     ),
@@ -342,8 +390,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     "falcon": Architecture("falcon", _falcon, GROUPED),
     "bloom": Architecture("bloom", layouts=GROUPED),
     "mpt": Architecture("mpt", _mpt),
-    "t5": Architecture(_t5, _t5_options),
-    "bert": Architecture(_bert, _bert_options, head="base"),
+    "t5": Architecture(_t5, _t5_options, types=("t5", "umt5")),
+    "bert": Architecture(
+        _bert, _bert_options, head="base", types=("bert", "roberta", "xlm-roberta", "distilbert")
+    ),
     "nomic-bert": Architecture(
         "nomic_bert",
         _token_types,
@@ -363,10 +413,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "modern-bert": Architecture(
         "modernbert",
         together(
-            lambda metadata, common: {
-                "local_attention" if key == "sliding_window" else key: value
-                for key, value in window(dense_first=True)(metadata, common).items()
-            },
+            window("local_attention", dense_first=True),
             nested_rope(10000.0),
             keys(hidden_activation="hidden_act"),
         ),

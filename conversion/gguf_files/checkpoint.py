@@ -111,11 +111,21 @@ class GGUFCheckpoint:
         for piece in self.pieces[name]:
             tensor = load(piece.name)
             tensor = tensor if piece.rows is None else tensor[piece.rows].clone()
-            made.append(piece.layout.to_native(tensor, self.heads).to(self.dtype))
+            made.append(self._native(piece, tensor).to(self.dtype))
         tensor = made[0] if len(made) == 1 else torch.cat(made)
         if name.endswith("position_embeddings.weight") and self.padded_rows:
             tensor = torch.cat([tensor.new_zeros(self.padded_rows, tensor.shape[1]), tensor])
         return tensor.contiguous()
+
+    def _native(self, piece: Piece, tensor: torch.Tensor) -> torch.Tensor:
+        try:
+            return piece.layout.to_native(tensor, self.heads)
+        except RuntimeError as error:
+            raise ConversionError(
+                f"The rows of {piece.name} in {self.file.path} ({tensor.shape[0]}) are not those of {self.heads.queries} "
+                f"heads of queries and {self.heads.keys} of keys (`attention.head_count`, `attention.head_count_kv`). The "
+                "file is damaged."
+            ) from error
 
     def generation_config(self) -> GenerationConfig:
         """The native config's, with every token that ends a text and the recommended sampling."""
@@ -151,7 +161,11 @@ def open_checkpoint(path: str | Path, ignore_keys: Iterable[str] = ()) -> GGUFCh
         UnsupportedModelType: if its architecture is not known here.
         ConversionError: if it is damaged, or says what the native class does not compute.
     """
-    file = GGUFFile(path)
+    return understand(GGUFFile(path), ignore_keys)
+
+
+def understand(file: GGUFFile, ignore_keys: Iterable[str] = ()) -> GGUFCheckpoint:
+    """The same of an opened file; of one that is yet to be written, too."""
     architecture = _architecture(file)
     metadata = Metadata(file, ignore_keys)
     model_type = architecture.type_of(metadata)
@@ -159,7 +173,7 @@ def open_checkpoint(path: str | Path, ignore_keys: Iterable[str] = ()) -> GGUFCh
     head = architecture.head or family.primary
     padded_rows = ROBERTA_PADDING + 1 if model_type in ("roberta", "xlm-roberta") else 0
     config, heads, tied = _config(metadata, architecture, family)
-    native = _native(family.native_class(head), config)
+    native = native_model(family.native_class(head), config)
     pieces = _pieces(metadata, architecture, family, native, config, heads, tied)
     settings = _settings(file, native)
     metadata.refuse_leftovers()
@@ -325,7 +339,7 @@ def _epsilon(metadata: Metadata, known: dict[str, Any]) -> dict[str, Any]:
     return {name: found.pop()}
 
 
-def _native(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+def native_model(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
     """The native model without memory; llama.cpp's encoders have no pooler."""
     if "add_pooling_layer" in signature(model_class.__init__).parameters:
         return empty_model(model_class, config, add_pooling_layer=False)
@@ -399,11 +413,11 @@ def _find(name: str, table: Any, architecture: Architecture, file: GGUFFile, hea
         block, _, part = theirs.rpartition(".")
         fused = f"{block}.attn_qkv.{leaf}"
         if fused in file.tensors:
-            return [piece(fused, _rows(file.tensors[fused].shape[0], heads, part[-1]))]
+            return [piece(fused, rows_of(file.tensors[fused].shape[0], heads, part[-1]))]
     return []
 
 
-def _rows(rows: int, heads: Heads, part: str) -> slice:
+def rows_of(rows: int, heads: Heads, part: str) -> slice:
     """The rows of queries, keys or values in a fused projection."""
     head_dim = rows // (heads.queries + 2 * heads.keys)
     keys_from = heads.queries * head_dim
@@ -429,7 +443,7 @@ def _notes(file: GGUFFile, model_type: str, config: PreTrainedConfig, padded_row
     if (scalar := getattr(config, "query_pre_attn_scalar", None)) is not None and config.head_dim != scalar:
         notes.append(
             f"the file does not say the scale of the attention's scores; `query_pre_attn_scalar` {scalar} is taken, as "
-            f"{model_type}'s own reader does"
+            f"llama.cpp does for a {model_type} with as many layers"
         )
     if padded_rows:
         notes.append(f"the first {padded_rows} rows of the position table, which no token reads, are zeros")

@@ -34,7 +34,8 @@ class Metadata:
 
     def __init__(self, file: GGUFFile, ignore_keys: Iterable[str] = ()):
         self.file = file
-        self.consumed = set(ignore_keys)
+        self.ignored = frozenset(ignore_keys)
+        self.consumed: set[str] = set()
         self.consumed_tensors: set[str] = set()
 
     def name(self, key: str) -> str:
@@ -82,7 +83,7 @@ class Metadata:
         left = {
             key: value
             for key, value in self.file.metadata.items()
-            if key.startswith(prefix) and key not in self.consumed
+            if key.startswith(prefix) and key not in self.consumed | self.ignored
         }
         unknown = [
             f"`{key}` ({str(value)[:40]})"

@@ -137,6 +137,9 @@ def _unknown_to_loader(opened: GGUFCheckpoint) -> list[str]:
         {"attention.key_length", "rope.dimension_count"} & {key for key, value in table.items() if value is not None}
     ):
         dropped.append("`attention.key_length`")
+    usual_scale = getattr(type(config)(), "query_pre_attn_scalar", None)
+    if getattr(config, "query_pre_attn_scalar", None) != usual_scale:
+        dropped.append("the scale of the scores")
     partial = (getattr(config, "rope_parameters", None) or {}).get("partial_rotary_factor")
     usual = (getattr(type(config)(), "rope_parameters", None) or {}).get("partial_rotary_factor")
     if partial not in (None, usual):

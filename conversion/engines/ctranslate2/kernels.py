@@ -1,6 +1,5 @@
 """The package `ctranslate2`, and which of its kernels compute what a config asks for."""
 
-import math
 from functools import cache
 from typing import Any
 
@@ -44,15 +43,3 @@ def activation_of(name: str) -> str | None:
     ours = make_activation(name)(inputs)
     same = (kind for kind, kernel in ACTIVATIONS.items() if torch.allclose(ours, kernel(inputs), rtol=0, atol=2e-6))
     return next(same, None)
-
-
-def frequency_factors(inverse: torch.Tensor, base: float) -> list[float] | None:
-    """
-    What the plain inverse frequencies of a base are divided by to give others, (rotary_dim / 2,); `None` where they are
-    the plain ones. A frequency of 0, which rotates nothing, has an infinite factor.
-    """
-    pairs = len(inverse)
-    plain = [base ** (-pair / pairs) for pair in range(pairs)]
-    if all(math.isclose(a, b, rel_tol=1e-6) for a, b in zip(plain, inverse.tolist())):
-        return None
-    return [a / b if b else math.inf for a, b in zip(plain, inverse.tolist())]

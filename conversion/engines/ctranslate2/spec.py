@@ -9,7 +9,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ....model.configuration_variant import VariantConfig
-from .kernels import activation_of, ctranslate2_package, frequency_factors
+from ..frequencies import frequency_factors
+from .kernels import activation_of, ctranslate2_package
 from .lacks import divides_alibi_as_scores
 
 

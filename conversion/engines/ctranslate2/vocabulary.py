@@ -5,6 +5,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from ..tokens import first_id
+
 
 def tokens_of(tokenizer: Any, size: int) -> list[str]:
     """
@@ -21,11 +23,6 @@ def tokens_of(tokenizer: Any, size: int) -> list[str]:
             token += "_"
         tokens.append(token)
     return tokens
-
-
-def first_id(value: int | list[int] | None) -> int | None:
-    """Of one id or several."""
-    return (value[0] if value else None) if isinstance(value, (list, tuple)) else value
 
 
 def register(spec: Any, config: PreTrainedConfig, tokenizer: Any) -> list[str]:
