@@ -404,6 +404,18 @@ def _add_edit(edit: argparse.ArgumentParser) -> None:
     edit.add_argument(
         "--no-measure", action="store_false", dest="measure", help="do not load the models to compare them"
     )
+    edit.add_argument(
+        "--distill", metavar="FILE", type=Path,
+        help="train the result towards the source on this text; a run that was stopped goes on",
+    )  # fmt: skip
+    edit.add_argument("--distill-steps", metavar="N", type=_positive, default=200, help="(default: %(default)s)")
+    edit.add_argument(
+        "--distill-rate", metavar="X", type=float, default=3e-4, help="learning rate (default: %(default)s)"
+    )
+    edit.add_argument("--distill-batch", metavar="N", type=_positive, default=4, help="windows (default: %(default)s)")
+    edit.add_argument(
+        "--distill-window", metavar="N", type=_positive, default=256, help="tokens (default: %(default)s)"
+    )
     edit.add_argument("--json", metavar="REPORT", type=Path, dest="report", help="also write the report as JSON")
     _add_ignore_key(edit)
 
@@ -613,6 +625,15 @@ def _edit(arguments: argparse.Namespace) -> int:
     native = arguments.native
     if native == "":
         native = arguments.destination.with_name(f"{arguments.destination.name}-native")
+    recover = None
+    if arguments.distill is not None:
+        recover = surgery.Distillation(
+            arguments.distill.read_text(encoding="utf-8"), arguments.distill_steps, arguments.distill_rate,
+            arguments.distill_batch, arguments.distill_window,
+        )  # fmt: skip
+    distilling = {
+        f"distill-{name}": getattr(arguments, f"distill_{name}") for name in ("steps", "rate", "batch", "window")
+    }
     report = surgery.edit(
         arguments.source,
         arguments.destination,
@@ -621,6 +642,7 @@ def _edit(arguments: argparse.Namespace) -> int:
         model_type=arguments.model_type,
         text=None if arguments.text is None else arguments.text.read_text(encoding="utf-8"),
         measure=arguments.measure,
+        recover=recover,
         ignore_keys=arguments.ignore_keys,
         options={
             **{option.removeprefix("--"): value == [] or value for _, value, option in arguments.operations},
@@ -630,6 +652,8 @@ def _edit(arguments: argparse.Namespace) -> int:
             "deepnorm": arguments.deepnorm if arguments.deepnorm != "keep" else None,
             "rope-scaling": arguments.scaling if arguments.scaling != "none" else None,
             "ignore-key": arguments.ignore_keys,
+            "distill": arguments.distill,
+            **(distilling if recover is not None else {}),
         },
     )
     print(report.to_markdown())

@@ -1,5 +1,6 @@
 """Any checkpoint in another shape: operations on config and tensors together, each with its exactness stated."""
 
+from .distill import Distillation, Recovery
 from .edit import EditReport, edit, edit_model
 from .heads import KeyValueHeads
 from .influence import DropLeastInfluential
@@ -17,6 +18,7 @@ from .width import FeedForwardWidth
 
 __all__ = [
     "ContextLength",
+    "Distillation",
     "DropHead",
     "DropLayers",
     "DropLeastInfluential",
@@ -35,6 +37,7 @@ __all__ = [
     "Outcome",
     "PadVocabulary",
     "ParameterCount",
+    "Recovery",
     "SelectLayers",
     "Subject",
     "SurgeryError",

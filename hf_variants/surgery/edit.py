@@ -16,6 +16,7 @@ from ..conversion.record import command_line, is_hub_id, last_part, write_record
 from ..conversion.tokenization import load_tokenizer
 from ..conversion.translate import Report, export, open_variant, write_checkpoint
 from . import tokenizer_data
+from .distill import Distillation, Recovery, distill
 from .measure import Difference, OnText, difference, on_text
 from .operation import Operation, apply
 from .subject import EXACTNESS, SAME_BITS, Outcome, Subject, SurgeryError
@@ -37,6 +38,8 @@ class EditReport:
         exactness: the weakest of theirs.
         difference: of the outputs on random tokens, where both models have the same kind and it was measured.
         text: both on a text, where one was given.
+        recovery: the training towards the source, where one was asked for; `text` is then of the trained model.
+        text_unrecovered: the same before that training.
         deviations: where the arithmetic of the source's native class differs from ours, and why.
         non_finite: tensors of the result with NaN or infinite values.
         tokenizer: in which respects the tokenizer of the result is another than it should be.
@@ -54,6 +57,8 @@ class EditReport:
     exactness: str = SAME_BITS
     difference: Difference | None = None
     text: OnText | None = None
+    recovery: Recovery | None = None
+    text_unrecovered: OnText | None = None
     deviations: list[str] = field(default_factory=list)
     non_finite: list[str] = field(default_factory=list)
     tokenizer: list[str] = field(default_factory=list)
@@ -75,6 +80,8 @@ class EditReport:
             lines += [f"  - {note}" for note in outcome.notes]
         if self.difference is not None:
             lines.append(f"- Measured on random tokens: {self.difference}")
+        if self.text_unrecovered is not None:
+            lines.append(f"- Measured on the text, before the training: {self.text_unrecovered}")
         if self.text is not None:
             lines.append(f"- Measured on the text: {self.text}")
         lines += [f"- NaN or infinite values in {name}" for name in self.non_finite]
@@ -95,6 +102,7 @@ def edit(
     model_type: str | None = None,
     text: str | None = None,
     measure: bool = True,
+    recover: Distillation | None = None,
     ignore_keys: Iterable[str] = (),
     max_shard_bytes: int = checkpoint.MAX_SHARD_BYTES,
     options: Mapping[str, Any] | None = None,
@@ -110,6 +118,8 @@ def edit(
         model_type: of that checkpoint, as `export` takes it.
         text: that perplexities are measured on, which loads source and result.
         measure: compare the outputs on random tokens, which loads one after the other.
+        recover: train the result towards the source, which loads both. Its checkpoints lie in a folder beside the
+            destination, DST-distilling, from which the same call goes on if it was stopped.
         ignore_keys, max_shard_bytes: as `convert` takes them.
         options: of the command that does the same, for the record.
 
@@ -128,6 +138,10 @@ def edit(
         refuse_broken_files(opened.path)
     before = Subject.of(opened)
     after = apply(before, operations)
+    changed, recovery = after, None
+    if recover is not None:
+        workplace = Path(destination).with_name(f"{Path(destination).name}-distilling")
+        after, recovery = distill(before, after, recover, workplace)
     headers = after.headers()
     report = EditReport(
         source=str(source),
@@ -140,6 +154,7 @@ def edit(
         operations=list(after.outcomes),
         exactness=max((outcome.exactness for outcome in after.outcomes), key=EXACTNESS.index),
         deviations=opened.deviations,
+        recovery=recovery,
     )
     with checkpoint.new_folder(destination) as temporary:
         report.non_finite = write_checkpoint(
@@ -156,7 +171,12 @@ def edit(
         if measure:
             report.difference = difference(before, after)
         if text is not None:
-            report.text = on_text(before, after, text, (load_tokenizer(opened.files), load_tokenizer(temporary)))
+            tokenizers = (load_tokenizer(opened.files), load_tokenizer(temporary))
+            report.text = on_text(before, after, text, tokenizers)
+            if recovery is not None:
+                report.text_unrecovered = on_text(before, changed, text, tokenizers)
+        if recovery is not None:
+            recovery.write(temporary)
         write_record(temporary, report.to_dict(), opened.files)
         lineage = card.lineage_of(opened.path) | ({"base_model": str(source)} if is_hub_id(source) else {})
         card.write_card(temporary, name=last_part(destination), lineage=lineage)
