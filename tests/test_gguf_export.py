@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 import hf_variants
+import hf_variants_cli
 from hf_variants import (
     VariantConfig,
     VariantForCausalLM,
@@ -17,7 +18,7 @@ from hf_variants import (
     presets,
 )
 from hf_variants.conversion import ConversionError, NotRepresentable, VerificationFailed, from_native
-from hf_variants.conversion.engines import export_to_engine
+from hf_variants.conversion.engines import ENGINES, export_to_engine
 from hf_variants.conversion.engines import gguf as room
 from hf_variants.conversion.engines.export import in_float32
 from hf_variants.conversion.engines.gguf import keys as file_keys
@@ -349,6 +350,14 @@ def test_a_record_says_what_was_checked_and_the_card_names_the_engine(tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "gguf" in card
     assert "llama.cpp" in card
+
+
+def test_the_command_writes_for_every_engine_that_there_is(tmp_path, capsys):
+    assert hf_variants_cli.ENGINES == ENGINES
+    small().save_pretrained(tmp_path / "variant")
+    arguments = [str(tmp_path / "variant"), str(tmp_path / "out"), "--engine", "gguf", "--quantization", "f16"]
+    assert hf_variants_cli.main(["export", *arguments]) == 0
+    assert "architecture llama" in capsys.readouterr().out
 
 
 def test_what_differs_is_not_kept(tmp_path, monkeypatch):
