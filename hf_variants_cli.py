@@ -381,6 +381,14 @@ def _add_edit(edit: argparse.ArgumentParser) -> None:
         metavar="N",
     )
     operation("--fuse-norms", "FuseNorms", "the weights of norms go into the matrices behind them", nargs=0)
+    operation("--to-rmsnorm", "ToRMSNorm", "LayerNorm as RMSNorm, on a stream without a mean", nargs=0)
+    operation(
+        "--add-norms",
+        "AddNorms",
+        "norms on queries and keys, or behind branches, of the sizes on --text",
+        choices=("qk", "sandwich"),
+    )
+    operation("--layer-scale", "AddLayerScale", "a learned scale for every channel of every branch", nargs=0)
     operation("--context", "ContextLength", "another context length; see --rope-scaling", type=int, metavar="N")
     operation("--drop-rotation", "DropRotation", "these layers without a rotation", **layers)
     edit.add_argument(

@@ -9,6 +9,7 @@ from .layers import DropLayers, GrowLayers, SelectLayers
 from .norms import FuseNorms
 from .operation import Operation, apply
 from .positions import ContextLength, DropRotation
+from .renorm import AddLayerScale, AddNorms, ToRMSNorm
 from .sizes import Heads, HiddenSize, ParameterCount
 from .subject import Outcome, Subject, SurgeryError
 from .ties import Tie, Untie
@@ -17,6 +18,8 @@ from .width import FeedForwardWidth
 
 
 __all__ = [
+    "AddLayerScale",
+    "AddNorms",
     "ContextLength",
     "Distillation",
     "DropHead",
@@ -44,6 +47,7 @@ __all__ = [
     "Tie",
     "ToClassifier",
     "ToEncoder",
+    "ToRMSNorm",
     "TrimVocabulary",
     "Untie",
     "apply",

@@ -37,7 +37,7 @@ class FuseNorms(Operation):
             _refuse(config)
             prefix = subject.prefix(stack)
             for number, block in enumerate(subject.blocks(stack)):
-                for norm, readers in _in_block(block):
+                for norm, readers in in_block(block):
                     fused[f"{prefix}layers.{number}.{norm}"] = [
                         f"{prefix}layers.{number}.{reader}" for reader in readers
                     ]
@@ -87,7 +87,7 @@ def _refuse(config: VariantConfig) -> None:
             )
 
 
-def _in_block(block: Any) -> list[tuple[str, list[str]]]:
+def in_block(block: Any) -> list[tuple[str, list[str]]]:
     """Names of a block's norms, each with the matrices that read it."""
     found: list[tuple[str, list[str]]] = []
     shared = getattr(block, "shared_norm", False)
