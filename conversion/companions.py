@@ -16,7 +16,7 @@ from transformers import utils
 from transformers.utils import logging
 
 from .errors import ConversionError
-from .json_files import read_json, read_object, read_text
+from .json_files import read_config_values, read_json, read_object, read_text
 from .pickles import load_state_dict
 from .tokenization import differences, load_tokenizer
 
@@ -232,7 +232,7 @@ def _reference(source: Path, destination: Path) -> tuple[Any, list[str]]:
         shutil.copytree(
             destination, staged, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors", "*.py")
         )
-        config = read_object(source / utils.CONFIG_NAME)
+        config = read_config_values(source / utils.CONFIG_NAME)
         config.pop("auto_map", None)
         (staged / utils.CONFIG_NAME).write_text(json.dumps(config), encoding="utf-8")
         code = _settings(source).get("auto_map")
@@ -281,7 +281,8 @@ def _save(folder: Path, reference: Any, to_native: bool) -> None:
 
 def _settings(folder: Path) -> dict[str, Any]:
     path = folder / TOKENIZER_CONFIG
-    return read_object(path) if path.is_file() else {}
+    # As transformers reads it: its values are passed on, and decide nothing here.
+    return read_object(path, lambda values, key: False) if path.is_file() else {}
 
 
 def _write_settings(path: Path, settings: dict[str, Any]) -> None:

@@ -15,8 +15,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from hf_variants.model.configuration_variant import VariantConfig
+from hf_variants.model.configuration_variant_seq2seq import VariantSeq2SeqConfig
+
+
+# The types of our own checkpoints.
+VARIANT_TYPES = (VariantConfig.model_type, VariantSeq2SeqConfig.model_type)
 
 # Of what models reach, these parts read the configs of other things: drafting models, adapters, experts, ...
 ELSEWHERE = tuple(
@@ -251,6 +258,34 @@ def reads_of(config_class: type[PreTrainedConfig], model_classes: tuple[type[Pre
             for function in methods.pop(name):
                 reads |= _reads_in(function, of_config=True)
     return reads
+
+
+@cache
+def _read_by_any_class(config_class: type[PreTrainedConfig]) -> frozenset[str]:
+    """What the classes of a type read, beside the fields that the config declares."""
+    module = importlib.import_module(config_class.__module__.replace(".configuration_", ".modeling_"))
+    classes = (
+        found for found in vars(module).values() if isinstance(found, type) and found.__module__ == module.__name__
+    )
+    models = tuple(found for found in classes if issubclass(found, PreTrainedModel))
+    return frozenset(reads_of(config_class, models).names | _reads_itself(config_class))
+
+
+def may_be_read(model_type: Any, key: str) -> bool:
+    """
+    Whether a class of a type may read a key of its config.json, or transformers may for any type.
+
+    Args:
+        model_type: as the file has it.
+    """
+    if model_type in VARIANT_TYPES:
+        # Where what nothing reads is kept for the way back.
+        return key != "native_leftovers"
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        return True
+    config_class = CONFIG_MAPPING[model_type]
+    declared = hasattr(config_class, key) or key in (*config_class.__dataclass_fields__, *config_class.attribute_map)
+    return declared or key in RETIRED or hasattr(GenerationConfig(), key) or key in _read_by_any_class(config_class)
 
 
 def verdicts(

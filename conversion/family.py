@@ -19,6 +19,7 @@ from hf_variants.model.configuration_variant import VariantConfig
 from hf_variants.model.configuration_variant_seq2seq import VariantSeq2SeqConfig
 
 from . import block_configs, families, refusals
+from .config_keys import VARIANT_TYPES
 from .config_map import AnyVariantConfig, ConfigMap, Entry
 from .errors import UnsupportedModelType, reading
 from .json_files import read_config_values
@@ -428,10 +429,6 @@ def read_config(folder: Path) -> PreTrainedConfig:
         if own is not None:
             return own.from_pretrained(folder)
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-
-
-# The types of our own checkpoints.
-VARIANT_TYPES = (VariantConfig.model_type, VariantSeq2SeqConfig.model_type)
 
 
 def is_variant(config: PreTrainedConfig) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from . import config_keys
 from .errors import ConversionError
 
 
@@ -64,28 +65,51 @@ def read_json(path: Path, hook: Callable[[list[tuple[str, Any]]], Any] | None = 
         ) from error
 
 
-def _without_contradictions(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
+class _Object(dict):
+    """A JSON object, with the keys that stand there with several values, of which Python takes the last."""
+
+    contradictions: tuple[str, ...] = ()
+
+
+def _with_contradictions(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = _Object(pairs)
     if len(values) < len(pairs):
-        # NaN differs from itself, and is refused elsewhere.
-        for key, value in pairs:
-            if value != values[key]:
-                raise ValueError(f"the key {key!r} stands there twice, with two values")
+        # NaN differs from itself, and is looked for by itself.
+        values.contradictions = tuple(key for key, value in pairs if value != values[key] and value == value)
     return values
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def _contradictions(values: Any, key: str = "") -> Iterator[str]:
+    """Every key that has several values, with those that lead to it."""
+    inner = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    if isinstance(values, _Object):
+        yield from (f"{key}.{name}" if key else name for name in values.contradictions)
+    for name, value in inner:
+        yield from _contradictions(value, key if isinstance(values, list) else f"{key}.{name}" if key else name)
+
+
+def read_object(
+    path: Path, is_read: Callable[[dict[str, Any], str], bool] = lambda values, key: True
+) -> dict[str, Any]:
     """
-    The content of a JSON file that is an object with finite numbers.
+    The content of a JSON file that is an object.
+
+    Args:
+        is_read: whether anything reads a key of it; only those must have one value, and finite numbers.
 
     Raises:
         ConversionError: as `read_json`, and for other content.
     """
-    values = read_json(path, _without_contradictions)
+    values = read_json(path, _with_contradictions)
     if not isinstance(values, dict):
         raise ConversionError(f"{path} holds {_kind(values)}, not a JSON object. Fetch it again, or mend it.")
+    for key in _contradictions(values):
+        if is_read(values, key.partition(".")[0]):
+            raise ConversionError(
+                f"The key {key!r} stands in {path} twice, with two values. Remove the one that is not meant."
+            )
     for key, value in _numbers(values):
-        if not math.isfinite(value):
+        if not math.isfinite(value) and is_read(values, key.partition(".")[0]):
             raise ConversionError(f"`{key}` in {path} is {value}, which is no number. Write a number there, or null.")
     return values
 
@@ -97,7 +121,7 @@ def read_config_values(path: Path) -> dict[str, Any]:
     Raises:
         ConversionError: as `read_object`, and for numbers that nothing can be built of.
     """
-    values = read_object(path)
+    values = read_object(path, _is_read)
     for key, kinds in TYPES.items():
         if (value := values.get(key)) is not None and not isinstance(value, kinds):
             raise ConversionError(
@@ -108,11 +132,16 @@ def read_config_values(path: Path) -> dict[str, Any]:
     for key, value in _numbers(values):
         name = key.rpartition(".")[2]
         limits = [limit for pattern, limit in MAX_COUNTS.items() if re.fullmatch(pattern, name)]
-        if abs(value) > min([MAX_INTEGER, *limits]):
+        if abs(value) > min([MAX_INTEGER, *limits]) and (limits or _is_read(values, key.partition(".")[0])):
             raise ConversionError(
                 f"`{key}` is {value} in {path}, and no model has so many. The config is damaged; fetch it again."
             )
     return values
+
+
+def _is_read(values: dict[str, Any], key: str) -> bool:
+    """Whether anything reads a key of a config.json."""
+    return key in TYPES or config_keys.may_be_read(values.get("model_type"), key)
 
 
 def _numbers(values: Any, key: str = "") -> Iterator[tuple[str, int | float]]:

@@ -16,7 +16,7 @@ from .conversion import checkpoint
 from .conversion.companions import belongs, copy_files, refuse_broken_files
 from .conversion.errors import ConversionError
 from .conversion.family import is_variant, read_config
-from .conversion.json_files import read_object
+from .conversion.json_files import read_config_values, read_object
 from .conversion.layout import checked_names
 from .conversion.record import RECORD
 from .conversion.skeleton import empty_model
@@ -128,7 +128,7 @@ def model_of(source: str | Path, folder: Path, config: PreTrainedConfig) -> PreT
             f"`architectures` of {folder / CONFIG_NAME} is {names or None}, so it is unknown which class the weights are "
             f"of. Write one of {', '.join(card.TASKS)} there."
         )
-    values = read_object(folder / CONFIG_NAME)
+    values = read_config_values(folder / CONFIG_NAME)
     if unknown := _unknown_keys(config, values):
         logger.warning(
             f"{', '.join(f'`{key}`' for key in unknown)} of {folder / CONFIG_NAME} means nothing to this version of "

@@ -2,7 +2,9 @@
 
 import errno
 import io
+import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 
 import hf_variants_cli
-from hf_variants.conversion import checkpoint
+from hf_variants.conversion import checkpoint, convert, export
 from hf_variants.conversion.errors import ConversionError
 from hf_variants.conversion.json_files import read_config_values
 from tests.hostile import corpus, fuzz, harness
@@ -132,6 +134,52 @@ def test_an_odd_config_that_is_right_is_read(tmp_path):
         read_config_values(path)
     path.write_text('{"model_type": "llama", "a": 1, "a": 1, "pad_token_id": -1, "dtype": null, "é": [1.5]}')
     assert read_config_values(path)["é"] == [1.5]
+
+
+LLAMA = '"model_type": "llama", "hidden_size": 8'
+
+
+@pytest.mark.parametrize(
+    "unread",
+    [
+        '"best_metric": NaN',
+        '"trained": {"loss": [1.0, -Infinity]}',
+        '"note": 1, "note": 2',
+        '"t": {"a": 1, "a": 2}',
+        '"n": 1e30',
+    ],
+)
+def test_what_nothing_reads_is_no_obstacle(unread, tmp_path):
+    """Python's reader, and so transformers, takes numbers that are none, and of two values the last."""
+    path = tmp_path / "config.json"
+    path.write_text("{" + LLAMA + ", " + unread + "}")
+    assert read_config_values(path)["hidden_size"] == 8
+
+
+@pytest.mark.parametrize(
+    ("key", "read"),
+    [
+        ("hidden_size", '"hidden_size": 16'), ("rope_theta", '"rope_theta": NaN'),
+        ("temperature", '"temperature": Infinity'),
+        ("rope_scaling", '"rope_scaling": {"factor": 2.0, "factor": 4.0}'), ("num_labels", '"num_labels": NaN'),
+        ("dtype", '"dtype": "float32", "dtype": "float16"'), ("pad_token_id", '"pad_token_id": 1e30'),
+    ],
+)  # fmt: skip
+def test_what_is_read_has_one_value_that_is_a_number(key, read, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text("{" + LLAMA + ", " + read + "}")
+    with pytest.raises(ConversionError, match=key):
+        read_config_values(path)
+
+
+def test_a_checkpoint_whose_leftovers_are_no_numbers_converts_and_comes_back(bench, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(bench.good["native"]["llama"], source)
+    path = source / "config.json"
+    path.write_text(path.read_text().rstrip()[:-1] + ', "best_metric": NaN, "note": {"a": 1, "a": 2}}')
+    convert(source, tmp_path / "variant", verify=True)
+    export(tmp_path / "variant", tmp_path / "back", verify=True)
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["note"] == {"a": 2}
 
 
 def test_settings_are_blamed_and_a_fault_of_the_model_is_not(bench, tmp_path, monkeypatch):

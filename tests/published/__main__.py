@@ -146,7 +146,9 @@ def _outputs(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.T
 @torch.no_grad()
 def _generated(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     set_seed(0)
-    return model.generate(inputs["input_ids"][:, :12], max_new_tokens=NEW_TOKENS, max_length=None)
+    made = model.generate(inputs["input_ids"][:, :12], max_new_tokens=NEW_TOKENS, max_length=None)
+    # With more than the tokens where the settings ask for it.
+    return made if torch.is_tensor(made) else made.sequences
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ MOST_LAYERS = 8
 # The names that config classes and published files have for a size.
 NAMES = {
     "vocab_size": ("vocab_size", "decoder_vocab_size"),
-    "hidden_size": ("hidden_size", "n_embd", "d_model", "dim"),
+    "hidden_size": ("hidden_size", "n_embd", "n_embed", "d_model", "dim"),
     "intermediate_size": (
         "intermediate_size", "n_inner", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "d_ff", "hidden_dim",
         "ffn_hidden_size",
