@@ -8,14 +8,17 @@ ours, before anything is timed. The bandwidth of reading memory is measured in t
 
 # Only what is light is imported here: every process imports this file, and CTranslate2's shall not hold torch's threads.
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
 import platform
+import shlex
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from shapes import SHAPES
 
 
-# Engines of torch's process: name -> (ours or stock, attention, further options of `generate`).
+# Engines of torch's process: name -> (ours, ours in 8 bits, or stock; attention; further options of `generate`).
 TORCH_ENGINES = {
     "stock eager": ("stock", "eager", {}),
     "stock sdpa": ("stock", "sdpa", {}),
@@ -35,6 +38,7 @@ TORCH_ENGINES = {
     "stock static compiled": ("stock", "sdpa", {"cache_implementation": "static"}),
     "ours plain": ("ours", None, {}),
     "ours fast": ("ours", None, {}),
+    "ours fast int8": ("ours int8", None, {}),
 }
 # Engines of CTranslate2's process: name -> what it computes in. It rounds the same weights while it loads them.
 CTRANSLATE2_ENGINES = {"CTranslate2 float32": "float32", "CTranslate2 int8": "int8_float32"}
@@ -45,7 +49,7 @@ NOT_BY_DEFAULT = ("stock static compiled",)
 PAUSE = 0.25
 # A turn during which other programs used more of the processor than this is taken again, whoever's it is, up to so many
 # turns for each that is wanted.
-MOST_OF_OTHERS = 0.04
+MOST_OF_OTHERS = 0.08
 MOST_ATTEMPTS = 6
 TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
@@ -67,33 +71,53 @@ def ctranslate2_process(connection: Any, folder: str, threads: int) -> None:
 
 
 def serve(connection: Any, turns: Any) -> None:
-    """Calls methods of `turns` as they are asked for, (name, arguments), until `None` comes."""
+    """Calls methods of `turns` as they are asked for, (name, arguments, whether ahead of others), until `None` comes."""
     while (request := connection.recv()) is not None:
-        name, arguments = request
+        name, arguments, ahead = request
         try:
-            connection.send((getattr(turns, name)(**arguments), None))
+            with ahead_of_others() if ahead else contextlib.nullcontext():
+                result = getattr(turns, name)(**arguments)
+            connection.send((result, None))
         # Whatever it is, the table is to say it.
         except Exception as error:
             connection.send((None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"))
 
 
+@contextlib.contextmanager
+def ahead_of_others() -> Iterator[None]:
+    """Have all threads of this process run before every other program's, for the moment; Linux alone can, for root."""
+    try:
+        set_policy(os.SCHED_FIFO, 1)
+        yield
+    finally:
+        # Threads that were started meanwhile as well.
+        set_policy(os.SCHED_OTHER, 0)
+
+
+def set_policy(policy: int, priority: int) -> None:
+    """Of all threads of this process."""
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setscheduler(int(thread), policy, os.sched_param(priority))
+
+
 class Process:
     """Another process, whose turns are asked for."""
 
-    def __init__(self, target: Any, folder: Path, threads: int):
+    def __init__(self, target: Any, folder: Path, threads: int, *more: Any):
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
-        self.process = context.Process(target=target, args=(other, str(folder), threads), daemon=True)
+        self.process = context.Process(target=target, args=(other, str(folder), threads, *more), daemon=True)
         self.process.start()
 
-    def ask(self, name: str, **arguments: Any) -> Any:
+    def ask(self, name: str, ahead: bool = False, **arguments: Any) -> Any:
         """
-        What a method returns over there.
+        What a method returns over there; `ahead`: with priority over all other programs.
 
         Raises:
             RuntimeError: with the error there.
         """
-        self.connection.send((name, arguments))
+        self.connection.send((name, arguments, ahead))
         result, error = self.connection.recv()
         if error is not None:
             raise RuntimeError(error)
@@ -119,12 +143,33 @@ def processor_seconds(processes: list[Process]) -> tuple[float, float] | None:
     return (user + nice + system + irq + softirq + steal) / TICKS, own / TICKS
 
 
-def timed_turn(process: Process, processes: list[Process], **arguments: Any) -> dict:
+def wait_for_silence(processes: list[Process], patience: float) -> None:
+    """Wait until other programs leave the processor alone, at most so many seconds."""
+    begun = time.perf_counter()
+    while time.perf_counter() - begun < patience:
+        before = processor_seconds(processes)
+        time.sleep(PAUSE)
+        after = processor_seconds(processes)
+        if before is None or after is None:
+            return
+        others = (after[0] - before[0]) - (after[1] - before[1])
+        # A tick is what the clock cannot tell from none.
+        if others <= MOST_OF_OTHERS * PAUSE * (os.cpu_count() or 1) + 1 / TICKS:
+            return
+
+
+def timed(
+    process: Process, processes: list[Process], settings: argparse.Namespace, name: str, **arguments: Any
+) -> dict:
     """A turn, with the share of the processor that others used meanwhile."""
-    time.sleep(PAUSE)
+    if not settings.real_time:
+        wait_for_silence(processes, settings.patience)
     before, begun = processor_seconds(processes), time.perf_counter()
-    turn = process.ask("turn", **arguments)
+    turn = process.ask(name, settings.real_time, **arguments)
     after, seconds = processor_seconds(processes), time.perf_counter() - begun
+    if settings.real_time:
+        # Others wait no longer than a turn, and have as long.
+        time.sleep(max(seconds, PAUSE))
     if before is not None and after is not None:
         others = (after[0] - before[0]) - (after[1] - before[1])
         turn["others"] = max(0.0, others / seconds / (os.cpu_count() or 1))
@@ -163,28 +208,37 @@ def measure_case(
     """
     new_tokens = arguments.new_tokens
     prompts = torch_side.ask("prompts", context=context, batch=batch)
-    bandwidths = [torch_side.ask("read_bandwidth")]
+    bandwidths = [torch_side.ask("read_bandwidth", arguments.real_time)]
     refused, first, times = {}, {}, {}
     for name, process in owner.items():
         try:
-            first[name] = process.ask("turn", engine=name, prompts=prompts, new_tokens=new_tokens)["tokens"]
+            first[name] = process.ask(
+                "turn", arguments.real_time, engine=name, prompts=prompts, new_tokens=new_tokens
+            )["tokens"]
             times[name] = []
         except RuntimeError as error:
             refused[name] = str(error)
-    differences = torch_side.ask("compare_logits", prompts=prompts, new_tokens=min(new_tokens, 8))
+    differences = torch_side.ask("compare_logits", arguments.real_time, prompts=prompts, new_tokens=min(new_tokens, 8))
     processes = list(dict.fromkeys(owner.values()))
     for round_ in range(MOST_ATTEMPTS * arguments.rounds):
         # Every other round backwards, so that no engine has always the same one before it.
         for name in list(times) if round_ % 2 == 0 else reversed(list(times)):
             if len(times[name]) == arguments.rounds:
                 continue
-            turn = timed_turn(owner[name], processes, engine=name, prompts=prompts, new_tokens=new_tokens)
+            turn = timed(
+                owner[name], processes, arguments, "turn", engine=name, prompts=prompts, new_tokens=new_tokens
+            )
             if turn["tokens"] != first[name]:
                 raise RuntimeError(f"{name} gives other tokens at every turn.")
             left = MOST_ATTEMPTS * arguments.rounds - round_ - 1
-            if turn.get("others", 0.0) <= MOST_OF_OTHERS or left < arguments.rounds - len(times[name]):
+            # In real time, others have what an engine leaves idle.
+            if (
+                arguments.real_time
+                or turn.get("others", 0.0) <= MOST_OF_OTHERS
+                or left < arguments.rounds - len(times[name])
+            ):
                 times[name].append(turn)
-    bandwidths.append(torch_side.ask("read_bandwidth"))
+    bandwidths.append(torch_side.ask("read_bandwidth", arguments.real_time))
     bandwidth = max(bandwidths)
     reference = first.get("stock sdpa") or first.get("stock eager") or first["ours plain"]
     bytes_read = about["weight_bytes_per_step"] + batch * (context + new_tokens // 2) * about["cache_bytes_per_token"]
@@ -241,6 +295,34 @@ def processor_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def machine(threads: int, *packages: str) -> dict[str, Any]:
+    """What a report says of where it was made."""
+    return {
+        "device": f"{processor_name()}, {threads} threads",
+        "packages": {name: version(name) for name in packages},
+    }
+
+
+def command(script: str) -> str:
+    """What does the same elsewhere: without where things are kept."""
+    words, skip = [], False
+    for word in sys.argv[1:]:
+        if not skip and word not in ("--models", "--output"):
+            words.append(word)
+        skip = word in ("--models", "--output")
+    return shlex.join(["python", f"benchmarks/{script}", *words])
+
+
+def add_machine_options(parser: argparse.ArgumentParser) -> None:
+    """What benchmarks ask of a machine that others use, too."""
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--patience", type=int, default=20, help="seconds to wait for a silent machine before a turn")
+    parser.add_argument(
+        "--real-time", action="store_true",
+        help="do not wait, but run every turn ahead of all other programs, which have as long between turns (Linux, root)",
+    )  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["llama-135m"])
@@ -252,7 +334,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="timed turns of each engine in each case")
     parser.add_argument("--engines", nargs="+", choices=ENGINES,
                         default=[name for name in ENGINES if name not in NOT_BY_DEFAULT])  # fmt: skip
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    add_machine_options(parser)
+    parser.add_argument("--models", type=Path, help="folder to keep the written models in, and to find them in again")
+    parser.add_argument("--prepare-only", action="store_true", help="write the models, and measure nothing")
     parser.add_argument("--output", type=Path, help="JSON file to write; those in results/ are in docs/speed.md")
     arguments = parser.parse_args()
     if arguments.rounds < 3 or arguments.new_tokens < 4:
@@ -264,23 +348,25 @@ def main() -> None:
     cases = [(context, batch) for context in arguments.contexts for batch in arguments.batches]
     measured = []
     for shape in arguments.shapes:
-        with tempfile.TemporaryDirectory() as folder:
-            prepare(shape, Path(folder), max(arguments.contexts) + arguments.new_tokens)
-            measured.append(measure(shape, Path(folder), cases, arguments))
-    if arguments.output:
-        report = {
-            "kind": "decoding",
-            "machine": {
-                "device": f"{processor_name()}, {arguments.threads} threads",
-                "packages": {name: version(name) for name in ("torch", "transformers", "ctranslate2", "hf-variants")},
-            },
-            "date": datetime.now(timezone.utc).date().isoformat(),
-            "seconds": round(time.perf_counter() - started),
-            "command": " ".join(["python", "benchmarks/decoding.py", *sys.argv[1:]]),
-            "measured": measured,
-        }
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = (arguments.models or Path(temporary)) / shape
+            if not folder.exists():
+                prepare(shape, folder)
+            if arguments.prepare_only:
+                continue
+            measured.append(measure(shape, folder, cases, arguments))
+        if arguments.output:
+            # After every shape, so that what was measured is there if the next one is cut short.
+            arguments.output.parent.mkdir(parents=True, exist_ok=True)
+            report = {
+                "kind": "decoding",
+                "machine": machine(arguments.threads, "torch", "transformers", "ctranslate2", "hf-variants"),
+                "date": datetime.now(timezone.utc).date().isoformat(),
+                "seconds": round(time.perf_counter() - started),
+                "command": command("decoding.py"),
+                "measured": measured,
+            }
+            arguments.output.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ rounds, and the quartiles in brackets for the fast path. All engines have the sa
 take turns; CTranslate2 has a process of its own. *Stock* is the best of transformers': eager, sdpa, static cache. *Tokens*
 is the share of the fast path's tokens that are the stock class's, up to each row's first other one. *Read* is the share of
 the memory's bandwidth, measured in the same run, that its float32 weights and cache come to; a model of 8M parameters
-(32 MB) may lie in the processor's cache.
+(32 MB) may lie in the processor's cache. *Others* is the most of the processor that other programs had during any turn.
 """
 
 PREFILL = """
@@ -71,7 +71,7 @@ def decoding_row(row: dict) -> list[str]:
     spread = fast and fast["decode_s_per_step"]
     ours = spread and spread["median"]
     stock, peer, peer8 = best_stock(row), median(row, "CTranslate2 float32"), median(row, "CTranslate2 int8")
-    int8 = median(row, "ours int8")
+    int8 = median(row, "ours fast int8")
     return [
         row["shape"], str(row["context"]), str(row["batch"]),
         milliseconds(stock), milliseconds(median(row, "ours plain")),
@@ -79,6 +79,7 @@ def decoding_row(row: dict) -> list[str]:
         milliseconds(peer), ratio(stock, ours), ratio(peer, ours),
         milliseconds(int8), milliseconds(peer8),
         f"{fast['tokens_as_stock']:.0%}" if fast else "-", f"{fast['fraction_of_bandwidth']:.0%}" if fast else "-",
+        f"{max(result['processor_used_by_others'] for result in row['engines'].values()):.0%}",
     ]  # fmt: skip
 
 
@@ -106,7 +107,7 @@ def decoding_sections() -> str:
         text += f"\n**{machine}**, reading {min(bandwidths):.0f} to {max(bandwidths):.0f} GB/s:\n\n"
         text += table(
             ("model", "context", "batch", "stock", "plain", "fast", "CTranslate2", "fast over stock",
-             "fast over CTranslate2", "int8", "CTranslate2 int8", "tokens", "read"),
+             "fast over CTranslate2", "int8", "CTranslate2 int8", "tokens", "read", "others"),
             map(decoding_row, rows),
         )  # fmt: skip
         refused = {
@@ -122,8 +123,60 @@ def decoding_sections() -> str:
     return text
 
 
+TRAINING = """
+## A training step on a CPU
+
+Forward, backward and fused AdamW in float32 on random tokens; median seconds, quartiles in brackets, and the peak of the
+process's resident memory. Chunks are those of `hf_variants.chunk_loss`.
+"""
+
+ACCURACY = """
+## Weights of 8 bits: accuracy
+
+Perplexity on a text, and KL divergence from the float32 model's distributions, in nats a token. *A prompt* multiplies the
+rounded weights in float32, *step by step* goes through torch's kernel, in bfloat16; CTranslate2 rounds activations, too.
+"""
+
+
+def training_sections() -> str:
+    text = ""
+    for machine, group in by_machine(load("training")).items():
+        text += f"\n**{machine}**:\n\n"
+        rows = []
+        for row in (row for report in group for row in report["rows"]):
+            stock = row["contenders"]["stock"]
+            for name, result in row["contenders"].items():
+                step = result["step_s"]
+                rows.append([
+                    f"{row['shape']}, {row['batch']} x {row['length']}: {name}",
+                    f"{step['median']:.2f} ({step['low']:.2f}-{step['high']:.2f})",
+                    ratio(stock["step_s"]["median"], step["median"]),
+                    f"{result['peak_bytes'] / 2**30:.2f} GiB", ratio(result["peak_bytes"], stock["peak_bytes"]),
+                    f"{result['losses'][-1]:.6f}",
+                ])  # fmt: skip
+        text += table(("", "step, s", "over stock", "peak memory", "of stock's", "last loss"), rows)
+        text += "\n" + "\n".join(f"    {report['command']}" for report in group) + "\n"
+    return text and TRAINING + text
+
+
+def accuracy_sections() -> str:
+    text = ""
+    for report in load("int8 accuracy"):
+        share = report["bytes"]["int8"] / report["bytes"]["float32"]
+        text += f"\n{report['model']}, {report['tokens']} tokens of {report['text']}; {share:.2f} of the bytes:\n\n"
+        text += table(
+            ("", "perplexity", "KL, mean", "KL, largest", "same favourite"),
+            (
+                [name, f"{r['perplexity']:.2f}", f"{r['kl_mean']:.4f}", f"{r['kl_largest']:.2f}",
+                 f"{r['same_favourite']:.1%}"]
+                for name, r in report["results"].items()
+            ),
+        )  # fmt: skip
+    return text and ACCURACY + text
+
+
 def page() -> str:
-    return INTRODUCTION + decoding_sections()
+    return INTRODUCTION + decoding_sections() + training_sections() + accuracy_sections()
 
 
 if __name__ == "__main__":

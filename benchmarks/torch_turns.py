@@ -1,5 +1,6 @@
 """One generation in torch, by a stock class or by ours, timed; and the weights that all engines share."""
 
+import copy
 import time
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,8 @@ from hf_variants.conversion.errors import ConversionError
 READ_BYTES = 1 << 30
 
 
-def prepare(shape: str, folder: Path, length: int) -> None:
-    """
-    Write a model with random weights for its native class (`native/`), ours (`ours/`) and CTranslate2 (`ctranslate2/`).
-
-    Args:
-        length: of the longest text.
-    """
+def write_models(shape: str, folder: Path) -> None:
+    """Write a model with random weights for its native class (`native/`) and ours (`ours/`)."""
     class_name, config_name, fields = SHAPES[shape]
     torch.manual_seed(0)
     config = getattr(transformers, config_name)(
@@ -35,8 +31,14 @@ def prepare(shape: str, folder: Path, length: int) -> None:
     model.generation_config = transformers.GenerationConfig(
         bos_token_id=0, pad_token_id=0, decoder_start_token_id=0 if config.is_encoder_decoder else None
     )
+    folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder / "native")
     hf_variants.from_native(folder / "native").save_pretrained(folder / "ours")
+
+
+def prepare(shape: str, folder: Path) -> None:
+    """The same, and for CTranslate2 (`ctranslate2/`)."""
+    write_models(shape, folder)
     (folder / "ctranslate2").mkdir()
     try:
         export_to_engine(folder / "ours", folder / "ctranslate2" / "model", "ctranslate2")
@@ -88,6 +90,7 @@ class TorchTurns:
             "stock": auto.from_pretrained(Path(folder) / "native", dtype=torch.float32).eval(),
             "ours": auto.from_pretrained(Path(folder) / "ours", dtype=torch.float32).eval(),
         }
+        self.models["ours int8"] = hf_variants.quantize_int8(copy.deepcopy(self.models["ours"]))
 
     def about(self) -> dict:
         """The size of the model, and what a step of decoding has to read."""
@@ -135,7 +138,7 @@ class TorchTurns:
             model.set_attn_implementation(attention)
         ids = torch.tensor(prompts)
         options = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False, **options, **more}
-        if engine != "ours fast":
+        if not engine.startswith("ours fast"):
             return model.generate(ids, attention_mask=torch.ones_like(ids), **options)
         with hf_variants.accelerate_decoding(model) as acceleration:
             output = model.generate(ids, attention_mask=torch.ones_like(ids), **options)

@@ -1,0 +1,54 @@
+"""The page of figures is what the files of results give, and the benchmarks run, on tiny settings."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parents[1]
+
+
+def load(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(script: str, *options: str) -> dict:
+    output = options[-1]
+    subprocess.run([sys.executable, f"benchmarks/{script}", *options], cwd=ROOT, check=True, stdin=subprocess.DEVNULL)
+    return json.loads(Path(output).read_text())
+
+
+def test_the_page_is_made_of_the_results():
+    page = load("speed_page")
+    assert page.PAGE.read_text() == page.page(), "run python benchmarks/speed_page.py"
+
+
+@pytest.mark.whole
+def test_decoding(tmp_path):
+    report = run("decoding.py", "--shapes", "llama-8m", "t5-8m", "--contexts", "8", "--batches", "2", "--new-tokens", "4",
+                 "--rounds", "3", "--threads", "1", "--patience", "0", "--output", str(tmp_path / "x.json"))  # fmt: skip
+    for measured in report["measured"]:
+        (row,) = measured["rows"]
+        assert row["refused"] == {}
+        for name, result in row["engines"].items():
+            assert result["decode_s_per_step"]["median"] > 0
+            # What rounds its weights may take other tokens.
+            assert "int8" in name or result["tokens_as_stock"] == 1.0
+        assert all(difference < 1e-4 for difference in row["logit_differences"].values())
+
+
+@pytest.mark.whole
+def test_training(tmp_path):
+    report = run("training.py", "--shapes", "llama-8m", "--batch", "1", "--length", "32", "--rounds", "2", "--threads", "1",
+                 "--contenders", "stock", "ours", "ours, loss in chunks of 256", "--patience", "0",
+                 "--output", str(tmp_path / "x.json"))  # fmt: skip
+    (row,) = report["rows"]
+    losses = [result["losses"] for result in row["contenders"].values()]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5) == pytest.approx(losses[2], rel=1e-5)
