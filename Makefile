@@ -43,7 +43,7 @@ check: $(INSTALLED)  ## formatting, lint, types
 	$(BIN)/ruff check .
 	rm -rf $(TYPES) && mkdir -p $(TYPES)/hf_variants
 	ln -s "$(CURDIR)"/hf_variants/* $(TYPES)/hf_variants/
-	ln -s "$(CURDIR)/conversion" "$(CURDIR)/model_cards" $(TYPES)/hf_variants/
+	ln -s "$(CURDIR)/conversion" "$(CURDIR)/model_cards" "$(CURDIR)/docs" $(TYPES)/hf_variants/
 	ln -s "$(CURDIR)/hf_variants_cli.py" $(TYPES)/
 	cd $(TYPES) && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" \
 		--cache-dir "$(CURDIR)/.mypy_cache" -p hf_variants -m hf_variants_cli

@@ -227,6 +227,15 @@ def build_parser() -> argparse.ArgumentParser:
         "config", metavar="CONFIG", help="config.json, a folder with one, a .gguf file, or the name of a preset"
     )
 
+    doctor = command(
+        "doctor", _doctor, "Ask every tool about a checkpoint: works, loses what, or refuses over which field."
+    )
+    doctor.add_argument("source", metavar="SRC", help="whatever `convert` takes, a folder of a variant, or a preset")
+    doctor.add_argument(
+        "--for", metavar="TOOL", dest="tool", help="only tools whose name holds this text, such as gguf"
+    )
+    doctor.add_argument("--json", action="store_true", help="for programs")
+
     _add_cost(
         command("cost", _cost, "What a config costs: parameters, operations, cache, memory, time; no weight is made.")
     )
@@ -726,6 +735,14 @@ def _describe(arguments: argparse.Namespace) -> int:
     from hf_variants.describe import describe, load_config
 
     print(describe(load_config(arguments.config)))
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from hf_variants.doctor import as_json, doctor, report
+
+    findings = doctor(arguments.source, arguments.tool)
+    print(json.dumps(as_json(arguments.source, findings), indent=2) if arguments.json else report(findings))
     return 0
 
 

@@ -24,7 +24,7 @@ def test_every_package_folder_is_shipped(project):
     setuptools = project["tool"]["setuptools"]
     mapped = {folder: name for name, folder in setuptools["package-dir"].items()}
     found = set()
-    for top in ("hf_variants", "conversion", "model_cards"):
+    for top in ("hf_variants", "conversion", "docs", "model_cards"):
         for init in (ROOT / top).rglob("__init__.py"):
             folder = init.parent.relative_to(ROOT).as_posix()
             found.add(mapped.get(folder, folder.replace("/", ".")))
@@ -37,6 +37,13 @@ def test_mapped_packages_import_beside_a_checkout():
 
     assert hf_variants.conversion.__name__ == "hf_variants.conversion"
     assert hf_variants.model_cards.__name__ == "hf_variants.model_cards"
+
+
+def test_the_table_that_the_doctor_reads_is_shipped(project):
+    from hf_variants.doctor import TOOLS_PAGE
+
+    assert project["tool"]["setuptools"]["package-data"]["hf_variants.docs"] == [TOOLS_PAGE]
+    assert (ROOT / "docs" / TOOLS_PAGE).is_file()
 
 
 def test_templates_of_cards_are_shipped(project):

@@ -29,8 +29,8 @@ ENGINES = ("ctranslate2", "gguf")
 
 def engine_room(name: str) -> ModuleType:
     """
-    The room of an engine: `refuse_unrepresentable`, `refuse_quantization`, `write`, `prove`, `version`, and how to `USE`
-    what comes out.
+    The room of an engine: `refuse_unrepresentable`, `refuse_quantization`, `losses`, `write`, `prove`, `version`, and how
+    to `USE` what comes out.
 
     Raises:
         ConversionError: if there is none.

@@ -30,6 +30,23 @@ def refuse_unrepresentable(config: Any) -> None:
     refuse(NAME, stacks_in_the_way(config))
 
 
+def losses(model: PreTrainedModel) -> list[str]:
+    """
+    What the engine leaves out of a model of ours, with or without weights.
+
+    Raises:
+        NotRepresentable: as `refuse_unrepresentable`.
+    """
+    refuse_unrepresentable(model.config)
+    return _left_behind(model)
+
+
+def _left_behind(model: PreTrainedModel) -> list[str]:
+    if model.config.is_encoder_decoder or model.config.is_causal:
+        return []
+    return [f"The engine's encoders give hidden states: the head of {type(model).__name__} stays behind"]
+
+
 def write(model: PreTrainedModel, tokenizer: Any, folder: Path, quantization: str | None) -> list[str]:
     """
     Write a model of ours.
@@ -46,8 +63,7 @@ def write(model: PreTrainedModel, tokenizer: Any, folder: Path, quantization: st
     # The package rounds to integers in place.
     spec = build_spec(copy.deepcopy(model) if str(quantization).startswith("int") else model)
     notes = register(spec, model.config, tokenizer)
-    if not (model.config.is_encoder_decoder or model.config.is_causal):
-        notes.append(f"The engine's encoders give hidden states: the head of {type(model).__name__} stays behind")
+    notes += _left_behind(model)
     spec.validate()
     spec.optimize(quantization=quantization)
     spec.save(str(folder))

@@ -20,7 +20,7 @@ from .target import Config, Target, head_of, target_of, without_head
 from .vocabulary import NoVocabulary, vocabulary_of
 
 
-NAME = "llama.cpp"
+NAME = "GGUF, llama.cpp"
 FILE = "model.gguf"
 USE = f"llama.cpp and what is built on it run `{FILE}`; `hf-variants convert` reads it back."
 # What a file can hold of each kind of model; heads of encoders stay behind.
@@ -40,6 +40,17 @@ def refuse_quantization(quantization: str | None) -> None:
 def version() -> str:
     gguf_package()
     return f"gguf {version_of('gguf')}"
+
+
+def losses(model: PreTrainedModel) -> list[str]:
+    """
+    What a file leaves out of a model of ours, with or without weights, or llama.cpp computes in another way.
+
+    Raises:
+        ConversionError: as `refuse_unrepresentable` and `write`.
+    """
+    body, notes = body_of(model)
+    return [*notes, *_otherwise(target_of(body.config).config)]
 
 
 def write(model: PreTrainedModel, tokenizer: Any, folder: Path, quantization: str | None) -> list[str]:
