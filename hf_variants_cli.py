@@ -353,6 +353,13 @@ def _add_edit(edit: argparse.ArgumentParser) -> None:
     operation("--untie", "Untie", "an LM head of its own", nargs=0)
     operation("--tie", "Tie", "the LM head becomes the embedding; where they differ, with --force", nargs=0)
     operation("--to-encoder", "ToEncoder", "a decoder as an encoder", choices=("base", "masked-lm"))
+    operation(
+        "--to-encoder-decoder",
+        "ToEncoderDecoder",
+        "a language model as the decoder of two stacks, with cross-attention that adds nothing at first, or a copy",
+        choices=("zero", "copy"),
+    )
+    operation("--to-embedder", "ToEmbedder", "as Sentence Transformers loads one", choices=("mean", "last"))
     operation("--encoder-alone", "EncoderAlone", "of an encoder-decoder", nargs=0)
     operation("--drop-head", "DropHead", "hidden states instead of the head's output", nargs=0)
     operation(
@@ -404,6 +411,9 @@ def _add_edit(edit: argparse.ArgumentParser) -> None:
         "--rope-scaling", choices=("none", "linear", "dynamic", "yarn", "llama3"), default="none", dest="scaling",
         help="how a rotation is scaled to another context (default: %(default)s)",
     )  # fmt: skip
+    edit.add_argument(
+        "--encoder", metavar="SRC", default="", help="of --to-encoder-decoder (default: the model itself)"
+    )
     edit.add_argument("--force", action="store_true", help="tie what differs")
     edit.add_argument(
         "--stack", choices=("encoder", "decoder"), default="", help="of an encoder-decoder, whose layers"
@@ -665,6 +675,7 @@ def _edit(arguments: argparse.Namespace) -> int:
             **{option.removeprefix("--"): value == [] or value for _, value, option in arguments.operations},
             "text": arguments.text,
             "stack": arguments.stack or None,
+            "encoder": arguments.encoder or None,
             "force": arguments.force,
             "deepnorm": arguments.deepnorm if arguments.deepnorm != "keep" else None,
             "rope-scaling": arguments.scaling if arguments.scaling != "none" else None,

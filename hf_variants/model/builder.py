@@ -251,6 +251,10 @@ def self_attention_part(config: VariantConfig, layer_idx: int) -> Part:
 
 def cross_attention_part(config: VariantConfig, layer_idx: int) -> Part:
     layer = config.per_layer_config[layer_idx]
+    arguments = _attention_arguments(layer, layer_idx, config.cross_attention_hidden_size or config.hidden_size)
+    if layer.attention_score_form == "biased":
+        # There is no position bias here that a product could begin with.
+        arguments["score_form"] = "multiplied"
     return Part(
         CROSS_ATTENTION[layer.qk_norm],
         config=config,
@@ -258,7 +262,7 @@ def cross_attention_part(config: VariantConfig, layer_idx: int) -> Part:
         is_causal=False,
         rotation=NoRotation(),
         sliding_window=None,
-        **_attention_arguments(layer, layer_idx, config.cross_attention_hidden_size or config.hidden_size),
+        **arguments,
     )
 
 

@@ -13,6 +13,7 @@ from .renorm import AddLayerScale, AddNorms, ToRMSNorm
 from .sizes import Heads, HiddenSize, ParameterCount
 from .subject import Outcome, Subject, SurgeryError
 from .ties import Tie, Untie
+from .two_stacks import ToEmbedder, ToEncoderDecoder
 from .vocabulary import ExtendVocabulary, KeepTokens, PadVocabulary, TrimVocabulary
 from .width import FeedForwardWidth
 
@@ -46,7 +47,9 @@ __all__ = [
     "SurgeryError",
     "Tie",
     "ToClassifier",
+    "ToEmbedder",
     "ToEncoder",
+    "ToEncoderDecoder",
     "ToRMSNorm",
     "TrimVocabulary",
     "Untie",

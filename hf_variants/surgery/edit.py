@@ -163,6 +163,9 @@ def edit(
         report.tokenizer = opened.write_companions(temporary)
         if after.tokenizer_json is not None:
             report.tokenizer += tokenizer_data.write(after, temporary)
+        for name, text_of_file in after.files:
+            (temporary / name).parent.mkdir(exist_ok=True)
+            (temporary / name).write_text(text_of_file, encoding="utf-8")
         generation_config = temporary / GENERATION_CONFIG_NAME
         if not after.skeleton.can_generate():
             generation_config.unlink(missing_ok=True)

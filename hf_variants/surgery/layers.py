@@ -159,7 +159,7 @@ def _rearranged(
     in_layer = re.compile(rf"({prefix}layers\.)(\d+)\.(.+)")
     in_table = re.compile(rf"({prefix}position_bias\.tables\.)(\d+)(\..+)")
     has_tables = config.position_embedding_type == "relative_bias" and config.relative_attention_per_layer
-    zeros = {place: _outputs_of(subject.blocks(stack)[layers[place]]) for place in fresh}
+    zeros = {place: outputs_of(subject.blocks(stack)[layers[place]]) for place in fresh}
 
     def tensor(name: str, before: Subject) -> torch.Tensor:
         if match := in_layer.fullmatch(name):
@@ -239,7 +239,7 @@ def _leftovers(
     return kept if leftovers is not None else None
 
 
-def _outputs_of(block: Block) -> dict[str, float]:
+def outputs_of(block: Block) -> dict[str, float]:
     """The parameters of a block that end its branches, and the values with which the branches are zero."""
     found: dict[str, float] = {}
     for name in SUBLAYERS:

@@ -62,6 +62,7 @@ class Subject:
         tokens: of every token id the id that it had in the source, -1 for a new one; `None` while all are as they were.
         tokenizer_path: where its tokenizer is, a folder or a GGUF file; `None` for a model in memory.
         tokenizer_json: what has become of its tokenizer.json; `None` while it is as it was.
+        files: what belongs beside the result, as name and text.
         outcomes: of the operations so far.
     """
 
@@ -73,6 +74,7 @@ class Subject:
     tokens: tuple[int, ...] | None = None
     tokenizer_path: Path | None = None
     tokenizer_json: str | None = None
+    files: tuple[tuple[str, str], ...] = ()
     outcomes: tuple[Outcome, ...] = field(default=())
 
     @classmethod
