@@ -1,11 +1,17 @@
 """The tables of docs/speed.md, made of the JSON files in results/: python benchmarks/speed_page.py."""
 
 import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+from shapes import SHAPES  # noqa: E402
+
+
 RESULTS = HERE / "results"
 PAGE = HERE.parent / "docs" / "speed.md"
 # What every decoding is compared with.
@@ -26,7 +32,8 @@ rounds, and the quartiles in brackets for the fast path. All engines have the sa
 take turns; CTranslate2 has a process of its own. *Stock* is the best of transformers': eager, sdpa, static cache. *Tokens*
 is the share of the fast path's tokens that are the stock class's, up to each row's first other one. *Read* is the share of
 the memory's bandwidth, measured in the same run, that its float32 weights and cache come to; a model of 8M parameters
-(32 MB) may lie in the processor's cache. *Others* is the most of the processor that other programs had during any turn.
+(32 MB) may lie in the processor's cache. *Others* is the most of the processor that other programs had during any turn: the
+machine was shared, and with `--real-time` a turn runs ahead of everything else.
 """
 
 PREFILL = """
@@ -103,6 +110,8 @@ def decoding_sections() -> str:
     text = DECODING
     for machine, group in by_machine(reports).items():
         rows = [row for report in group for measured in report["measured"] for row in measured["rows"]]
+        # The larger models first, as they stand in `shapes`.
+        rows.sort(key=lambda row: (list(SHAPES).index(row["shape"]), row["context"], row["batch"]))
         bandwidths = [row["read_bandwidth"] / 1e9 for row in rows]
         text += f"\n**{machine}**, reading {min(bandwidths):.0f} to {max(bandwidths):.0f} GB/s:\n\n"
         text += table(
