@@ -428,6 +428,7 @@ SHARED_KEYS = (
     "id2label",
     "label2id",
     "problem_type",
+    "output_attentions",
     "output_hidden_states",
     "return_dict",
     "chunk_size_feed_forward",
@@ -438,7 +439,7 @@ FRAMEWORK_KEYS = frozenset(
     {
         "architectures", "auto_map", "dtype", "is_encoder_decoder", "model_type", "num_labels", "torch_dtype",
         "transformers_version", "_name_or_path", "name_or_path", "tokenizer_class", "_attn_implementation",
-        "attn_implementation", "experts_implementation", "_commit_hash", "output_attentions",
+        "attn_implementation", "experts_implementation", "_commit_hash",
     }
 )  # fmt: skip
 
@@ -553,6 +554,15 @@ def differing_fields(ours: AnyVariantConfig, other: AnyVariantConfig, head: str 
         if a != b and not close:
             different[name] = (a, b)
     return dict(sorted(different.items()))
+
+
+def leaves_out_the_pooler(
+    config: AnyVariantConfig, head: str, native_classes: tuple[type[PreTrainedModel], ...]
+) -> bool:
+    """Whether a bare variant has no pooler, and its stock class, the first of these, is asked to have none either."""
+    if head != "base" or not isinstance(config, VariantConfig) or config.has_pooler("base"):
+        return False
+    return bool(native_classes) and "add_pooling_layer" in inspect.signature(native_classes[0].__init__).parameters
 
 
 @cache
@@ -964,4 +974,6 @@ class ConfigMap:
             if name in differences and differences[name][0] == defaults[name].default
         }
         beside = {*self.told_by_weights, *unused}
+        if leaves_out_the_pooler(config, head, self.readers(head)):
+            beside.add("pooler")
         return native, {name: values for name, values in differences.items() if name not in beside}

@@ -21,7 +21,7 @@ from hf_variants.model.custom_code import auto_map_of, write_code
 
 from . import block_configs, checkpoint, folds, gguf_files, rules
 from .companions import belongs, copy_companions, refuse_broken_files
-from .config_map import training_fields
+from .config_map import leaves_out_the_pooler, training_fields
 from .errors import ConversionError, NotRepresentable, VerificationFailed, reading
 from .family import (
     Family,
@@ -342,15 +342,16 @@ def build(
     tensors: dict[str, torch.Tensor],
     dtype: torch.dtype | str | None = None,
     device_map: Any = None,
+    **options: Any,
 ) -> PreTrainedModel:
-    """A model with these weights, in the dtypes that they have or in one, in evaluation mode."""
+    """A model with these weights, in the dtypes that they have or in one, in evaluation mode; `options` are the class's."""
     dtypes = Counter(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
     arguments = {} if device_map is None else {"device_map": device_map}
     own = config.dtype if config.dtype in dtypes else next(iter(dtypes), torch.float32)
     as_they_are = dtype in (None, "auto")
     nested = {name: inner.dtype for name in config.sub_configs if (inner := getattr(config, name, None)) is not None}
     model = model_class.from_pretrained(
-        None, config=config, state_dict=tensors, dtype=own if as_they_are else dtype, **arguments
+        None, config=config, state_dict=tensors, dtype=own if as_they_are else dtype, **arguments, **options
     )
     if as_they_are and len(dtypes) > 1:
         _give_back_dtypes(model, tensors, own)
@@ -466,6 +467,7 @@ def _in_memory(native: PreTrainedModel, ignore_keys: Iterable[str]) -> _NativeSo
     config.dtype = native.dtype
     opened = _NativeSource(family, head, part, config, layout, native.dtype)
     _untie(opened, native.config, ignore_keys)
+    _leave_out_the_pooler(opened)
     _follow_attention(opened)
     return opened
 
@@ -522,10 +524,10 @@ def _untie(opened: _NativeSource, native_config: PreTrainedConfig, ignore_keys: 
 
 def _leave_out_the_pooler(opened: _NativeSource) -> None:
     """A bare encoder whose checkpoint has no pooler is one without: transformers would draw a random one."""
-    if opened.head != "base" or not getattr(opened.config, "pooler", False):
+    config = opened.config
+    if opened.head != "base" or not isinstance(config, VariantConfig) or not config.has_pooler("base"):
         return
-    pooler = [name for name in stored_tensors(opened.native) if name.startswith("pooler.")]
-    if pooler and not set(pooler) & set(opened.layout.names):
+    if not any(name.startswith("pooler.") for name in opened.layout.names):
         opened.config.pooler = False
         opened.notes.append("Without a pooler: the checkpoint has none, and transformers would draw a random one")
 
@@ -710,12 +712,18 @@ def to_native(model: PreTrainedModel, model_type: str | None = None) -> PreTrain
         family, head, model, list(stored_tensors(model)), model.state_dict().__getitem__, native_config, folding
     )
     native_config.dtype = model.dtype
-    native = build(type(target), native_config, translation.in_memory(None), None, None)
+    options = _without_pooler(model.config, head, type(target))
+    native = build(type(target), native_config, translation.in_memory(None), None, None, **options)
     _generation_config(native, model)
     report = _report(type(model).__name__, type(native).__name__, "export", family, head, model.config, target)
     _note_folds(report, folding, model.dtype)
     native.conversion_report = report
     return native
+
+
+def _without_pooler(config: PreTrainedConfig, head: str, native_class: type[PreTrainedModel]) -> dict[str, bool]:
+    """The argument with which a stock class makes a bare encoder without a pooler, where ours has none."""
+    return {"add_pooling_layer": False} if leaves_out_the_pooler(config, head, (native_class,)) else {}
 
 
 def _exported(
@@ -728,7 +736,8 @@ def _exported(
     folding: Folding,
 ) -> tuple[PreTrainedModel, _Translation]:
     """An empty native model, and the way to its tensors."""
-    target = empty_model(family.native_class(head), native_config)
+    native_class = family.native_class(head)
+    target = empty_model(native_class, native_config, **_without_pooler(model.config, head, native_class))
     if not model.config.tie_word_embeddings:
         target.all_tied_weights_keys.pop(family.loosely_tied, None)
     names = _check_ties(model, names, load)

@@ -88,6 +88,34 @@ def test_the_pooler_of_the_bare_model_is_kept(tmp_path):
     assert_same(stock, tmp_path)
 
 
+@pytest.mark.parametrize("model_type", ["bert", "xlm-roberta", "megatron-bert"])
+def test_a_bare_model_without_a_pooler_comes_back_without(model_type, tmp_path):
+    family = family_of(model_type)
+    stock_class = family.native_class("base")
+    stock = hostile_(stock_class(native(model_type).config, add_pooling_layer=False)).eval()
+    stock.save_pretrained(tmp_path / "native")
+    convert(tmp_path / "native", tmp_path / "variant", verify=True)
+    export(tmp_path / "variant", tmp_path / "back", verify=True)
+    on_disk = stock_class.from_pretrained(tmp_path / "back", add_pooling_layer=False)
+    in_memory = hf_variants.to_native(hf_variants.from_native(stock))
+    for back in (on_disk, in_memory):
+        assert type(back) is stock_class
+        assert back.pooler is None
+        assert all(torch.equal(tensor, back.state_dict()[name]) for name, tensor in stock.state_dict().items())
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "eurobert"])
+def test_positions_that_restart_under_a_mask_say_nothing_of_documents(model_type):
+    stock = native(model_type)
+    ours = hf_variants.from_native(stock)
+    ids, mask = torch.arange(6, 30).view(2, 12), torch.ones(2, 12, dtype=torch.long)
+    mask[1, 9:] = 0
+    positions = torch.cat([torch.arange(2, 7), torch.arange(2, 9)]).expand(2, -1)
+    with torch.no_grad():
+        theirs, made = (m(ids, attention_mask=mask, position_ids=positions).logits[mask.bool()] for m in (stock, ours))
+    assert torch.equal(theirs, made)
+
+
 @pytest.mark.parametrize("model_type", [row.model_type for row in (*encoders.ROWS, *modern_encoders.ROWS)])
 def test_verify(model_type, tmp_path):
     random_native(all_rows()[model_type], 1).save_pretrained(tmp_path / "native")

@@ -189,6 +189,7 @@ def with_decoder(family: Family, *entries: Entry) -> Family:
         part="decoder",
         config=(
             *map(OfDecoder, family.config),
+            Irrelevant("add_cross_attention", "this class has it in any case"),
             Fixed(add_cross_attention=True, shift_labels=False, generation_counts_padding=True),
             *entries,
         ),

@@ -420,8 +420,8 @@ class VariantModel(VariantPreTrainedModel):
             input_ids: (batch, length).
             attention_mask: (batch, past + length) with 1 at real tokens, a 4D mask, or one 4D mask per layer type.
             position_ids: (batch or 1, length). Ids that restart stand for documents packed into one row, which do not
-                see each other. The first label of each is the next token of another document: set it to -100, as
-                transformers' `DataCollatorWithFlattening` does.
+                see each other, unless an encoder's 2D `attention_mask` says what it sees. The first label of each is the
+                next token of another document: set it to -100, as transformers' `DataCollatorWithFlattening` does.
             past_key_values: a cache, updated in place. With cross-attention, the returned one also holds the projected
                 source; a plain cache becomes one half of it.
             inputs_embeds: (batch, length, embedding_size), instead of `input_ids`.
@@ -434,9 +434,9 @@ class VariantModel(VariantPreTrainedModel):
             `hidden_states` and `attentions` on request.
 
         Raises:
-            ValueError: if packed documents would see each other: with a 2D `attention_mask` or a cache passed in, in
-                cross-attention, or in a batch of several rows with FlashAttention; or if a table of positions is shorter
-                than the input. A graph being traced (`torch.compile`) cannot tell, and does not raise.
+            ValueError: if packed documents would see each other: with a decoder's 2D `attention_mask` or a cache passed in,
+                in cross-attention, or in a batch of several rows with FlashAttention; or if a table of positions is
+                shorter than the input. A graph being traced (`torch.compile`) cannot tell, and does not raise.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("`input_ids` and `inputs_embeds` are both set or both missing. Pass exactly one of them.")
@@ -534,6 +534,9 @@ class VariantModel(VariantPreTrainedModel):
             return False
         if encoder_hidden_states is not None:
             refuse_packing(position_ids, attention_mask, "cross-attention does not tell them apart")
+        if attention_mask is not None and not self.config.is_causal:
+            # What an encoder sees is what the mask says, in transformers.
+            return False
         if attention_mask is not None:
             raise ValueError(
                 "`position_ids` restart as those of packed documents do, and with an `attention_mask` the documents see "

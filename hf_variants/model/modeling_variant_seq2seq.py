@@ -195,6 +195,12 @@ class VariantSeq2SeqModel(VariantSeq2SeqPreTrainedModel):
             `last_hidden_state` (batch, target length, width), the cache and the encoder's outputs.
         """
         refuse_packing(position_ids, attention_mask, "cross-attention does not tell them apart")
+        # What the config of the whole asks for, those of the stacks do not.
+        for name in ("output_attentions", "output_hidden_states"):
+            if kwargs.get(name) is None and getattr(self.config, name):
+                kwargs[name] = True
+        if use_cache is None and not self.config.use_cache:
+            use_cache = False
         if self.config.decoder_inputs_from_source and decoder_input_ids is None and decoder_inputs_embeds is None:
             if input_ids is None:
                 raise ValueError(
