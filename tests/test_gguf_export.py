@@ -35,10 +35,10 @@ from tests.test_gguf_files import GROUPED, MODELS, SIZES, rope, stock
 REFUSED = {
     "llama yarn, all keys": "rope_parameters", "mistral with a window": "sliding_window", "exaone4": "sliding_window",
     "phi3": "sliding_window", "starcoder2": "sliding_window", "nomic-bert": "norm_placement",
-    "baichuan": "num_hidden_layers", "cohere": "qk_norm", "cohere2": "head_dim", "glm": "head_dim",
-    "t5": "decoder.num_hidden_layers", "t5 1.1": "decoder.num_hidden_layers", "umt5": "decoder.num_hidden_layers",
+    "baichuan": "lm_head_normalized", "cohere": "qk_norm", "cohere2": "head_dim", "glm": "head_dim",
+    "t5": "decoder.lm_head_input_scale", "t5 1.1": "decoder.num_hidden_layers", "umt5": "decoder.lm_head_input_scale",
 }  # fmt: skip
-REFUSED_PRESETS = {"vanilla", "deepnorm", "opt", "bloom", "mpt", "gptj", "palm", "falcon", "nanochat"}
+REFUSED_PRESETS = {"vanilla", "deepnorm", "opt", "bloom", "mpt", "gptj", "palm", "falcon", "nanochat", "exaone4"}
 QUICK = ("llama 3.1", "gemma2", "gpt2", "falcon 40b", "distilbert")
 
 
@@ -93,13 +93,10 @@ TAKEN = {
     "phi3": {"sliding_window": 64},
     "starcoder2": {"sliding_window": 64},
     "exaone4": {"num_hidden_layers": 64},
-    "baichuan": {"num_hidden_layers": 32},
     "cohere": {"use_qk_norm": False},
     "cohere2": {"head_dim": 8},
     "glm": {"head_dim": 8},
-    "t5": {"num_decoder_layers": 2, "decoder_start_token_id": 0},
-    "t5 1.1": {"num_decoder_layers": 1},
-    "umt5": {"num_decoder_layers": 2},
+    "t5 1.1": {"num_decoder_layers": 2, "decoder_start_token_id": 0},
 }
 
 

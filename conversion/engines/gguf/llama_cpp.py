@@ -8,11 +8,13 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
 from ....model.configuration_variant import VariantConfig
 from ...gguf_files.container import FLOATS, GGUFFile, gguf_package
+from ...tokenization import probe_texts
 from ...verification import Check, relative_error
 from .target import head_of
 
@@ -25,8 +27,6 @@ TOKENS = 16
 STEP = 256
 # Of sums in another order; and how many times what rounded activations lose in our own model, where matrices are rounded.
 BOUND, TIMES = 1e-4, 4
-# GELU is a table of its tanh form in half precision.
-TABLED, TABLE_BOUND = "gelu", 3e-2
 
 
 def package() -> ModuleType | None:
@@ -38,12 +38,13 @@ def package() -> ModuleType | None:
     return llama_cpp
 
 
-def check(path: Path, read: PreTrainedModel) -> tuple[list[Check], list[str]]:
+def check(path: Path, read: PreTrainedModel, tokenizer: Any) -> tuple[list[Check], list[str]]:
     """
     Compare what llama.cpp computes from a file with what our reader's model does, in float32 both.
 
     Args:
         read: ours, from the same file.
+        tokenizer: that the file was written with, or `None` for a file without tokens.
     """
     library = package()
     if library is None:
@@ -61,14 +62,15 @@ def check(path: Path, read: PreTrainedModel) -> tuple[list[Check], list[str]]:
             made = run.outputs(ids.tolist())
             ours = _ours(read, ids)
             lost = max(relative_error(_ours(read, ids, kind), ours) for kind in kinds)
-            bound = max(TABLE_BOUND if _looks_gelu_up(config) else BOUND, TIMES * lost)
+            bound = max(BOUND, TIMES * lost)
             error = relative_error(made, ours)
             checks = [Check(NAME, error <= bound, f"{error:.1e} of their spread away, {bound:.0e} allowed")]
             if head_of(config) == "causal_lm":
                 checks.append(_tokens(run, read, ids, bound))
+            notes = [] if tokenizer is None else [_texts(run, tokenizer)]
     except RuntimeError as error:
         return [Check(NAME, False, str(error))], []
-    return checks, []
+    return checks, notes
 
 
 def _generator() -> torch.Generator:
@@ -79,11 +81,6 @@ def _stack(config: Any) -> VariantConfig:
     return config if isinstance(config, VariantConfig) else config.encoder
 
 
-def _layers(config: Any) -> list[VariantConfig]:
-    stacks = (config,) if isinstance(config, VariantConfig) else (config.encoder, config.decoder)
-    return [layer for stack in stacks for layer in stack.per_layer_config]
-
-
 def _original_context(config: Any) -> int:
     """The length from which a long RoPE has other factors; 0 for none."""
     stack = _stack(config)
@@ -91,20 +88,31 @@ def _original_context(config: Any) -> int:
     return max((r["original_max_position_embeddings"] for r in rotations if r["rope_type"] == "longrope"), default=0)
 
 
-def _looks_gelu_up(config: Any) -> bool:
-    return any(TABLED in layer.hidden_act for layer in _layers(config))
-
-
 @torch.no_grad()
-def _ours(read: PreTrainedModel, ids: torch.Tensor, kind: str = "F32") -> torch.Tensor:
-    """Our outputs; with a number format's kind, what multiplies a matrix is rounded to it, as there."""
-    linear = [module for module in read.modules() if isinstance(module, nn.Linear)]
-    hooks = [module.register_forward_pre_hook(lambda _, inputs: (_rounded(inputs[0], kind),)) for module in linear]
+def _ours(read: PreTrainedModel, ids: torch.Tensor, kind: str | None = None) -> torch.Tensor:
+    """
+    Our outputs.
+
+    Args:
+        kind: a number format of matrices, with which what multiplies them is rounded as there, and GELU is looked up in a
+            table; `None` for neither.
+    """
+    hooks = []
+    for module in read.modules() if kind is not None else ():
+        if isinstance(module, nn.Linear):
+            hooks.append(module.register_forward_pre_hook(lambda _, inputs: (_rounded(inputs[0], kind),)))
+        elif "gelu" in type(module).__name__.lower():
+            hooks.append(module.register_forward_hook(lambda _, inputs, output: _looked_up(inputs[0])))
     try:
         return _outputs(read, ids)
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _looked_up(tensor: torch.Tensor) -> torch.Tensor:
+    """GELU's tanh form of inputs in half precision, in half precision."""
+    return F.gelu(tensor.half().float(), approximate="tanh").half().float()
 
 
 def _rounded(tensor: torch.Tensor, kind: str) -> torch.Tensor:
@@ -138,6 +146,15 @@ def _tokens(run: "_Run", read: PreTrainedModel, ids: torch.Tensor, bound: float)
     behind = (scores.max(-1).values - scores[torch.arange(TOKENS), made]) / scores.std()
     ok = bool((behind <= 2 * bound).all())
     return Check(name, ok, f"{same} are ours; the others score {behind.max():.1e} of the spread less")
+
+
+def _texts(run: "_Run", tokenizer: Any) -> str:
+    """A note on whether llama.cpp cuts texts as the tokenizer does: how it normalises them, a file does not say."""
+    texts = [text for text in probe_texts(tokenizer) if isinstance(text, str)]
+    others = [text for text in texts if run.ids(text) != tokenizer(text).input_ids]
+    if not others:
+        return f"llama.cpp cuts all {len(texts)} probe texts as the tokenizer does"
+    return f"llama.cpp cuts {len(others)} of {len(texts)} probe texts otherwise, such as {others[0]!r:.60}"
 
 
 class _Run:
@@ -184,6 +201,13 @@ class _Run:
             self.forget()
         self._call(library.llama_decode, ids)
         return self._rows(library.llama_get_logits_ith, len(ids), self._size)
+
+    def ids(self, text: str) -> list[int]:
+        """Of a text, with the special tokens that belong before and behind it, and those in it."""
+        raw = text.encode("utf-8", errors="replace")
+        vocabulary = self._library.llama_model_get_vocab(self._model)
+        room = (self._library.llama_token * (len(raw) + 8))()
+        return list(room[: self._library.llama_tokenize(vocabulary, raw, len(raw), room, len(room), True, True)])
 
     def forget(self) -> None:
         self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)

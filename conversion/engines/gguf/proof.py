@@ -11,7 +11,7 @@ from ...gguf_files.container import GGUFFile
 from ...gguf_files.proof import readings
 from ...skeleton import stored_tensors
 from ...tokenization import ids_that_differ, load_tokenizer
-from ...translate import config_of_gguf, from_native, load_gguf
+from ...translate import from_native, load_gguf
 from ...verification import Check, relative_error
 from . import llama_cpp
 from .target import Config, compare_configs, head_of
@@ -37,7 +37,7 @@ def check(path: Path, body: PreTrainedModel, config: Config, tokenizer: Any) -> 
         read = from_native(path, dtype=torch.float32)
     except ConversionError as error:
         return [Check("read back", False, str(error))], []
-    checks = [_config(path, config), _tensors(path, body, read)]
+    checks = [_config(path, config, read.config), _tensors(path, body, read)]
     if all(one.ok for one in checks):
         checks.append(_outputs(body, read))
     notes = []
@@ -46,16 +46,20 @@ def check(path: Path, body: PreTrainedModel, config: Config, tokenizer: Any) -> 
             notes.append(f"{reading.name}: {reading.detail}")
         else:
             checks.append(Check(reading.name, reading.ok, reading.detail))
-    if tokenizer is not None and "tokenizer.ggml.tokens" in GGUFFile(path).metadata:
-        checks.append(_tokenizer(path, tokenizer))
-    ran, said = llama_cpp.check(path, read)
+    written = tokenizer if "tokenizer.ggml.tokens" in GGUFFile(path).metadata else None
+    if written is not None:
+        checks.append(_tokenizer(path, written))
+    if not all(one.ok for one in checks):
+        # It ends the process over some files that say what is not there.
+        return checks, notes
+    ran, said = llama_cpp.check(path, read, written)
     return [*checks, *ran], [*notes, *said]
 
 
-def _config(path: Path, config: Config) -> Check:
+def _config(path: Path, config: Config, read: Config) -> Check:
     name = "config"
     try:
-        notes = compare_configs(config, config_of_gguf(path), path.name, head_of(config))
+        notes = compare_configs(config, read, path.name, head_of(config))
     except NotRepresentable as error:
         return Check(name, False, "; ".join(f"`{field}`: {ours!r:.60}" for field, (ours, _) in error.fields.items()))
     return Check(name, True, "; ".join(notes) or "equal in every field that changes what is computed")

@@ -35,11 +35,23 @@ USUAL_BANDS = {"beta_fast": 32.0, "beta_slow": 1.0}
 def unread(config: VariantConfig | VariantSeq2SeqConfig, architecture: str) -> dict[str, tuple[Any, Refusal]]:
     """The fields that the runtime does not compute in an architecture, with their values and the reasons."""
     if not isinstance(config, VariantConfig):
-        encoder, decoder = config.encoder.num_hidden_layers, config.decoder.num_hidden_layers
-        why = Refusal("llama.cpp keeps settings for as many layers as the encoder has")
-        return {"decoder.num_hidden_layers": (decoder, why)} if decoder > encoder else {}
+        return _lost_of_pair(config)
     found = {field: Refusal(why) for field, why in _lost(config, architecture)}
     return {field: (getattr(config, field), why) for field, why in found.items()}
+
+
+def _lost_of_pair(config: VariantSeq2SeqConfig) -> dict[str, tuple[Any, Refusal]]:
+    found: dict[str, tuple[Any, Refusal]] = {}
+    layers, scale = config.decoder.num_hidden_layers, config.decoder.lm_head_input_scale
+    if layers > config.encoder.num_hidden_layers:
+        why = Refusal("llama.cpp keeps settings for as many layers as the encoder has")
+        found["decoder.num_hidden_layers"] = (layers, why)
+    if scale != 1.0:
+        why = Refusal(
+            "llama.cpp multiplies nothing before the head: the order of tokens stays, their probabilities do not"
+        )
+        found["decoder.lm_head_input_scale"] = (scale, why)
+    return found
 
 
 def _lost(config: VariantConfig, architecture: str) -> Iterator[tuple[str, str]]:
@@ -56,6 +68,8 @@ def _lost(config: VariantConfig, architecture: str) -> Iterator[tuple[str, str]]
         )
     if architecture == "baichuan" and layers not in LAYERS_OF_BAICHUAN:
         yield "num_hidden_layers", f"llama.cpp knows models of {' and '.join(map(str, LAYERS_OF_BAICHUAN))} layers"
+    if config.lm_head_normalized:
+        yield "lm_head_normalized", "llama.cpp multiplies by the head's weights as they are"
     if architecture == "command-r" and (config.qk_norm != "none") != (layers >= LAYERS_OF_COMMAND_R_WITH_NORMS):
         yield "qk_norm", f"llama.cpp has it from {LAYERS_OF_COMMAND_R_WITH_NORMS} layers on, and there always"
     if architecture in HEADS_FILL_THE_WIDTH and config.num_attention_heads * config.head_dim != config.hidden_size:

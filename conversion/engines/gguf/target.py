@@ -220,6 +220,9 @@ def _read_back(
         other = variant_of_gguf(opened)
     except ConversionError as error:
         raise NotRepresentable(name, {"config": ("this variant", Refusal(_unread(error)))}) from error
+    if opened.family.loosely_tied and opened.metadata.has("output.weight"):
+        # As transformers, which goes by the weights there.
+        other.tie_word_embeddings = False
     return keys, opened, compare_configs(config, other, name, head)
 
 
