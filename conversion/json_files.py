@@ -14,7 +14,8 @@ from .errors import ConversionError
 # More than any such file has; the largest are tokenizers' with some ten million characters.
 MAX_JSON_BYTES = 100_000_000
 # Numbers of these are made into lists before anything can be compared with the weights.
-MAX_COUNTS = {r"(.*_)?(n|num)?_?(hidden_)?layers?": 10_000, "num_labels": 1_000_000}
+HEADS = r"(.*_)?(n|num)_(.*_)?heads?(_kv)?"
+MAX_COUNTS = {r"(.*_)?(n|num)?_?(hidden_)?layers?": 10_000, HEADS: 100_000, "num_labels": 1_000_000}
 # What transformers reads before any class of a config checks its types.
 TYPES: dict[str, tuple[type, ...]] = {
     "model_type": (str,), "architectures": (list,), "quantization_config": (dict,), "attn_implementation": (str, dict),
@@ -135,6 +136,10 @@ def read_config_values(path: Path) -> dict[str, Any]:
         if abs(value) > min([MAX_INTEGER, *limits]) and (limits or _is_read(values, key.partition(".")[0])):
             raise ConversionError(
                 f"`{key}` is {value} in {path}, and no model has so many. The config is damaged; fetch it again."
+            )
+        if value < 0 and re.fullmatch(HEADS, name):
+            raise ConversionError(
+                f"`{key}` is {value} in {path}, which is no number of heads. The config is damaged; fetch it again."
             )
     return values
 

@@ -1033,7 +1033,8 @@ def _open_own(source: str | Path, path: Path, config: PreTrainedConfig) -> Opene
     names = _check_ties(model, layout.names, layout.load)
     if missing := sorted(stored_tensors(model).keys() - set(names)):
         raise ConversionError(
-            f"The checkpoint lacks {', '.join(missing[:6])}. It is incomplete, or the config does not belong to it."
+            f"The checkpoint lacks the tensors {', '.join(missing[:6])}. It is incomplete, or the config does not belong "
+            "to it."
         )
     if config.dtype not in checkpoint.FLOATS:
         config.dtype = weights.dtype()

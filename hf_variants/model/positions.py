@@ -396,7 +396,8 @@ class PositionsAxis(Axis):
             for key in (*POSITIVE_ROPE_KEYS, *POSITIVE_ROPE_LISTS):
                 value = entry.get(key)
                 values = value if key in POSITIVE_ROPE_LISTS and isinstance(value, (list, tuple)) else [value]
-                if value is not None and not all(type(v) in (int, float) and 0 < v < math.inf for v in values):
+                # Below float32's normal numbers, rotations overflow.
+                if value is not None and not all(type(v) in (int, float) and 2**-126 <= v < math.inf for v in values):
                     found.append(f"`{key}` {value!r:.80}")
         return found
 

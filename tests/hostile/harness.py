@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import os
 import re
 import signal
@@ -104,6 +105,9 @@ def run(
     before = _listing(sandbox, destination, writes)
     marked = Path(os.environ[MARK])
     stdin, sys.stdin = sys.stdin, io.StringIO(ANSWERS)
+    # As in a process of its own, where what nobody handles is printed; pytest handles everything.
+    root = logging.getLogger()
+    handlers, root.handlers = root.handlers, []
     status: int | str
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _watch(outcome):
@@ -115,7 +119,7 @@ def run(
     except BaseException as error:
         status = f"{type(error).__name__}: {error}"
     finally:
-        sys.stdin = stdin
+        sys.stdin, root.handlers = stdin, handlers
     outcome.said = said = out.getvalue() + err.getvalue()
     faults = outcome.faults
     if status == 0:

@@ -80,8 +80,10 @@ def _command_line(case: Case, command: str, folder: Path, good: Path, destinatio
         return [command, str(folder), *([first] if command == "generate" else []), *more, *length, *device]
     if command == "verify":
         return [command, str(good), str(folder)]
-    if command in ("card", "describe"):
+    if command in ("card", "describe", "cost"):
         return [command, str(folder)]
+    if command == "edit":
+        return [command, str(folder), str(destination), "--layers", "0"]
     return [command, str(folder), str(destination)]
 
 
@@ -111,6 +113,7 @@ def main() -> int:
     parser.add_argument("--verbose", action="store_true", help="name every fault")
     parser.add_argument("--every", type=int, default=1, help="take one in so many")
     parser.add_argument("--whole", action="store_true", help="every input with every command")
+    parser.add_argument("--commands", nargs="+", help="only these")
     arguments = parser.parse_args()
     cases = [case for case in corpus.cases() if arguments.only in f"{case.kind}: {case.name}"]
     counts: dict[tuple[str, str], Counter] = {}
@@ -119,7 +122,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         bench = Bench(Path(place).resolve())
         for number, (case, command, of) in enumerate(runs(cases, arguments.whole)):
-            if number % arguments.every:
+            if number % arguments.every or (arguments.commands and command not in arguments.commands):
                 continue
             outcome = bench.run(case, command, of)
             counts.setdefault((case.kind, command), Counter())[outcome.label if not outcome.faults else "FAULT"] += 1
