@@ -237,13 +237,16 @@ def beside_mergekit(place: Path, source: Path, python: str, rounds: int) -> list
 def mergekit(place: Path) -> str:
     """A Python that has mergekit, in an environment of its own on top of this one's."""
     folder = place / "mergekit"
+    python = folder / "bin" / "python"
+    if python.exists():
+        return str(python)
     venv.create(folder, with_pip=True)
     site = next(folder.glob("lib/python3*/site-packages"))
     (site / "base.pth").write_text(
         "\n".join(path for path in sys.path if path.endswith("site-packages")), encoding="utf-8"
     )
-    subprocess.run([str(folder / "bin" / "python"), "-m", "pip", "install", "-q", "mergekit"], check=True)
-    return str(folder / "bin" / "python")
+    subprocess.run([str(python), "-m", "pip", "install", "-q", "mergekit"], check=True)
+    return str(python)
 
 
 def main() -> None:
