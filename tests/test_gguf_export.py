@@ -23,6 +23,7 @@ from hf_variants.conversion.engines import gguf as room
 from hf_variants.conversion.engines.export import in_float32
 from hf_variants.conversion.engines.gguf import keys as file_keys
 from hf_variants.conversion.engines.gguf.file import format_of
+from hf_variants.conversion.engines.gguf.runtime import unread
 from hf_variants.conversion.gguf_files.architectures import ARCHITECTURES
 from hf_variants.conversion.gguf_files.container import GGUFFile
 from hf_variants.conversion.record import read_record
@@ -190,6 +191,23 @@ def test_what_llama_cpp_reads_in_float32_alone_stays_so():
 def test_a_field_that_no_architecture_has_is_refused_by_name(fields, named):
     with pytest.raises(NotRepresentable, match=named):
         room.refuse_unrepresentable(VariantConfig(**{**GROUPED, **fields}))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "preset", "fields", "named"),
+    [
+        ("gptneox", "gpt-neox", {"tie_word_embeddings": True}, "tie_word_embeddings"),
+        ("gemma2", "gemma2", {"tie_word_embeddings": False}, "tie_word_embeddings"),
+        ("smollm3", "smollm3", {"mlp_output_bias": True}, "mlp_output_bias"),
+        ("starcoder2", "starcoder2", {"attention_output_bias": False}, "attention_output_bias"),
+        ("qwen2", "qwen2", {"attention_output_bias": True}, "attention_output_bias"),
+        ("olmo2", "olmo2", {"head_dim": 16}, "head_dim"),
+    ],
+)
+def test_what_llama_cpp_does_not_load_is_refused_by_field(architecture, preset, fields, named):
+    plain = {**SIZES, "num_hidden_layers": 4}
+    assert not unread(VariantConfig.from_preset(preset, **plain), architecture)
+    assert unread(VariantConfig.from_preset(preset, **{**plain, **fields}), architecture).keys() == {named}
 
 
 def test_rope_of_any_fixed_frequencies_becomes_divisors(tmp_path):

@@ -423,6 +423,7 @@ def test_divisors_that_no_formula_gives_are_kept_as_they_are(tmp_path, monkeypat
         ("llama", {"attention__head_count_kv": [2, 1]}, "head_count_kv"),
         ("llama", {"attention__value_length": 8}, "value_length"),
         ("llama", {"attention__head_count_kv": 3}, "head_count_kv"),
+        ("llama", {"rope__dimension_count": 18}, "rope.dimension_count"),
         ("llama", {"vocab_size": 70}, "vocab_size"),
         ("llama", {"embedding_length": None}, "embedding_length"),
         ("llama", {"expert_count": 8, "expert_used_count": 2}, "expert_count"),

@@ -30,6 +30,11 @@ def rope_parameters(metadata: Metadata, head_dim: int, says_partial: bool = Fals
     """
     base = float(metadata.get("rope.freq_base", 10000.0))
     rotated = metadata.get("rope.dimension_count", head_dim)
+    if not 0 < rotated <= head_dim or rotated % 2:
+        raise ConversionError(
+            f"`{metadata.name('rope.dimension_count')}` is {rotated}, and heads of {head_dim} channels rotate an even "
+            "number of them. The file is damaged."
+        )
     parameters = {"rope_type": "default", "rope_theta": base, **_scaling(metadata)}
     divisors = _divisors(metadata, rotated // 2)
     if divisors:

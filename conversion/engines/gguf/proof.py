@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ...errors import ConversionError, NotRepresentable
+from ...errors import NotRepresentable
 from ...gguf_files.container import GGUFFile
 from ...gguf_files.proof import readings
 from ...skeleton import stored_tensors
@@ -35,7 +35,7 @@ def check(path: Path, body: PreTrainedModel, config: Config, tokenizer: Any) -> 
     """
     try:
         read = from_native(path, dtype=torch.float32)
-    except ConversionError as error:
+    except ValueError as error:
         return [Check("read back", False, str(error))], []
     checks = [_config(path, config, read.config), _tensors(path, body, read)]
     if all(one.ok for one in checks):

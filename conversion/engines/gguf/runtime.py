@@ -17,6 +17,18 @@ HEADS_FILL_THE_WIDTH = {
     "olmo", "olmo2", "baichuan", "qwen2", "exaone4", "nemotron", "stablelm", "phi2", "phi3", "starcoder2", "command-r",
     "cohere2", "chatglm", "gpt2", "starcoder", "gptneox", "falcon", "bloom", "mpt", "bert", "modern-bert", "eurobert",
 }  # fmt: skip
+# Architectures that want a head of its own, and that have none but the embedding.
+OWN_HEAD = {"olmo2", "baichuan", "apertus", "nemotron", "stablelm", "phi2", "gptneox"}
+TIED_HEAD = {"gemma", "gemma2", "command-r", "cohere2"}
+# Architectures whose output projection, and whose feed-forward network, have no bias.
+WITHOUT_FFN_BIAS = {
+    "arcee", "smollm3", "olmo", "olmo2", "baichuan", "apertus", "ernie4_5", "seed_oss", "qwen2", "qwen3", "exaone4",
+    "gemma", "gemma2", "gemma3", "gemma-embedding", "stablelm", "phi3", "command-r", "cohere2", "chatglm", "glm4",
+    "falcon", "modern-bert", "eurobert", "hunyuan-dense",
+}  # fmt: skip
+WITHOUT_OUTPUT_BIAS = WITHOUT_FFN_BIAS - {"apertus", "ernie4_5"}
+# Architectures that want these.
+WITH_BIASES = {"gptneox", "jais2", "phi2", "starcoder2"}
 # EXAONE 4's loader knows a window, and layers without a rotation, in the model of 32B parameters alone, by its layers.
 LAYERS_OF_EXAONE_32B = 64
 # Baichuan's rotates in the model of 7B, and has ALiBi in that of 13B; others know no positions.
@@ -68,6 +80,18 @@ def _lost(config: VariantConfig, architecture: str) -> Iterator[tuple[str, str]]
         )
     if architecture == "baichuan" and layers not in LAYERS_OF_BAICHUAN:
         yield "num_hidden_layers", f"llama.cpp knows models of {' and '.join(map(str, LAYERS_OF_BAICHUAN))} layers"
+    if config.is_causal and config.tie_word_embeddings and architecture in OWN_HEAD:
+        yield "tie_word_embeddings", "llama.cpp wants a head of its own for this architecture"
+    if not config.tie_word_embeddings and architecture in TIED_HEAD:
+        yield "tie_word_embeddings", "llama.cpp takes the embedding for the head in this architecture"
+    if config.attention_output_bias and architecture in WITHOUT_OUTPUT_BIAS:
+        yield "attention_output_bias", "llama.cpp's output projection has none in this architecture"
+    for field in ("attention_output_bias", "mlp_bias", "mlp_output_bias"):
+        if not getattr(config, field) and architecture in WITH_BIASES:
+            yield field, "llama.cpp wants it for this architecture"
+    for field in ("mlp_bias", "mlp_output_bias"):
+        if getattr(config, field) and architecture in WITHOUT_FFN_BIAS:
+            yield field, "llama.cpp's feed-forward network has none in this architecture"
     if config.lm_head_normalized:
         yield "lm_head_normalized", "llama.cpp multiplies by the head's weights as they are"
     if architecture == "command-r" and (config.qk_norm != "none") != (layers >= LAYERS_OF_COMMAND_R_WITH_NORMS):
