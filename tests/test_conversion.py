@@ -12,7 +12,6 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     BartConfig,
-    BartForCausalLM,
     GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
@@ -24,6 +23,7 @@ from transformers import (
     MarianMTModel,
     PreTrainedTokenizerFast,
 )
+from transformers.models.bart.modeling_bart import BartDecoderWrapper
 
 import hf_variants
 from hf_variants.conversion import (
@@ -288,8 +288,9 @@ def test_a_class_without_counterpart_is_named(tmp_path):
         vocab_size=32, d_model=8, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
         decoder_attention_heads=2, encoder_ffn_dim=8, decoder_ffn_dim=8, max_position_embeddings=16,
     )  # fmt: skip
-    BartForCausalLM(config).save_pretrained(tmp_path / "native")
-    with pytest.raises(UnsupportedModelType, match=r"BartForCausalLM .* stock class"):
+    # Neither a whole model nor one stack with a head.
+    BartDecoderWrapper(config).save_pretrained(tmp_path / "native")
+    with pytest.raises(UnsupportedModelType, match=r"BartDecoderWrapper .* stock class"):
         convert(tmp_path / "native", tmp_path / "out")
 
 
