@@ -195,15 +195,29 @@ def test_positions_counted_from_padding_start_after_it():
 # What would leak is refused.
 
 
-@pytest.mark.parametrize("decoder", [True, False])
-def test_a_mask_with_packed_documents_is_refused(decoder):
-    model = build(decoder)
+def test_a_mask_with_packed_documents_is_refused():
+    model = build(True)
     ids, positions = pack(documents())
     mask = torch.ones_like(ids)
     for padding in (slice(0, 0), slice(0, 2), slice(-2, None)):
         mask[:, padding] = 0
         with pytest.raises(ValueError, match=r"with an `attention_mask` the documents see each other. Leave the mask"):
             model(ids, attention_mask=mask, position_ids=positions)
+
+
+def test_an_encoder_goes_by_its_mask():
+    """As the stock encoders: where positions restart, a mask of real tokens still says what is seen."""
+    model = build(False)
+    ids, positions = pack(documents())
+    mask = torch.ones_like(ids)
+    mask[:, -2:] = 0
+    seen = mask.bool()[:, None, None, :].expand(-1, 1, ids.shape[1], -1)
+    with torch.no_grad():
+        by_mask, alike, apart = (
+            model(ids, attention_mask=given, position_ids=positions).last_hidden_state for given in (mask, seen, None)
+        )
+    torch.testing.assert_close(by_mask[:, :-2], alike[:, :-2])
+    assert (by_mask - apart)[:, :-2].abs().max() > 1e-3
 
 
 def test_a_cache_with_packed_documents_is_refused():
