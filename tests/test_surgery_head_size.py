@@ -9,13 +9,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from hf_variants import VariantConfig, VariantForCausalLM
 from hf_variants.conversion import from_native, to_native
 from hf_variants.surgery import HeadSize, Subject, SurgeryError, edit_model
-from tests.native_rows import all_rows
 from tests.parity import hostile_, inputs_of, logits_of, random_native, relative_error
+from tests.surgery_models import IDS, NAMED, ROWS
 from tests.test_surgery_sizes import in_float64
 
 
-ROWS = {model_type: row for model_type, row in all_rows().items() if row.reference is None}
-NAMED = ("llama", "qwen3", "gemma3_text", "smollm3", "olmo3", "gpt2", "bloom", "t5", "bart", "bert")
 SIZES = {
     "vocab_size": 40,
     "hidden_size": 32,
@@ -24,7 +22,6 @@ SIZES = {
     "intermediate_size": 24,
     "num_hidden_layers": 2,
 }
-IDS = torch.arange(20)[None]
 
 
 @pytest.mark.parametrize("model_type", NAMED)

@@ -13,12 +13,10 @@ from hf_variants.conversion import convert, from_native
 from hf_variants.surgery import DropLayers, GrowLayers, SelectLayers, Subject, SurgeryError, edit, edit_model
 from hf_variants.surgery.layers import parse_layers
 from hf_variants_cli import main
-from tests.native_rows import all_rows
 from tests.parity import hostile_, inputs_of, logits_of, random_native, set_backend
+from tests.surgery_models import NAMED, ROWS
 
 
-ROWS = {model_type: row for model_type, row in all_rows().items() if row.reference is None}
-NAMED = ("llama", "qwen3", "gemma3_text", "smollm3", "olmo3", "gpt2", "bloom", "t5", "bart", "bert")
 # Every other type the same way.
 TYPES = [pytest.param(name, marks=() if name in NAMED else pytest.mark.slow) for name in ROWS]
 SIZES = {"vocab_size": 40, "hidden_size": 16, "num_attention_heads": 4, "intermediate_size": 24}

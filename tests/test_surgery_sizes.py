@@ -11,21 +11,9 @@ from hf_variants.conversion import from_native, to_native
 from hf_variants.surgery import Heads, HiddenSize, ParameterCount, Subject, SurgeryError, edit, edit_model
 from hf_variants.surgery.subject import with_stacks
 from hf_variants_cli import main
-from tests.native_rows import all_rows
 from tests.parity import hostile_, inputs_of, logits_of, random_native, relative_error
+from tests.surgery_models import IDS, NAMED, ROWS, SIZES
 from tests.test_surgery_vocabulary import TEXT, trained
-
-
-ROWS = {model_type: row for model_type, row in all_rows().items() if row.reference is None}
-NAMED = ("llama", "qwen3", "gemma3_text", "smollm3", "olmo3", "gpt2", "bloom", "t5", "bart", "bert")
-SIZES = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "num_attention_heads": 4,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-}
-IDS = torch.arange(20)[None]
 
 
 def in_float64(model):

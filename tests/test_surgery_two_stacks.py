@@ -10,20 +10,9 @@ from hf_variants import VariantConfig, VariantForCausalLM, VariantModel
 from hf_variants.conversion import from_native
 from hf_variants.surgery import SurgeryError, ToEmbedder, ToEncoder, ToEncoderDecoder, edit_model
 from hf_variants_cli import main
-from tests.native_rows import all_rows
 from tests.parity import hostile_, inputs_of, random_native
+from tests.surgery_models import IDS, ROWS, SIZES
 from tests.test_surgery_vocabulary import TEXT, trained
-
-
-ROWS = {model_type: row for model_type, row in all_rows().items() if row.reference is None}
-SIZES = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "num_attention_heads": 4,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-}
-IDS = torch.arange(20)[None]
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen3", "gemma3_text", "smollm3", "olmo3", "gpt2", "bloom"])
