@@ -382,7 +382,13 @@ def run(
         if not tensors:
             made = [step.rule.absent(layer)]
         else:
-            made = op.backward(tensors, layer) if to_native else op.forward(tensors, layer)
+            try:
+                made = op.backward(tensors, layer) if to_native else op.forward(tensors, layer)
+            except RuntimeError as error:
+                raise ConversionError(
+                    f"{some(step.sources)} of shape {tuple(tensors[0].shape)} cannot be taken apart as the config wants "
+                    f"({' '.join(str(error).split())}). The config does not belong to these weights."
+                ) from error
         if len(made) != len(step.targets):
             raise ConversionError(
                 f"{some(step.sources)} gives {len(made)} tensors for {len(step.targets)} places. "

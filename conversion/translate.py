@@ -769,8 +769,19 @@ def config_of_gguf(path: Path) -> VariantConfig:
 
 
 def variant_of_gguf(opened: gguf_files.GGUFCheckpoint) -> VariantConfig:
-    """The config of the variant that an understood GGUF file converts to."""
+    """
+    The config of the variant that an understood GGUF file converts to.
+
+    Raises:
+        ConversionError: also if the file says another number of key/value heads than the native class has.
+    """
     config = opened.family.config_map.to_variant(opened.config, (), opened.head)
+    for stack in stacks(config):
+        if stack.num_key_value_heads != opened.heads.keys:
+            raise ConversionError(
+                f"`{opened.metadata.name('attention.head_count_kv')}` is {opened.heads.keys} in {opened.file.path}, and "
+                f"{opened.family.model_type} has {stack.num_key_value_heads}. The file is damaged."
+            )
     if not opened.has_pooler:
         config.pooler = False
     config.dtype = opened.dtype

@@ -1,5 +1,6 @@
 """GGUF out: the file is read back as the same model, others read the same in it, and what it cannot say is refused."""
 
+import itertools
 import json
 
 import gguf
@@ -73,7 +74,8 @@ def small(**fields):
 def test_every_architecture_is_read_back_bit_for_bit_or_refused(title, tmp_path):
     if title == "bert":
         # Its bare class is converted with a pooler, which a file leaves out.
-        model = from_native(random_native(all_rows()["bert"], 0))
+        drawn = (random_native(all_rows()["bert"], seed) for seed in itertools.count())
+        model = from_native(next(native for native in drawn if native.config.hidden_act == "gelu"))
     else:
         model = variant(title)
     if title in REFUSED:
@@ -242,11 +244,16 @@ def test_every_architecture_that_is_read_names_its_types():
 # The check
 
 
-MUTATED = ("llama yarn", "gemma3, capped", "gpt2", "granite", "modern-bert")
+# With fewer layers, Gemma 3 has none without a window, and no use for the other base.
+MUTATED = {"llama yarn": {}, "gemma3, capped": {"num_hidden_layers": 6}, "gpt2": {}, "granite": {}, "modern-bert": {}}
 
 
-@pytest.mark.parametrize("title", [MUTATED[0], *(pytest.param(t, marks=pytest.mark.whole) for t in MUTATED[1:])])
+@pytest.mark.parametrize(
+    "title", [pytest.param(title, marks=[] if title == "llama yarn" else [pytest.mark.whole]) for title in MUTATED]
+)
 def test_every_key_that_says_something_else_is_caught(title, tmp_path, monkeypatch):
+    architecture, model_type, values, extra = MODELS[title]
+    monkeypatch.setitem(MODELS, title, (architecture, model_type, {**values, **MUTATED[title]}, extra))
     model = variant(title)
     write_file = room.write_file
     target = room.target_of(model.config)

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ....model.axis import ROUNDING, TRAINING
 from ....model.configuration_variant import FIELDS, VariantConfig
 from ....model.configuration_variant_seq2seq import VariantSeq2SeqConfig
+from ....model.heads import HeadAxis
 from ...config_map import differing_fields
 from ...errors import ConversionError, NotRepresentable, Refusal
 from ...family import Family, family_of
@@ -30,8 +31,8 @@ from .runtime import unread
 Config = VariantConfig | VariantSeq2SeqConfig
 # A file has token ids with its tokenizer, and without any it has none; they enter no arithmetic.
 OF_THE_TOKENIZER = ("bos_token_id", "eos_token_id", "pad_token_id")
-# Of an encoder it stays behind.
-OF_THE_HEAD = ("tie_word_embeddings",)
+# Of an encoder they stay behind; the projection is its stack's.
+OF_THE_HEAD = {"tie_word_embeddings", *HeadAxis.__dataclass_fields__} - {"output_projection"}
 # The tokenizer that tells these types apart, which are one architecture.
 TOKENIZERS = {"roberta": "gpt2", "xlm-roberta": "t5"}
 # Rows of the table of positions that no token reads, which a file leaves out.
