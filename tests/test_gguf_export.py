@@ -38,6 +38,8 @@ REFUSED = {
     "llama yarn, all keys": "rope_parameters", "mistral with a window": "sliding_window", "exaone4": "sliding_window",
     "phi3": "sliding_window", "starcoder2": "sliding_window", "nomic-bert": "norm_placement",
     "baichuan": "lm_head_normalized", "cohere": "qk_norm", "cohere2": "head_dim", "glm": "head_dim",
+    "gemma2": "attention_scaling", "gemma3": "attention_scaling", "gemma3, capped": "attention_scaling",
+    "embedding gemma": "attention_scaling",
     "t5": "decoder.lm_head_input_scale", "t5 1.1": "decoder.num_hidden_layers", "umt5": "decoder.lm_head_input_scale",
 }  # fmt: skip
 REFUSED_PRESETS = {"vanilla", "deepnorm", "opt", "bloom", "mpt", "gptj", "palm", "falcon", "nanochat", "exaone4"}
@@ -92,6 +94,10 @@ def test_every_architecture_is_read_back_bit_for_bit_or_refused(title, tmp_path)
 
 # The same types with what the runtime computes.
 TAKEN = {
+    "gemma2": {"query_pre_attn_scalar": 16},
+    "gemma3": {"query_pre_attn_scalar": 16},
+    "gemma3, capped": {"query_pre_attn_scalar": 16},
+    "embedding gemma": {"query_pre_attn_scalar": 16},
     "mistral with a window": {"sliding_window": 64},
     "phi3": {"sliding_window": 64},
     "starcoder2": {"sliding_window": 64},
@@ -245,7 +251,13 @@ def test_every_architecture_that_is_read_names_its_types():
 
 
 # With fewer layers, Gemma 3 has none without a window, and no use for the other base.
-MUTATED = {"llama yarn": {}, "gemma3, capped": {"num_hidden_layers": 6}, "gpt2": {}, "granite": {}, "modern-bert": {}}
+MUTATED = {
+    "llama yarn": {},
+    "gemma3, capped": {"num_hidden_layers": 6, "query_pre_attn_scalar": 16},
+    "gpt2": {},
+    "granite": {},
+    "modern-bert": {},
+}
 
 
 @pytest.mark.parametrize(

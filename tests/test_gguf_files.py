@@ -178,7 +178,6 @@ MODELS = {
         {
             **HEAD,
             **rope(),
-            "query_pre_attn_scalar": 16,
             "sliding_window": 8,
             "attn_logit_softcapping": 3.0,
             "final_logit_softcapping": 4.0,
@@ -188,13 +187,13 @@ MODELS = {
     "gemma3": (
         "gemma3",
         "gemma3_text",
-        {**HEAD, **NESTED, "query_pre_attn_scalar": 16, "num_hidden_layers": 7, "sliding_window": 8},
+        {**HEAD, **NESTED, "num_hidden_layers": 7, "sliding_window": 8},
         {},
     ),
     "gemma3, capped": (
         "gemma3",
         "gemma3_text",
-        {**HEAD, **NESTED, "query_pre_attn_scalar": 16, "sliding_window": 8, "final_logit_softcapping": 5.0},
+        {**HEAD, **NESTED, "sliding_window": 8, "final_logit_softcapping": 5.0},
         {},
     ),
     "embedding gemma": (
@@ -203,7 +202,6 @@ MODELS = {
         {
             **HEAD,
             **NESTED,
-            "query_pre_attn_scalar": 16,
             "num_hidden_layers": 7,
             "sliding_window": 16,
             "use_bidirectional_attention": True,

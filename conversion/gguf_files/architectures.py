@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from ...model.configuration_variant import VariantConfig
 from ..errors import ConversionError
 from .layouts import GroupedQKV, Layout, OffsetNorm, PairedRotation, Transposed
 from .metadata import Metadata
@@ -100,7 +101,7 @@ class together:  # noqa: N801
 
 def keys_of(options: Options, native: PreTrainedConfig) -> dict[str, Any]:
     """The keys of the file that options read under another name, with the values of a native config."""
-    return options.of_file(native) if isinstance(options, (keys, together, window)) else {}
+    return options.of_file(native) if isinstance(options, (keys, together, window, gemma_scale)) else {}
 
 
 class window:  # noqa: N801
@@ -230,15 +231,32 @@ def _stablelm(metadata: Metadata, common: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _gemma_scale(layers_of_27b: int) -> Options:
-    """The scale of Gemma 2 and 3, which no key says: llama.cpp knows the 27B model by its number of layers."""
+class gemma_scale:  # noqa: N801
+    """
+    The scale of Gemma 2 and 3: by a key that our files have, or, since others' have none, the class's own. llama.cpp
+    knows the 27B model by its number of layers, and scales others by the width of a head.
+    """
 
-    def read(metadata: Metadata, common: Mapping[str, Any]) -> dict[str, Any]:
-        is_27b = common["num_hidden_layers"] == layers_of_27b
-        width = common["hidden_size"] // common["num_attention_heads"] if is_27b else common["head_dim"]
-        return {"query_pre_attn_scalar": width}
+    def __init__(self, layers_of_27b: int):
+        self.layers_of_27b = layers_of_27b
 
-    return read
+    def __call__(self, metadata: Metadata, common: Mapping[str, Any]) -> dict[str, Any]:
+        if scale := metadata.get("attention.scale"):
+            scalar = scale**-2
+            # In float32, as it is in the file.
+            return {"query_pre_attn_scalar": round(scalar) if abs(scalar - round(scalar)) < 1e-4 else scalar}
+        if common["num_hidden_layers"] == self.layers_of_27b:
+            return {"query_pre_attn_scalar": common["hidden_size"] // common["num_attention_heads"]}
+        return {}
+
+    def of_file(self, native: PreTrainedConfig) -> dict[str, Any]:
+        """The way back."""
+        return {"attention.scale": native.query_pre_attn_scalar**-0.5}
+
+    def of_runtime(self, config: VariantConfig) -> float:
+        """What llama.cpp computes with."""
+        is_27b = config.num_hidden_layers == self.layers_of_27b
+        return (config.hidden_size // config.num_attention_heads if is_27b else config.head_dim) ** -0.5
 
 
 def _granite(metadata: Metadata, common: Mapping[str, Any]) -> dict[str, Any]:
@@ -321,6 +339,7 @@ def _baichuan(metadata: Metadata, common: Mapping[str, Any]) -> dict[str, Any]:
 SOFT_CAPS = keys(
     attn_logit_softcapping="attn_logit_softcapping", final_logit_softcapping="final_logit_softcapping"
 )  # fmt: skip
+GEMMA_SCALES = {"gemma2": gemma_scale(46), "gemma3": gemma_scale(62), "gemma-embedding": gemma_scale(0)}
 NOMIC_LAYER = "encoder.layers.{layer}."
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -354,11 +373,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3": Architecture("qwen3"),
     "exaone4": Architecture("exaone4", _exaone4),
     "gemma": Architecture("gemma", layouts=OFFSET_NORMS),
-    "gemma2": Architecture("gemma2", together(window(), SOFT_CAPS, _gemma_scale(46)), OFFSET_NORMS),
+    "gemma2": Architecture("gemma2", together(window(), SOFT_CAPS, GEMMA_SCALES["gemma2"]), OFFSET_NORMS),
     "gemma3": Architecture(
         "gemma3_text",
         together(
-            window(), nested_rope(10000.0), keys(final_logit_softcapping="final_logit_softcapping"), _gemma_scale(62)
+            window(), nested_rope(10000.0), keys(final_logit_softcapping="final_logit_softcapping"), GEMMA_SCALES["gemma3"]
         ),
         OFFSET_NORMS,
     ),
@@ -368,7 +387,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             window(to_both_sides=True),
             nested_rope(10000.0),
             lambda *_: {"use_bidirectional_attention": True},
-            _gemma_scale(0),
+            GEMMA_SCALES["gemma-embedding"],
         ),
         OFFSET_NORMS,
         head="base",

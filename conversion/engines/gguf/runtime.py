@@ -1,11 +1,13 @@
 """What llama.cpp's own loaders pass over although a file may say it, by the field that it stands for."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 from ....model.configuration_variant import VariantConfig
 from ....model.configuration_variant_seq2seq import VariantSeq2SeqConfig
 from ...errors import Refusal
+from ...gguf_files.architectures import GEMMA_SCALES
 
 
 # Read from the sources that llama-cpp-python 0.3.36 has (`load_arch_hparams`, `load_arch_tensors` and the graph of each
@@ -92,6 +94,10 @@ def _lost(config: VariantConfig, architecture: str) -> Iterator[tuple[str, str]]
     for field in ("mlp_bias", "mlp_output_bias"):
         if getattr(config, field) and architecture in WITHOUT_FFN_BIAS:
             yield field, "llama.cpp's feed-forward network has none in this architecture"
+    if (scale := GEMMA_SCALES.get(architecture)) is not None:
+        own = config.head_dim**-0.5 if config.attention_scaling is None else config.attention_scaling
+        if not math.isclose(own, scale.of_runtime(config), rel_tol=1e-6):
+            yield "attention_scaling", f"llama.cpp multiplies by {scale.of_runtime(config):.4g} in such a model"
     if config.lm_head_normalized:
         yield "lm_head_normalized", "llama.cpp multiplies by the head's weights as they are"
     if architecture == "command-r" and (config.qk_norm != "none") != (layers >= LAYERS_OF_COMMAND_R_WITH_NORMS):
