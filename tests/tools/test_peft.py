@@ -3,6 +3,7 @@
 import copy
 import sys
 from functools import partial
+from pathlib import Path
 
 import peft
 import pytest
@@ -436,8 +437,9 @@ def test_later_adapter_on_tied_embeddings():
 def test_tied_embeddings_through_remote_code(tmp_path, monkeypatch):
     """The guard travels with a checkpoint's code, to where this package is not."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr("sys.path", sys.path.copy())
-    # The package of an earlier test looks for modules in that test's folder.
+    # The package of an earlier test looks for modules in that test's folder, which may still come first.
+    elsewhere = [path for path in sys.path if not (Path(path) / "transformers_modules").is_dir()]
+    monkeypatch.setattr("sys.path", elsewhere)
     for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
         monkeypatch.delitem(sys.modules, name)
     model("llama", tie_word_embeddings=True).save_pretrained(tmp_path / "base")
