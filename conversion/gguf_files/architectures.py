@@ -241,7 +241,12 @@ class gemma_scale:  # noqa: N801
         self.layers_of_27b = layers_of_27b
 
     def __call__(self, metadata: Metadata, common: Mapping[str, Any]) -> dict[str, Any]:
-        if scale := metadata.get("attention.scale"):
+        if (scale := metadata.get("attention.scale")) is not None:
+            if not isinstance(scale, (int, float)) or not 1e-6 < scale < 1e6:
+                raise ConversionError(
+                    f"`{metadata.name('attention.scale')}` is {scale!r:.40} in {metadata.file.path}, which scales no "
+                    "scores. The file is damaged."
+                )
             scalar = scale**-2
             # In float32, as it is in the file.
             return {"query_pre_attn_scalar": round(scalar) if abs(scalar - round(scalar)) < 1e-4 else scalar}
