@@ -240,6 +240,18 @@ def build_parser() -> argparse.ArgumentParser:
         command("cost", _cost, "What a config costs: parameters, operations, cache, memory, time; no weight is made.")
     )
 
+    ablate = command(
+        "ablate", _ablate, "Train configs beside each other, at equal cost and over seeds, and say what differs."
+    )
+    ablate.add_argument(
+        "plan", metavar="PLAN", help="a .yaml, .toml or .json file; docs/ablate.md has what stands in one"
+    )
+    ablate.add_argument(
+        "--output", metavar="DIR", type=Path, help="where results go, and where a stopped plan goes on from (default: "
+        "PLAN without its ending)",
+    )  # fmt: skip
+    ablate.add_argument("--no-plots", action="store_true", help="draw nothing")
+
     families = command("families", _families, "List the native model types that can be converted.")
     families.add_argument("--markdown", action="store_true", help="as a page, with exactness and what is missing")
     presets = command("presets", _presets, "List the named variants.")
@@ -777,6 +789,22 @@ def _cost(arguments: argparse.Namespace) -> int:
 
     print_costs(costs)
     return 0
+
+
+def _ablate(arguments: argparse.Namespace) -> int:
+    from hf_variants.ablate import ablate
+    from hf_variants.ablate.report import comparison_table, table
+
+    plan = Path(arguments.plan)
+    output = arguments.output or plan.with_suffix("")
+    if output == plan:
+        raise ValueError(f"{plan} has no ending, so its results would take its name. Give --output.")
+    ablate(plan, output, plots=not arguments.no_plots)
+    summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
+    print("\n".join([*table(summary), "", *comparison_table(summary)]))
+    print(f"\nThe card, plots and runs are in {output}.")
+    # A control that does not fail says that the data is at fault.
+    return 1 if summary["control"] is not None and not summary["control"]["failed"] else 0
 
 
 def _families(arguments: argparse.Namespace) -> int:
