@@ -5,7 +5,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -931,14 +931,20 @@ def write_checkpoint(
     headers: Mapping[str, torch.Tensor],
     max_shard_bytes: int,
     source: Path,
+    hashes: HashedMeanwhile | None = None,
 ) -> list[str]:
-    """Weights and config of `source` into a folder; returns the names of tensors with NaN or infinite values."""
+    """
+    Weights and config of `source` into a folder; returns the names of tensors with NaN or infinite values.
+
+    Args:
+        hashes: of a caller who has other work while they are computed; by default this waits for them.
+    """
     config.architectures = [type(target).__name__]
     if is_variant(config):
         config.auto_map = auto_map_of(config)
         write_code(folder)
-    with HashedMeanwhile(weight_files(source)) as hashes:
-        non_finite = checkpoint.write_safetensors(tensors, headers, folder, max_shard_bytes, hashes.add)
+    with nullcontext(hashes) if hashes is not None else HashedMeanwhile(weight_files(source)) as meanwhile:
+        non_finite = checkpoint.write_safetensors(tensors, headers, folder, max_shard_bytes, meanwhile.add)
     config.save_pretrained(folder)
     if is_variant(config) and config._attn_implementation is not None:
         # What the source asks for: transformers reads this key, and does not write it.

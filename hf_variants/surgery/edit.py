@@ -12,7 +12,7 @@ from .. import card
 from ..conversion import checkpoint
 from ..conversion.companions import refuse_broken_files
 from ..conversion.errors import NotRepresentable
-from ..conversion.record import command_line, is_hub_id, last_part, write_record
+from ..conversion.record import HashedMeanwhile, command_line, is_hub_id, last_part, weight_files, write_record
 from ..conversion.tokenization import load_tokenizer
 from ..conversion.translate import Report, export, open_variant, write_checkpoint
 from . import tokenizer_data
@@ -157,20 +157,22 @@ def edit(
         recovery=recovery,
     )
     with checkpoint.new_folder(destination) as temporary:
-        report.non_finite = write_checkpoint(
-            temporary, after.config, after.skeleton, after.tensors(), headers, max_shard_bytes, opened.files
-        )
-        report.tokenizer = opened.write_companions(temporary)
-        if after.tokenizer_json is not None:
-            report.tokenizer += tokenizer_data.write(after, temporary)
-        for name, text_of_file in after.files:
-            (temporary / name).parent.mkdir(exist_ok=True)
-            (temporary / name).write_text(text_of_file, encoding="utf-8")
-        generation_config = temporary / GENERATION_CONFIG_NAME
-        if not after.skeleton.can_generate():
-            generation_config.unlink(missing_ok=True)
-        elif after.tokens is not None and generation_config.is_file():
-            renumber_generation_config(generation_config, after.tokens)
+        # Hashes are computed while the rest is made.
+        with HashedMeanwhile(weight_files(opened.files)) as hashes:
+            report.non_finite = write_checkpoint(
+                temporary, after.config, after.skeleton, after.tensors(), headers, max_shard_bytes, opened.files, hashes
+            )
+            report.tokenizer = opened.write_companions(temporary)
+            if after.tokenizer_json is not None:
+                report.tokenizer += tokenizer_data.write(after, temporary)
+            for name, text_of_file in after.files:
+                (temporary / name).parent.mkdir(exist_ok=True)
+                (temporary / name).write_text(text_of_file, encoding="utf-8")
+            generation_config = temporary / GENERATION_CONFIG_NAME
+            if not after.skeleton.can_generate():
+                generation_config.unlink(missing_ok=True)
+            elif after.tokens is not None and generation_config.is_file():
+                renumber_generation_config(generation_config, after.tokens)
         if measure:
             report.difference = difference(before, after)
         if text is not None:

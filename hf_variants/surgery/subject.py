@@ -112,6 +112,13 @@ class Subject:
             name = tied[name]
         return self.source(name)
 
+    def without_values(self) -> "Subject":
+        """The same whose tensors have shape and dtype alone."""
+        made = replace(self, source=self.header_source)
+        # Seconds for a large model, and what it says is the same.
+        made.__dict__["skeleton"] = self.skeleton
+        return made
+
     def headers(self) -> dict[str, torch.Tensor]:
         """
         Shape and dtype of what a checkpoint stores, as tensors without values.
@@ -119,7 +126,7 @@ class Subject:
         Raises:
             SurgeryError: for a tensor of another shape than the config wants.
         """
-        as_headers = replace(self, source=self.header_source)
+        as_headers = self.without_values()
         headers = {name: as_headers.load(name) for name in self.stored}
         for name, empty in self.stored.items():
             if headers[name].shape != empty.shape:
@@ -208,7 +215,7 @@ class Subject:
             changes: attributes of the next one.
         """
         read = tensor or (lambda name, before: before.load(name))
-        without_values = replace(self, source=self.header_source)
+        without_values = self.without_values()
         after = replace(
             self,
             source=lambda name: read(name, self),
