@@ -411,7 +411,7 @@ def _add_edit(edit: argparse.ArgumentParser) -> None:
         type=_count,
         metavar="N",
     )
-    operation("--fuse-norms", "FuseNorms", "the weights of norms go into the matrices behind them", nargs=0)
+    operation("--fuse-norms", "FuseNorms", "weights and biases of norms go into the matrices behind them", nargs=0)
     operation("--to-rmsnorm", "ToRMSNorm", "LayerNorm as RMSNorm, on a stream without a mean", nargs=0)
     operation(
         "--add-norms",
@@ -423,15 +423,20 @@ def _add_edit(edit: argparse.ArgumentParser) -> None:
     operation("--context", "ContextLength", "another context length; see --rope-scaling", type=int, metavar="N")
     operation("--drop-rotation", "DropRotation", "these layers without a rotation", **layers)
     edit.add_argument(
-        "--rope-scaling", choices=("none", "linear", "dynamic", "yarn", "llama3"), default="none", dest="scaling",
-        help="how a rotation is scaled to another context (default: %(default)s)",
+        "--rope-scaling", default="none", dest="scaling",
+        choices=("none", "default", "linear", "dynamic", "yarn", "longrope", "llama3"),
+        help="how a rotation is scaled to another context; none: as it is (default: %(default)s)",
+    )  # fmt: skip
+    edit.add_argument(
+        "--rope-factors", metavar="FILE", type=Path, dest="factors",
+        help="of longrope: a JSON file with short_factor and long_factor",
     )  # fmt: skip
     edit.add_argument(
         "--encoder", metavar="SRC", default="", help="of --to-encoder-decoder (default: the model itself)"
     )
     edit.add_argument("--force", action="store_true", help="tie what differs")
     edit.add_argument(
-        "--stack", choices=("encoder", "decoder"), default="", help="of an encoder-decoder, whose layers"
+        "--stack", choices=("encoder", "decoder"), default="", help="of an encoder-decoder, which one is meant"
     )
     edit.add_argument(
         "--deepnorm", choices=("keep", "derive"), default="keep",
@@ -448,7 +453,8 @@ def _add_edit(edit: argparse.ArgumentParser) -> None:
     )
     edit.add_argument(
         "--distill", metavar="FILE", type=Path,
-        help="train the result towards the source on this text; a run that was stopped goes on",
+        help="train the result towards the source on this text (of an encoder-decoder: on each line an input, and behind a "
+        "tab what is said to it; or inputs alone); a run that was stopped goes on",
     )  # fmt: skip
     edit.add_argument("--distill-steps", metavar="N", type=_positive, default=200, help="(default: %(default)s)")
     edit.add_argument(
@@ -694,6 +700,7 @@ def _edit(arguments: argparse.Namespace) -> int:
             "force": arguments.force,
             "deepnorm": arguments.deepnorm if arguments.deepnorm != "keep" else None,
             "rope-scaling": arguments.scaling if arguments.scaling != "none" else None,
+            "rope-factors": arguments.factors,
             "ignore-key": arguments.ignore_keys,
             "distill": arguments.distill,
             **(distilling if recover is not None else {}),

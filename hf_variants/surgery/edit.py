@@ -160,7 +160,14 @@ def edit(
         # Hashes are computed while the rest is made.
         with HashedMeanwhile(weight_files(opened.files)) as hashes:
             report.non_finite = write_checkpoint(
-                temporary, after.config, after.skeleton, after.tensors(), headers, max_shard_bytes, opened.files, hashes
+                temporary,
+                after.config,
+                after.skeleton,
+                after.tensors(),
+                headers,
+                max_shard_bytes,
+                opened.files,
+                hashes,
             )
             report.tokenizer = opened.write_companions(temporary)
             if after.tokenizer_json is not None:

@@ -72,7 +72,8 @@ class KeyValueHeads(Operation):
     def _refuse(self, layer: int, heads: int, before: int) -> None:
         if self.count < 1 or heads % self.count:
             raise SurgeryError(
-                f"{self.count} key/value heads do not divide the {heads} heads of layer {layer}. Choose a divisor."
+                f"{self.count} key/value heads do not divide the {heads} heads of layer {layer} (`num_attention_heads`). "
+                "Choose a divisor."
             )
         if before % self.count and self.count % before:
             raise SurgeryError(

@@ -22,30 +22,28 @@ class DropLeastInfluential(Operation):
     Args:
         count: of layers to drop.
         text: the text, or the path of a file with it.
+        stack: `"encoder"` or `"decoder"` of an encoder-decoder.
     """
 
     count: int
     text: str | Path | None
+    stack: str = ""
 
     def apply(self, subject: Subject) -> Subject:
-        (name, *others) = subject.stacks
-        if others:
-            raise SurgeryError(
-                "Influence is measured on one stack. Take the encoder alone, or name layers (`--drop-layers`)."
-            )
+        name = subject.stack(self.stack)
         if self.text is None:
             raise SurgeryError("Influence is measured on a text. Give one with `--text`.")
         depth = subject.stacks[name].num_hidden_layers
         if not 0 < self.count < depth:
             raise SurgeryError(f"{self.count} of {depth} layers cannot be dropped. Give 1 to {depth - 1}.")
-        scores = influence(subject, self.text)
+        scores = influence(subject, self.text, name)
         least = sorted(sorted(range(depth), key=lambda layer: scores[layer])[: self.count])
-        return DropLayers(least).apply(subject)
+        return DropLayers(least, name).apply(subject)
 
 
-def influence(subject: Subject, text: str | Path) -> list[float]:
+def influence(subject: Subject, text: str | Path, stack: str = "") -> list[float]:
     """
-    The influence of every layer of a model with one stack on a text.
+    The influence of every layer of a stack on a text.
 
     Raises:
         SurgeryError: if there is no tokenizer, or the text is empty.
@@ -61,7 +59,7 @@ def influence(subject: Subject, text: str | Path) -> list[float]:
         return hook
 
     def watch(body: PreTrainedModel) -> None:
-        for number, layer in enumerate(body.layers):
+        for number, layer in enumerate((getattr(body, stack) if stack else body).layers):
             layer.register_forward_hook(hook_of(number), with_kwargs=True)
 
     count = observe(subject, text, watch)

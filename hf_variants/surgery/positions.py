@@ -1,8 +1,10 @@
 """Positions: rotations for another context, tables of another length, layers without a rotation."""
 
 import copy
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +15,15 @@ from .operation import Operation
 from .subject import APPROXIMATE, SAME_BITS, Outcome, Subject, SurgeryError, with_stacks
 
 
-# Kinds that follow from a factor alone; the others have values of their own to give.
-SCALINGS = ("linear", "dynamic", "yarn", "llama3")
+# transformers' kinds of rotation.
+SCALINGS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+# Keys that say how a rotation is scaled; the others are of every kind.
+OF_SCALING = {
+    "factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "mscale",
+    "mscale_all_dim", "truncate", "low_freq_factor", "high_freq_factor", "short_factor", "long_factor",
+}  # fmt: skip
+# Searched for with every pair of channels (https://arxiv.org/abs/2402.13753).
+FACTORS = ("short_factor", "long_factor")
 # Llama 3.1's.
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
@@ -27,13 +36,18 @@ class ContextLength(Operation):
 
     Args:
         length: in tokens.
-        scaling: of a rotation: `"none"`, or transformers' `"linear"`, `"dynamic"`, `"yarn"` or `"llama3"`.
+        scaling: of a rotation: `"none"`, as it is; or one of transformers' kinds, `"default"` (not scaled), `"linear"`,
+            `"dynamic"`, `"yarn"`, `"longrope"` or `"llama3"`. A rotation that is scaled already is scaled anew, from the
+            context that it had before.
         stack: `"encoder"` or `"decoder"`; by default every stack.
+        factors: of longrope: `short_factor` and `long_factor`, each a number for every pair of rotated channels, or the
+            path of a JSON file with them.
     """
 
     length: int
     scaling: str = "none"
     stack: str = ""
+    factors: Mapping[str, Sequence[float]] | Path | None = None
 
     def apply(self, subject: Subject) -> Subject:
         if self.length < 1:
@@ -73,7 +87,7 @@ class ContextLength(Operation):
             if config.position_embedding_type == "rope" and (bound := types & {"dynamic", "longrope"}):
                 raise SurgeryError(
                     f"The rotation (`rope_type` {bound.pop()}) depends on `max_position_embeddings`, so that another "
-                    "context would change it for every text. Write other `rope_parameters` into the config."
+                    "context would change it for every text. Say how it is scaled to it (`--rope-scaling`)."
                 )
             return changes
         if config.position_embedding_type != "rope":
@@ -83,28 +97,79 @@ class ContextLength(Operation):
             )
         if self.scaling not in SCALINGS:
             raise SurgeryError(
-                f"There is no way to derive a {self.scaling!r} scaling. Choose of {', '.join(SCALINGS)}."
+                f"There is no rotation {self.scaling!r} (`rope_type`). Choose of {', '.join(SCALINGS)}."
             )
         parameters = copy.deepcopy(config.rope_parameters)
         nested = [key for key in parameters if key in ("full_attention", "sliding_attention")]
         # A window never sees further than before.
-        entries = [parameters["full_attention"]] if "full_attention" in nested else [parameters]
-        for entry in filter(None, entries):
-            if entry.get("rope_type", "default") != "default":
-                raise SurgeryError(
-                    f"The rotation is scaled already (`rope_type` {entry['rope_type']}). Write other `rope_parameters` into "
-                    "the config."
-                )
-            original = config.max_position_embeddings
-            entry |= {"rope_type": self.scaling, "factor": self.length / original}
-            if self.scaling in ("yarn", "llama3"):
-                entry["original_max_position_embeddings"] = original
-            if self.scaling == "llama3":
-                entry |= LLAMA3
-            if self.scaling == "dynamic":
-                # It begins to scale where its config's context ends.
-                changes["max_position_embeddings"] = original
+        of_full = parameters.get("full_attention") if nested else parameters
+        if of_full is None:
+            raise SurgeryError(
+                "Only windows rotate (`rope_parameters`), which see no further. Leave `--rope-scaling` out."
+            )
+        scaled, original = self._scaled(of_full, config.max_position_embeddings)
+        of_full.clear()
+        of_full |= scaled
+        if self.scaling == "dynamic":
+            # It begins to scale where its config's context ends.
+            changes["max_position_embeddings"] = original
         return changes | {"rope_parameters": parameters}
+
+    def _scaled(self, entry: Mapping[str, Any], context: int) -> tuple[dict[str, Any], int]:
+        """The parameters of a rotation under the other scaling, and the context that it is scaled from."""
+        before = entry.get("rope_type", "default")
+        if before not in SCALINGS or entry.get("alpha"):
+            why = "`alpha`" if before in SCALINGS else f"`rope_type` {before}"
+            raise SurgeryError(
+                f"The rotation is stretched in a way of its own ({why}), from which none of the others follows. Write "
+                "other `rope_parameters` into the config."
+            )
+        original = entry.get("original_max_position_embeddings") or context
+        made = {key: value for key, value in entry.items() if key not in OF_SCALING} | {"rope_type": self.scaling}
+        if before == self.scaling:
+            # What follows from the factor is derived anew.
+            made = {key: value for key, value in entry.items() if key != "attention_factor"}
+        if self.scaling == "default":
+            return made, original
+        if before == "linear":
+            if self.scaling != "linear":
+                raise SurgeryError(
+                    "The rotation is scaled by a factor (`rope_type` linear), and its config does not say from which "
+                    f"context. Give linear instead of {self.scaling}, or default and then another edit."
+                )
+            # All positions are divided; by how much more follows from the context that it has.
+            return made | {"factor": entry["factor"] * self.length / original}, original
+        if self.length < original:
+            raise SurgeryError(
+                f"{self.length} tokens are fewer than the {original} that the rotation is scaled from "
+                "(`max_position_embeddings`). Leave `--rope-scaling` out, or give default."
+            )
+        made["factor"] = self.length / original
+        if self.scaling in ("yarn", "llama3", "longrope"):
+            made["original_max_position_embeddings"] = original
+        if self.scaling == "llama3":
+            made = LLAMA3 | made
+        if self.scaling == "longrope":
+            made |= self._factors(made)
+        return made, original
+
+    def _factors(self, known: Mapping[str, Any]) -> dict[str, list[float]]:
+        """LongRoPE's, as they are given; whether there are enough is the config's to check."""
+        if self.factors is None:
+            if all(name in known for name in FACTORS):
+                return {name: known[name] for name in FACTORS}
+            raise SurgeryError(
+                "LongRoPE's `short_factor` and `long_factor` come from a search, and follow from no length. Give a JSON "
+                "file with both (`--rope-factors`)."
+            )
+        given: Any = self.factors
+        if isinstance(given, Path):
+            given = json.loads(given.read_text(encoding="utf-8"))
+        if not isinstance(given, Mapping) or any(not isinstance(given.get(name), Sequence) for name in FACTORS):
+            raise SurgeryError(
+                "The factors of LongRoPE have no lists `short_factor` and `long_factor`. Give a JSON object with both."
+            )
+        return {name: list(given[name]) for name in FACTORS}
 
 
 @dataclass(frozen=True)
@@ -128,7 +193,8 @@ class DropRotation(Operation):
             raise SurgeryError(f"There is no layer {beyond[0]}. Name layers from 0 to {config.num_hidden_layers - 1}.")
         if config.position_embedding_type != "rope":
             raise SurgeryError(
-                f"`position_embedding_type` is {config.position_embedding_type}: there is no rotation to drop."
+                f"`position_embedding_type` is {config.position_embedding_type}: there is no rotation to drop. Leave "
+                "`--drop-rotation` out."
             )
         rotates = [0 if layer in layers else value for layer, value in enumerate(config.no_rope_layers)]
         exactness = SAME_BITS if rotates == list(config.no_rope_layers) else APPROXIMATE

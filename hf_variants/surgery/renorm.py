@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..conversion.folds import is_zero_centered
-from .norms import in_block
+from .norms import FINAL, in_block, no_bias, of_encoder, refuse_lost_bias, with_bias
 from .observed import mean_squares
 from .operation import Operation
 from .subject import APPROXIMATE, SAME_BITS, SAME_FUNCTION, Outcome, Subject, SurgeryError, with_stacks
@@ -22,7 +22,6 @@ TABLE = re.compile(r"(embed_tokens|embed_positions|token_types|task_types)\.weig
 WRITER = re.compile(
     rf"layers\.\d+\.({'|'.join(SUBLAYERS)})\.({'|'.join(OUTPUTS)})\.(weight|bias)|(token|embedding)_projection\..*"
 )
-FINAL = "norm"
 
 
 @dataclass(frozen=True)
@@ -65,11 +64,9 @@ class ToRMSNorm(Operation):
             )
             owner, _, leaf = name.rpartition(".")
             if leaf == "bias" and owner in norm_of:
-                return _with_bias(before, owner, norm_of[owner])
+                return with_bias(before, owner, norm_of[owner])
             if name not in before.stored:
-                # A bias that the config now has and no norm fills.
-                weight = before.load(f"{owner}.weight")
-                return weight.new_zeros(weight.shape[0])
+                return no_bias(before, owner)
             old = before.load(name)
             if TABLE.search(inner):
                 # What is projected to the stream first is no part of it.
@@ -77,7 +74,9 @@ class ToRMSNorm(Operation):
             return _centred(old, 0) if WRITER.fullmatch(inner) else old
 
         outcome = Outcome("LayerNorm is RMSNorm on a stream without a mean", SAME_FUNCTION)
-        return subject.changed(outcome, tensor, config=changed)
+        after = subject.changed(outcome, tensor, config=changed)
+        refuse_lost_bias(after, norm_of)
+        return after
 
     def _refuse(self, config: Any) -> None:
         wrong = {
@@ -109,10 +108,7 @@ class ToRMSNorm(Operation):
         last = list(subject.stacks)[-1]
         if len(subject.stacks) == 2:
             encoder = f"{subject.prefix('encoder')}{FINAL}"
-            for number, block in enumerate(subject.blocks("decoder")):
-                if hasattr(block, "cross_attn"):
-                    name = f"{subject.prefix('decoder')}layers.{number}.cross_attn."
-                    norm_of |= {f"{name}{reader}": encoder for reader in ("k_proj", "v_proj")}
+            norm_of |= dict.fromkeys(of_encoder(subject), encoder)
         plain = not (subject.stacks[last].output_projection or subject.stacks[last].lm_head_normalized)
         if HEAD not in subject.skeleton.state_dict() or not plain:
             raise SurgeryError(
@@ -120,14 +116,6 @@ class ToRMSNorm(Operation):
             )
         norm_of["lm_head"] = f"{subject.prefix(last)}{FINAL}"
         changes[last]["lm_head_bias"] = True
-
-
-def _with_bias(before: Subject, reader: str, norm: str) -> torch.Tensor:
-    """The reader's bias, with what the norm's adds to its output."""
-    weight = before.load(f"{reader}.weight")
-    added = weight.double() @ before.load(f"{norm}.bias").double() if not weight.is_meta else weight[:, 0]
-    own = before.load(f"{reader}.bias") if f"{reader}.bias" in before.stored else torch.zeros_like(added)
-    return (own.double() + added).to(weight.dtype)
 
 
 def _centred(tensor: torch.Tensor, dim: int) -> torch.Tensor:
@@ -197,7 +185,9 @@ class AddNorms(Operation):
     def _fields(self, config: Any) -> dict[str, Any]:
         if self.kind == "qk":
             if config.qk_norm != "none":
-                raise SurgeryError(f"Queries and keys are normalised already (`qk_norm` {config.qk_norm}).")
+                raise SurgeryError(
+                    f"Queries and keys are normalised already (`qk_norm` {config.qk_norm}). Leave `--add-norms qk` out."
+                )
             return {
                 "qk_norm": "per_head", "qk_norm_type": "rmsnorm", "qk_norm_affine": True, "qk_norm_bias": False,
                 "qk_norm_eps": config.norm_eps,

@@ -148,14 +148,16 @@ class Subject:
 
     def to_measure(self) -> PreTrainedModel:
         """
-        The same as it runs anywhere: with an attention that is there, and in one dtype, the widest that tensors have,
-        where they have several.
+        The same as it runs anywhere: with an attention that is there, on inputs of every length, and in one dtype, the
+        widest that tensors have, where they have several.
         """
         dtypes = {tensor.dtype for tensor in self.headers().values() if tensor.is_floating_point()}
         weights = {name: self.load(name).clone(memory_format=torch.contiguous_format) for name in self.stored}
         config = copy.deepcopy(self.config)
         if config._attn_implementation != "eager":
             config._attn_implementation = None
+        # Chunks save memory and want lengths that are multiples of them.
+        config.chunk_size_feed_forward = 0
         return build(
             self.model_class, config, weights, reduce(torch.promote_types, dtypes) if len(dtypes) > 1 else None
         )

@@ -12,11 +12,13 @@ class Towards(Trainer):
     Trains on a difference.
 
     Args:
-        difference: (model, input ids) -> loss.
+        difference: (model, batch) -> loss.
         arguments: of the Trainer.
     """
 
-    def __init__(self, difference: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor], **arguments: Any):
+    def __init__(
+        self, difference: Callable[[PreTrainedModel, dict[str, torch.Tensor]], torch.Tensor], **arguments: Any
+    ):
         super().__init__(**arguments)
         self.difference = difference
         # The loss is a mean, whatever the model's forward takes.
@@ -24,4 +26,4 @@ class Towards(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """As the Trainer's, but outputs are not returned."""
-        return self.difference(model, inputs["input_ids"])
+        return self.difference(model, inputs)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..conversion.folds import is_zero_centered
 from ..conversion.translate import open_variant
 from ..model.axis import nobody_chose
 from ..model.configuration_variant import VariantConfig
@@ -47,7 +48,8 @@ class ToEncoderDecoder(Operation):
         is_decoder = isinstance(decoder, VariantConfig) and decoder.is_causal and not decoder.add_cross_attention
         if not is_decoder or HEAD not in subject.skeleton.state_dict():
             raise SurgeryError(
-                f"{subject.model_class.__name__} is no language model with one stack, which a decoder is made of. Take one."
+                f"{subject.model_class.__name__} is no language model with one stack (`is_causal`, an LM head), which a "
+                "decoder is made of. Take one."
             )
         other = subject if not self.encoder else Subject.of(open_variant(self.encoder))
         if not isinstance(other.config, VariantConfig):
@@ -97,6 +99,9 @@ class ToEncoderDecoder(Operation):
                 source = (
                     other if before.source is not before.header_source else replace(other, source=other.header_source)
                 )
+            if inner in neutral:
+                like = before.load(f"{prefixes['decoder']}{rest.split('cross_attn')[0]}self_attn.q_proj.weight")
+                return like.new_full(built.stored[name].shape, neutral[inner])
             place = rest.replace("cross_attn", "self_attn")
             old = source.load(prefixes[stack] + place)
             zeros = ends.get(rest.split(".")[1] if rest.startswith("layers.") else "", {})
@@ -113,6 +118,17 @@ class ToEncoderDecoder(Operation):
                 found = outputs_of(block)
                 ends[str(number)] = {leaf: value for leaf, value in found.items() if leaf.startswith("cross_attn")}
             is_same = is_same and block.cross_attn_post_norm is unchanged and not block.residual_from_norm
+        # What self-attention has no counterpart of: the norm that a first layer may lack.
+        neutral: dict[str, float] = {}
+        for name in (name.removeprefix("model.") for name in built.stored if ".cross_attn" in name):
+            if (
+                prefixes["decoder"] + name.removeprefix("decoder.").replace("cross_attn", "self_attn")
+                in subject.stored
+            ):
+                continue
+            owner, _, leaf = name.rpartition(".")
+            norm = built.skeleton.get_submodule(f"model.{owner}")
+            neutral[name] = 1.0 if leaf == "weight" and not is_zero_centered(norm) else 0.0
         source_of = (
             f"the stack of {Path(self.encoder).name}" if self.encoder else "the language model itself, which sees all"
         )
@@ -150,7 +166,9 @@ class ToEmbedder(Operation):
         if not isinstance(subject.config, VariantConfig):
             raise SurgeryError("The model is an encoder-decoder. Take its encoder first (`--encoder-alone`).")
         if self.pooling == "last" and not subject.config.is_causal:
-            raise SurgeryError("Of an encoder every token sees all, so that the last is no summary. Give mean.")
+            raise SurgeryError(
+                "Of an encoder (`is_causal` is False) every token sees all, so that the last is no summary. Give mean."
+            )
         steps: list[Operation] = []
         if self.pooling == "mean" and subject.config.is_causal:
             steps = [ToEncoder()]

@@ -137,8 +137,8 @@ def _vocabulary_size(subject: Subject) -> int:
     sizes = {config.vocab_size for config in subject.stacks.values()}
     if len(sizes) > 1:
         raise SurgeryError(
-            f"The stacks have vocabularies of {' and '.join(map(str, sorted(sizes)))} tokens, and one tokenizer cannot say "
-            "which is whose. Take the encoder alone."
+            f"The stacks have vocabularies of {' and '.join(map(str, sorted(sizes)))} tokens (`vocab_size`), and one "
+            "tokenizer cannot say which is whose. Take the encoder alone (`--encoder-alone`)."
         )
     return sizes.pop()
 
