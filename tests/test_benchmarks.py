@@ -53,3 +53,16 @@ def test_training(tmp_path):
     stock, *ours = [result["losses"] for result in row["contenders"].values()]
     for losses in ours:
         assert losses == pytest.approx(stock, rel=1e-5)
+
+
+def test_int8_kernels(monkeypatch):
+    module = load("int8_kernels")
+    monkeypatch.setattr(module, "COPIES", 2**15)
+    made = module.measure((64, 64), rounds=3)
+    assert len(made) >= 7
+    for name, result in made.items():
+        assert "refused" in result or result["seconds"]["best"] > 0, name
+        # Of weights of 4 bits a tenth, of 8 a hundredth.
+        bound = 0.2 if name.startswith("4") else 0.03
+        assert "refused" in result or result["error"] < bound, name
+    assert made["float32, ours"]["error"] < 1e-6
