@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hf_variants.model.normalization import (
+    BatchNorm,
     DynamicTanh,
     Float32LayerNorm,
     PerHeadLayerNorm,
@@ -52,7 +53,7 @@ def draw_sizes(draw) -> dict:
 
 def draw_norm(draw) -> dict:
     fields = {
-        "norm_type": one_of(draw, "rmsnorm", "layernorm", "dynamic_tanh"),
+        "norm_type": one_of(draw, "rmsnorm", "layernorm", "dynamic_tanh", "batchnorm"),
         "norm_eps": one_of(draw, 1e-6, 1e-5, 1e-2),
     }
     if fields["norm_type"] == "dynamic_tanh":
@@ -63,6 +64,12 @@ def draw_norm(draw) -> dict:
             "norm_bias": chance(draw, 60),
         }
     fields["norm_affine"] = chance(draw, 85)
+    if fields["norm_type"] == "batchnorm":
+        return {
+            **fields,
+            "norm_bias": fields["norm_affine"] and chance(draw, 60),
+            "norm_momentum": one_of(draw, 0.1, 0.5, None),
+        }
     if fields["norm_type"] == "rmsnorm":
         fields["norm_casting_mode"] = one_of(draw, None, "llama", "gemma", "none")
     else:
@@ -138,7 +145,9 @@ def draw_attention(draw, norm: dict) -> dict:
 
 def draw_qk_norm(draw, norm: dict) -> dict:
     fields = {"qk_norm": one_of(draw, "head", "full", "per_head"), "qk_norm_eps": one_of(draw, None, 1e-3)}
-    fields["qk_norm_type"] = one_of(draw, None, "rmsnorm", "layernorm")
+    # BatchNorm has no place on heads.
+    as_others = ["rmsnorm", "layernorm"] + [None] * (norm["norm_type"] != "batchnorm")
+    fields["qk_norm_type"] = one_of(draw, *as_others)
     kind = fields["qk_norm_type"] or norm["norm_type"]
     # DynamicTanh has no form without a weight.
     fields["qk_norm_affine"] = None if kind == "dynamic_tanh" else one_of(draw, None, True, False)
@@ -248,6 +257,7 @@ def draw_rope(draw, sizes: dict, layers: dict, source: str) -> dict:
 
 
 def draw_embedding_and_head(draw, sizes: dict) -> dict:
+    has_transform = sizes["norm_type"] != "batchnorm" and chance(draw, 15)
     fields = {
         "embedding_multiplier": one_of(draw, 1.0, 1.0, 4.5),
         "embedding_multiplier_in_weight_dtype": chance(draw, 30),
@@ -258,7 +268,7 @@ def draw_embedding_and_head(draw, sizes: dict) -> dict:
         "final_logit_softcapping": one_of(draw, None, None, 5.0),
         "lm_head_bias": chance(draw, 20),
         "lm_head_normalized": chance(draw, 10),
-        "lm_head_transform": chance(draw, 15),
+        "lm_head_transform": has_transform,
         "type_vocab_size": one_of(draw, 0, 0, 0, 2),
         "task_type_vocab_size": one_of(draw, 0, 0, 0, 2),
         "z_loss_coefficient": one_of(draw, 0.0, 0.0, 1e-2),
@@ -335,7 +345,7 @@ def variant_fields(draw) -> dict:
     return fields
 
 
-NORMS = (RMSNorm, nn.LayerNorm, Float32LayerNorm, PerHeadLayerNorm, DynamicTanh)
+NORMS = (RMSNorm, nn.LayerNorm, Float32LayerNorm, PerHeadLayerNorm, DynamicTanh, BatchNorm)
 ZERO_CENTERED_NORMS = (ZeroCenteredRMSNorm, ZeroCenteredLayerNorm)
 
 
@@ -359,6 +369,9 @@ def hostile_(model: nn.Module, seed: int = 0) -> nn.Module:
         return torch.where(flipped, -magnitude, magnitude).to(tensor)
 
     for module in model.modules():
+        if isinstance(module, BatchNorm):
+            module.running_mean.copy_(normal(module.running_mean, 0.5))
+            module.running_var.copy_(norm_weight(module.running_var).square())
         for name, parameter in module.named_parameters(recurse=False):
             if name == "bias":
                 parameter.copy_(normal(parameter, 0.5))

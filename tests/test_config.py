@@ -61,6 +61,26 @@ REFUSED = [
     ),
     ({"qk_norm": "head", "qk_norm_type": "dynamic_tanh", "qk_norm_affine": False}, "dynamic_tanh has no form without"),
     (
+        {"norm_type": "batchnorm", "norm_unit_offset": True},
+        "`norm_unit_offset` is set, but `norm_type` batchnorm has no form with `1 + w`.",
+    ),
+    (
+        {"norm_type": "batchnorm", "qk_norm": "full"},
+        "`qk_norm_type` batchnorm takes statistics of tokens, and `qk_norm`",
+    ),
+    ({"norm_type": "batchnorm", "ffn_chunk_size": 2}, "of which `ffn_chunk_size` shows the norm a part."),
+    (
+        {
+            "norm_type": "batchnorm",
+            "lm_head_transform": True,
+            "classifier_transform": True,
+            "classifier_transform_norm": True,
+        },
+        "of which `lm_head_transform`, `classifier_transform_norm` shows the norm a part.",
+    ),
+    ({"norm_type": "batchnorm", "norm_casting_mode": "none"}, "`norm_casting_mode` none is not defined for"),
+    ({"norm_type": "batchnorm", "norm_momentum": 0.0}, "`norm_momentum` is 0.0."),
+    (
         {"norm_type": "layernorm", "norm_casting_mode": "gemma"},
         "gemma for layernorm is defined without a bias (Cohere).",
     ),
@@ -363,7 +383,7 @@ def test_near_misses_are_refused(misspelt, field):
 
 
 @pytest.mark.parametrize(
-    "overrides", [{"vocab_size": "64"}, {"norm_type": "batchnorm"}, {"layer_types": 4}, {"attention_bias": 1}]
+    "overrides", [{"vocab_size": "64"}, {"norm_type": "groupnorm"}, {"layer_types": 4}, {"attention_bias": 1}]
 )
 def test_wrong_types_are_refused(overrides):
     with pytest.raises(StrictDataclassFieldValidationError, match=next(iter(overrides))):
@@ -543,6 +563,7 @@ IDLE = [
     ({"initializer_positions": "sinusoidal"}, "`position_embedding_type` is rope"),
     ({"qk_norm_eps": 0.1}, "`qk_norm` is none"),
     ({"norm_alpha_init": 0.7}, "no norm is dynamic_tanh"),
+    ({"norm_momentum": 0.7}, "no norm is batchnorm"),
     ({"norm_eps": 0.1, "norm_type": "dynamic_tanh"}, "every norm is dynamic_tanh"),
     ({"qk_norm_type": "layernorm"}, "`qk_norm` is none"),
     ({"qk_norm_affine": False}, "`qk_norm` is none"),

@@ -22,6 +22,7 @@ OTHERS = {
     "scale per channel": {"learned_scale_type": "channel"},
     "scale": {"learned_scale_type": "scalar"},
     "dynamic tanh": {"norm_type": "dynamic_tanh", "qk_norm": "per_head"},
+    "batchnorm": {"norm_type": "batchnorm", "ffn_sub_norm": True, "norm_placement": "sandwich"},
     "inner norms": {"qk_norm": "per_head", "attention_sub_norm": True, "ffn_sub_norm": True, "norm_unit_offset": True},
     "float32 layernorm": {"norm_type": "layernorm", "norm_casting_mode": "gemma", "norm_bias": False, "qk_norm": "head"},
     "per-head layernorm": {"norm_type": "layernorm", "qk_norm": "per_head", "norm_unit_offset": True},

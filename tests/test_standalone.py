@@ -177,6 +177,7 @@ def test_nothing_that_has_one_value(name):
     [
         ({"per_layer_config": {1: {"intermediate_size": 16}}}, "per_layer_config"),
         ({"hidden_act": "xielu"}, "hidden_act"),
+        ({"norm_type": "batchnorm"}, "norm_type"),
         ({"ffn_chunk_size": 4}, "ffn_chunk_size"),
         ({"add_cross_attention": True}, "add_cross_attention"),
     ],

@@ -26,18 +26,10 @@ from ..model.attention import (
     _headwise_gate,
     _no_gate,
 )
-from ..model.block import (
-    AttentionBlock,
-    Block,
-    FeedForwardBlock,
-    LearnedScaleResidual,
-    ParallelBlock,
-    ParallelCrossBlock,
-    SequentialBlock,
-    SequentialCrossBlock,
-)
+from ..model.block import OVER_TOKENS, Block, LearnedScaleResidual, ParallelBlock
 from ..model.feed_forward import FeedForward, FusedGatedFeedForward, GatedFeedForward
 from ..model.normalization import (
+    BatchNorm,
     Float32LayerNorm,
     RMSNorm,
     WeightlessFloat32LayerNorm,
@@ -60,14 +52,7 @@ SELF_ATTENTION = (
     NormAfterRotationAttention,
 )
 CROSS_ATTENTION = (CrossAttention, HeadNormCrossAttention, FullNormCrossAttention)
-BLOCKS = (
-    SequentialBlock,
-    SequentialCrossBlock,
-    AttentionBlock,
-    FeedForwardBlock,
-    ParallelBlock,
-    ParallelCrossBlock,
-)
+BLOCKS = (*OVER_TOKENS, *OVER_TOKENS.values())
 # Kernels for what a module writes out in several operations.
 ACTIVATIONS: dict[type, Callable] = {NewGELUActivation: partial(F.gelu, approximate="tanh")}
 
@@ -156,19 +141,26 @@ class Parts:
                 nn.LayerNorm,
                 Float32LayerNorm,
                 WeightlessFloat32LayerNorm,
+                BatchNorm,
             ),
         ):
             return module
         weight = None if weight is None else weight.detach()
+        bias = getattr(module, "bias", None)
+        bias = None if bias is None else bias.detach()
         kind = type(module)
         if kind is WeightlessRMSNorm:
             return partial(weightless_rms_norm, eps=module.eps)
         if kind in (RMSNorm, ZeroCenteredRMSNorm):
             return rms_norm(weight, module.eps, offset=kind is ZeroCenteredRMSNorm)
         if kind is nn.LayerNorm:
-            bias = None if module.bias is None else module.bias.detach()
             return partial(
                 F.layer_norm, normalized_shape=module.normalized_shape, weight=weight, bias=bias, eps=module.eps
+            )
+        if kind is BatchNorm:
+            # Read where they lie: training goes on between two generations.
+            return lambda x: F.batch_norm(
+                x, module.running_mean, module.running_var, weight, bias, training=False, eps=module.eps
             )
         if kind is WeightlessFloat32LayerNorm:
             return partial(F.layer_norm, normalized_shape=(module.dim,), eps=module.eps)

@@ -27,7 +27,7 @@ from transformers.pytorch_utils import apply_chunking_to_forward
 from .adapters import NormGuard
 from .attention import multiply
 from .axis import PER_LAYER, ROUNDING, TRAINING, Axis, Check, Idle, axis, setting
-from .normalization import unchanged
+from .normalization import tell_norms, unchanged
 from .part import SHAPES, states
 
 
@@ -394,3 +394,53 @@ class ParallelCrossBlock(ParallelBlock):
         cross = self.cross_attn_residual.scale_branch(self.cross_attn_branch_norm(cross))
         branches = self.branches(hidden_states, position_bias=position_bias, **kwargs)
         return self.sum_branches(hidden_states, *branches, cross)
+
+
+class TellsNorms:
+    """
+    Mixed into a block with norms over the tokens of a batch, before it: it tells them which are real.
+
+    In `forward`, which gradient checkpointing repeats with its arguments: the stack may have seen another batch since.
+    """
+
+    def forward(
+        self, hidden_states: torch.Tensor, *args, real_tokens: torch.Tensor | None = None, **kwargs
+    ) -> torch.Tensor:
+        """(batch, length, hidden_size) -> the same; `real_tokens` are bool (batch or 1, length)."""
+        tell_norms(self, real_tokens)
+        return super().forward(hidden_states, *args, **kwargs)
+
+
+class SequentialTokensBlock(TellsNorms, SequentialBlock):
+    """`SequentialBlock` with norms over the tokens of a batch."""
+
+
+class SequentialCrossTokensBlock(TellsNorms, SequentialCrossBlock):
+    """`SequentialCrossBlock` with norms over the tokens of a batch."""
+
+
+class AttentionTokensBlock(TellsNorms, AttentionBlock):
+    """`AttentionBlock` with norms over the tokens of a batch."""
+
+
+class FeedForwardTokensBlock(TellsNorms, FeedForwardBlock):
+    """`FeedForwardBlock` with norms over the tokens of a batch."""
+
+
+class ParallelTokensBlock(TellsNorms, ParallelBlock):
+    """`ParallelBlock` with norms over the tokens of a batch."""
+
+
+class ParallelCrossTokensBlock(TellsNorms, ParallelCrossBlock):
+    """`ParallelCrossBlock` with norms over the tokens of a batch."""
+
+
+# A block -> the one with norms over the tokens of a batch.
+OVER_TOKENS: dict[type[Block], type[Block]] = {
+    SequentialBlock: SequentialTokensBlock,
+    SequentialCrossBlock: SequentialCrossTokensBlock,
+    AttentionBlock: AttentionTokensBlock,
+    FeedForwardBlock: FeedForwardTokensBlock,
+    ParallelBlock: ParallelTokensBlock,
+    ParallelCrossBlock: ParallelCrossTokensBlock,
+}

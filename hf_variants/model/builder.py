@@ -24,7 +24,9 @@ from .attention import (
     multiply,
 )
 from .block import (
+    OVER_TOKENS,
     AttentionBlock,
+    Block,
     FeedForwardBlock,
     LearnedScaleResidual,
     ParallelBlock,
@@ -50,7 +52,7 @@ from .feed_forward import FeedForward, FusedGatedFeedForward, GatedFeedForward, 
 from .heads import POOLINGS, DenseTransform, InputScaling, LogitScaling, NormalizedLinear, Pooler, unread_bias
 from .linear import OwnDtypeLinear, UnfusedBiasLinear
 from .losses import causal_lm_loss, token_classifier_loss, token_loss
-from .normalization import choose_norm, unchanged
+from .normalization import NORM_KINDS, BatchStatistics, NoBatchStatistics, choose_norm, unchanged
 from .part import Part
 from .positions import (
     AlibiBias,
@@ -128,6 +130,14 @@ def norm_part(config: VariantConfig, dim: int) -> Part:
     elif config.initializer_scheme == "fan_in" and config.norm_affine and config.norm_type != "dynamic_tanh":
         norm.attributes["init_weight"] = config.initializer_range - float(config.norm_unit_offset)
     return norm
+
+
+def build_batch_statistics(config: VariantConfig) -> BatchStatistics | NoBatchStatistics:
+    """What tells norms over a batch which of its tokens are real."""
+    if not NORM_KINDS[config.norm_type].over_tokens:
+        return NoBatchStatistics()
+    # Inputs behind an encoder are often made of labels, by collators that pass no mask for them.
+    return BatchStatistics(config.pad_token_id if config.add_cross_attention else None)
 
 
 def qk_norm_part(config: VariantConfig, num_heads: int) -> Part | Callable:
@@ -317,6 +327,11 @@ def slot_parts(config: VariantConfig, sublayer: str, layer_idx: int) -> dict[str
     return parts
 
 
+def block_class(config: VariantConfig, plain: type[Block]) -> type[Block]:
+    """The class of a block, or the one whose norms see the batch."""
+    return OVER_TOKENS[plain] if NORM_KINDS[config.norm_type].over_tokens else plain
+
+
 def block_part(config: VariantConfig, layer_idx: int) -> Part:
     """Layer `layer_idx` of the stack."""
     layer = config.per_layer_config[layer_idx]
@@ -336,18 +351,18 @@ def block_part(config: VariantConfig, layer_idx: int) -> Part:
         modules |= {name: sublayer, **slot_parts(layer, name, layer_idx)}
     if layer.parallel_block != "none":
         return Part(
-            ParallelCrossBlock if layer.add_cross_attention else ParallelBlock,
+            block_class(config, ParallelCrossBlock if layer.add_cross_attention else ParallelBlock),
             shared_norm=layer.parallel_block == "shared_norm",
             residual_first=layer.parallel_sum_order == "residual_first",
             sum_dropout=layer.residual_dropout if layer.dropout_after_sum else 0.0,
             **modules,
         )
-    block_class = SequentialCrossBlock if layer.add_cross_attention else SequentialBlock
+    sequential = SequentialCrossBlock if layer.add_cross_attention else SequentialBlock
     if skipped:
-        block_class = FeedForwardBlock if "self_attn" in skipped else AttentionBlock
+        sequential = FeedForwardBlock if "self_attn" in skipped else AttentionBlock
     limit = FLOAT16_LIMITS[config.clamp_in_float16]
     return Part(
-        block_class,
+        block_class(config, sequential),
         residual_from_norm=layer.residual_from_norm,
         ffn_chunk_size=layer.ffn_chunk_size,
         limit_attention=limit if config.clamp_in_float16 == "sublayers" or "mlp" in skipped else unchanged,

@@ -42,6 +42,7 @@ from .attention import Attention, self_attention_half, with_source_half
 from .axis import quote
 from .block import Block
 from .builder import (
+    build_batch_statistics,
     build_cache_limit,
     build_classifier_pooling,
     build_loss,
@@ -348,6 +349,7 @@ class VariantModel(VariantPreTrainedModel):
         self.add_parts(self.parts(config, role))
         self.position_ids_of = build_position_ids(config)
         self.padding_mask_of = build_padding_mask(config)
+        self.batch_statistics = build_batch_statistics(config)
         self.first_position = config.pad_token_id + 1 if config.position_ids_source == "input_ids" else 0
         # Those that are there: accelerate's FSDP looks for every name, and fails on one that it does not find.
         self._no_split_modules = {type(layer).__name__ for layer in self.layers}
@@ -481,6 +483,7 @@ class VariantModel(VariantPreTrainedModel):
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = self.position_ids_of(input_ids, inputs_embeds, padding_mask, past)
 
+        norm_arguments = self.batch_statistics.begin(self, attention_mask, input_ids, inputs_embeds)
         hidden_states = self.embed(inputs_embeds, position_ids, token_type_ids, task_type_ids)
 
         position_embeddings = {name: table(hidden_states, position_ids) for name, table in self.rotary_emb.items()}
@@ -500,9 +503,11 @@ class VariantModel(VariantPreTrainedModel):
                 position_ids=position_ids,
                 past_key_values=past_key_values,
                 use_cache=use_cache,
+                **norm_arguments,
                 **kwargs,
             )
         hidden_states = self.output_projection(self.final_dropout(self.norm(hidden_states)))
+        self.batch_statistics.end(self)
         if self.pooler is not None:
             return BaseModelOutputWithPoolingAndCrossAttentions(
                 last_hidden_state=hidden_states, pooler_output=self.pooler(hidden_states)

@@ -1,4 +1,7 @@
-"""How activations are normalised: RMSNorm and LayerNorm, plain or zero-centred, in every order of casts; and DynamicTanh."""
+"""
+How activations are normalised: RMSNorm and LayerNorm, plain or zero-centred, in every order of casts; DynamicTanh; and
+BatchNorm, the one that looks at other tokens.
+"""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -8,11 +11,11 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
-from .axis import ROUNDING, TRAINING, Axis, Check, Idle, axis, setting
+from .axis import ROUNDING, TRAINING, Axis, Check, Idle, axis, quote, setting
 from .part import SHAPES, Part, states
 
 
-NormType = Literal["layernorm", "rmsnorm", "dynamic_tanh"]
+NormType = Literal["layernorm", "rmsnorm", "dynamic_tanh", "batchnorm"]
 
 
 class NormKind(NamedTuple):
@@ -23,27 +26,43 @@ class NormKind(NamedTuple):
         name: as people write it.
         has_bias: a learned bias beside the weight, unless it is told not to.
         casting_modes: those that it is defined for, the default first.
+        has_unit_offset: there is a form that applies the stored weight `w` as `1 + w`.
+        needs_weight: there is no form without one.
+        over_tokens: its statistics are of the tokens of a batch, so that it stands where these go by as a whole.
     """
 
     name: str
     has_bias: bool
     casting_modes: tuple[str, ...]
+    has_unit_offset: bool = True
+    needs_weight: bool = False
+    over_tokens: bool = False
 
 
 NORM_KINDS = {
     "layernorm": NormKind("LayerNorm", has_bias=True, casting_modes=("none", "gemma")),
     "rmsnorm": NormKind("RMSNorm", has_bias=False, casting_modes=("llama", "gemma", "none")),
-    "dynamic_tanh": NormKind("DynamicTanh", has_bias=True, casting_modes=("none",)),
+    "dynamic_tanh": NormKind(
+        "DynamicTanh", has_bias=True, casting_modes=("none",), has_unit_offset=False, needs_weight=True
+    ),
+    "batchnorm": NormKind(
+        "BatchNorm", has_bias=True, casting_modes=("gemma",), has_unit_offset=False, over_tokens=True
+    ),
 }
 
 
 @axis
 class NormalizationAxis(Axis):
     """
-    norm_type (`str`): `"layernorm"`, `"rmsnorm"` (https://arxiv.org/abs/1910.07467) or `"dynamic_tanh"`
-        (https://arxiv.org/abs/2503.10622).
+    norm_type (`str`): `"layernorm"`, `"rmsnorm"` (https://arxiv.org/abs/1910.07467), `"dynamic_tanh"`
+        (https://arxiv.org/abs/2503.10622), or `"batchnorm"` (https://arxiv.org/abs/1502.03167): in training, the mean and
+        variance of each channel over the real tokens of the batch, those that the 2D `attention_mask` shows (all without
+        one; behind an encoder, those but `pad_token_id`); in evaluation, running ones. In training a causal decoder so
+        sees something of later tokens, and its loss says less about generation. Every process and every step of
+        accumulation has statistics of its own.
     norm_eps (`float`): added to the variance or mean square.
     norm_alpha_init (`float`): where DynamicTanh's learned `alpha` starts.
+    norm_momentum (`float`): weight of a new batch in BatchNorm's running statistics; `None`: the mean of all batches.
     norm_affine, norm_bias (`bool`): learned weight; learned bias (rmsnorm has none).
     norm_unit_offset (`bool`): the stored weight is `w` and the applied one `1 + w` (Gemma, Nemotron).
 
@@ -57,6 +76,7 @@ class NormalizationAxis(Axis):
     norm_type: NormType = "rmsnorm"
     norm_eps: float = 1e-6
     norm_alpha_init: int | float = setting(0.5, TRAINING)
+    norm_momentum: int | float | None = setting(0.1, TRAINING)
     norm_affine: bool = True
     norm_bias: bool | None = None
     norm_unit_offset: bool = False
@@ -73,6 +93,13 @@ class NormalizationAxis(Axis):
         kind = NORM_KINDS[self.norm_type]
         norms = [(self.norm_type, self.norm_affine)]
         norms += [(self.qk_norm_type, self.qk_norm_affine)] if self.qk_norm != "none" else []
+        weightless = [name for name, affine in norms if NORM_KINDS[name].needs_weight and not affine]
+        elsewhere = {
+            "ffn_chunk_size": self.ffn_chunk_size > 0,
+            "lm_head_transform": self.lm_head_transform,
+            "classifier_transform_norm": self.classifier_transform and self.classifier_transform_norm,
+        }
+        momentum = self.norm_momentum
         return [
             Check(self.norm_eps <= 0, f"`norm_eps` is {self.norm_eps}.", "Set `norm_eps` above 0, such as 1e-6."),
             Check(
@@ -91,14 +118,30 @@ class NormalizationAxis(Axis):
                 "Set `norm_unit_offset=False` or `norm_affine=True`.",
             ),
             Check(
-                self.norm_type == "dynamic_tanh" and self.norm_unit_offset,
-                "`norm_unit_offset` is set, but `norm_type` dynamic_tanh has no form with `1 + w`.",
+                self.norm_unit_offset and not kind.has_unit_offset,
+                f"`norm_unit_offset` is set, but `norm_type` {self.norm_type} has no form with `1 + w`.",
                 "Set `norm_unit_offset=False` or another `norm_type`.",
             ),
             Check(
-                ("dynamic_tanh", False) in norms,
-                "`norm_affine` or `qk_norm_affine` is off, but dynamic_tanh has no form without a weight.",
+                bool(weightless),
+                f"`norm_affine` or `qk_norm_affine` is off, but {''.join(weightless[:1])} has no form without a weight.",
                 "Set it, or another `norm_type` or `qk_norm_type`.",
+            ),
+            Check(
+                self.qk_norm != "none" and NORM_KINDS[self.qk_norm_type].over_tokens,
+                f"`qk_norm_type` {self.qk_norm_type} takes statistics of tokens, and `qk_norm` is on vectors of heads.",
+                "Set `qk_norm_type='layernorm'` or another, or `qk_norm='none'`.",
+            ),
+            Check(
+                kind.over_tokens and any(elsewhere.values()),
+                f"`norm_type` {self.norm_type} takes statistics of all tokens of a batch, of which "
+                f"{quote([name for name, there in elsewhere.items() if there])} shows the norm a part.",
+                "Leave it unset, or set another `norm_type`.",
+            ),
+            Check(
+                momentum is not None and not 0.0 < momentum <= 1.0,
+                f"`norm_momentum` is {momentum}.",
+                "Set it above 0 and to at most 1, or to None for the mean of all batches.",
             ),
             Check(
                 self.norm_casting_mode not in kind.casting_modes,
@@ -118,6 +161,7 @@ class NormalizationAxis(Axis):
             "norm_type": self.norm_type,
             "eps": self.norm_eps,
             "alpha": self.norm_alpha_init,
+            "momentum": self.norm_momentum,
             "affine": self.norm_affine,
             "bias": self.norm_bias,
             "unit_offset": self.norm_unit_offset,
@@ -144,6 +188,7 @@ class NormalizationAxis(Axis):
         return [
             Idle(not self.norm_affine, ["norm_unit_offset"], "`norm_affine` is off"),
             Idle("dynamic_tanh" not in kinds, ["norm_alpha_init"], "no norm is dynamic_tanh"),
+            Idle("batchnorm" not in kinds, ["norm_momentum"], "no norm is batchnorm"),
             Idle(kinds == {"dynamic_tanh"}, ["norm_eps"], "every norm is dynamic_tanh"),
         ]
 
@@ -388,6 +433,187 @@ class DynamicTanh(nn.Module):
         return f"{tuple(self.weight.shape)}, alpha={self.initial_alpha}, bias={self.bias is not None}"
 
 
+class BatchNorm(nn.Module):
+    """
+    Every channel by its mean and variance over the real tokens of a batch, or in evaluation by running ones
+    (https://arxiv.org/abs/1502.03167). All in float32 or wider, cast once; the running statistics stay in float32 where
+    the model is narrower.
+
+    The stack says which tokens are real and has the running statistics updated (`BatchStatistics`): a forward alone
+    leaves them, so that gradient checkpointing, which repeats it, counts no batch twice. Frozen by `eval()`, as torch's.
+
+    Args:
+        dim (`int`): number of channels.
+        eps (`float`): added to the variance.
+        momentum (`float`): weight of a batch in the running statistics; `None` for the mean of all batches.
+        affine, bias (`bool`): learn a weight; learn a bias.
+
+    Shape: (batch, length, dim) -> (batch, length, dim), in the input's dtype.
+
+    Raises:
+        ValueError: in training, of one token, which has no variance.
+    """
+
+    def __init__(
+        self, dim: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True, bias: bool = True
+    ):
+        super().__init__()
+        self.eps = eps
+        self.momentum = momentum
+        self.weight = nn.Parameter(torch.ones(dim)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
+        self.register_buffer("running_mean", torch.zeros(dim, dtype=torch.float32))
+        self.register_buffer("running_var", torch.ones(dim, dtype=torch.float32))
+        self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long))
+        # (batch, length), `None` for all; and mean, variance and number of tokens of the last batch.
+        self.real_tokens: torch.Tensor | None = None
+        self.batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+
+    def reset_weights(self) -> None:
+        if self.weight is not None:
+            init.ones_(self.weight)
+        if self.bias is not None:
+            init.zeros_(self.bias)
+        init.zeros_(self.running_mean)
+        init.ones_(self.running_var)
+        init.zeros_(self.num_batches_tracked)
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
+        before = {name: self._buffers[name] for name in ("running_mean", "running_var")}
+        super()._apply(fn, recurse)
+        for name, statistic in before.items():
+            if self._buffers[name].dtype in (torch.float16, torch.bfloat16):
+                self._buffers[name] = statistic.to(self._buffers[name].device)
+        return self
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        wide = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
+        weight, bias = (None if tensor is None else tensor.to(wide.dtype) for tensor in (self.weight, self.bias))
+        if not self.training:
+            mean, variance = self.running_mean.to(wide.dtype), self.running_var.to(wide.dtype)
+            # (batch, length, dim) -> (batch * length, dim) and back
+            normed = F.batch_norm(wide.flatten(0, -2), mean, variance, weight, bias, eps=self.eps)
+            return normed.view(hidden_states.shape).to(hidden_states.dtype)
+        mean, variance = self.statistics_of(wide)
+        normed = (wide - mean) * torch.rsqrt(variance + self.eps)
+        normed = normed if weight is None else normed * weight
+        return (normed if bias is None else normed + bias).to(hidden_states.dtype)
+
+    def statistics_of(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and variance (dim,) of the real tokens, which are kept for `update`."""
+        if hidden_states[..., 0].numel() == 1:
+            raise ValueError(
+                "BatchNorm (`norm_type`) is in training and given one token, which has no variance. Give more, or call "
+                "`eval()`."
+            )
+        if self.real_tokens is None:
+            padding = torch.zeros_like(hidden_states[..., :1], dtype=torch.bool)
+        else:
+            # (batch or 1, length) -> (batch, length, 1)
+            padding = ~self.real_tokens.expand(hidden_states.shape[0], -1).unsqueeze(-1)
+        # At least one, so that a batch of padding alone stays finite.
+        count = (~padding).sum().clamp(min=1)
+        mean = hidden_states.masked_fill(padding, 0.0).sum((0, 1)) / count
+        variance = (hidden_states - mean).square().masked_fill(padding, 0.0).sum((0, 1)) / count
+        self.batch = mean.detach(), variance.detach(), count
+        return mean, variance
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Let the last batch into the running statistics, with the unbiased variance, unless it is of one token."""
+        mean, variance, count = self.batch
+        counts = (count > 1).to(self.running_mean.dtype)
+        self.num_batches_tracked += count > 1
+        share = counts * self.momentum if self.momentum else counts / self.num_batches_tracked.clamp(min=1)
+        for running, new in (
+            (self.running_mean, mean),
+            (self.running_var, variance * count / (count - 1).clamp(min=1)),
+        ):
+            running.copy_(running * (1 - share) + new * share)
+
+    def extra_repr(self) -> str:
+        shape = tuple(self.weight.shape) if self.weight is not None else None
+        return f"{shape}, eps={self.eps}, momentum={self.momentum}, bias={self.bias is not None}"
+
+
+def tell_norms(module: nn.Module, real_tokens: torch.Tensor | None) -> None:
+    """Let the BatchNorms in a module know which tokens are real; `None` for all."""
+    for norm in module.modules():
+        if isinstance(norm, BatchNorm):
+            norm.real_tokens = real_tokens
+
+
+class BatchStatistics:
+    """
+    What a stack with BatchNorm does around its layers.
+
+    Args:
+        padding_idx (`int`): id of padding where there is no mask; `None`: all tokens are real then.
+    """
+
+    def __init__(self, padding_idx: int | None):
+        self.padding_idx = padding_idx
+
+    def begin(
+        self,
+        stack: nn.Module,
+        attention_mask: torch.Tensor | dict | None,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """
+        What the layers get beside their other arguments, in training.
+
+        Raises:
+            ValueError: in training, if a mask does not say which tokens are real.
+        """
+        norms = [module for module in stack.modules() if isinstance(module, BatchNorm)]
+        if not any(norm.training for norm in norms):
+            return {}
+        for norm in norms:
+            # Of a batch that checkpointing repeated.
+            norm.batch = None
+        real_tokens = self.real_tokens(attention_mask, input_ids, inputs_embeds)
+        tell_norms(stack, real_tokens)
+        return {"real_tokens": real_tokens}
+
+    def real_tokens(
+        self, attention_mask: torch.Tensor | dict | None, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor
+    ) -> torch.Tensor:
+        """bool (batch or 1, length)."""
+        if isinstance(attention_mask, dict) or (attention_mask is not None and attention_mask.ndim != 2):
+            raise ValueError(
+                "`norm_type` batchnorm takes its statistics over real tokens in training, and a mask that is not of shape "
+                "(batch, length) does not say which they are. Pass a 2D `attention_mask`, or train without one."
+            )
+        batch, length = inputs_embeds.shape[:2]
+        if attention_mask is not None:
+            # The last ones, behind a cache's.
+            return attention_mask[:, -length:].bool()
+        if self.padding_idx is None or input_ids is None:
+            return torch.ones((batch, length), dtype=torch.bool, device=inputs_embeds.device)
+        # The first token of a decoder often has the id of padding.
+        return F.pad(input_ids[:, 1:] != self.padding_idx, (1, 0), value=True)
+
+    def end(self, stack: nn.Module) -> None:
+        """Let the batch into the running statistics."""
+        for module in stack.modules():
+            if isinstance(module, BatchNorm):
+                if module.batch is not None:
+                    module.update()
+                module.real_tokens = module.batch = None
+
+
+class NoBatchStatistics:
+    """The same of a stack whose norms look at each token by itself: nothing."""
+
+    def begin(self, *args: Any) -> dict[str, torch.Tensor]:
+        return {}
+
+    def end(self, stack: nn.Module) -> None:
+        pass
+
+
 @states(SHAPES, nn.LayerNorm)
 def layer_norm_shapes(
     normalized_shape: int, eps: float, bias: bool = True, elementwise_affine: bool = True
@@ -410,6 +636,11 @@ def dynamic_tanh_shapes(shape: int | tuple[int, int], alpha: float, bias: bool) 
     return {"alpha": (1,), **affine_shapes(shape, weight=True, bias=bias)}
 
 
+@states(SHAPES, BatchNorm)
+def batch_norm_shapes(dim: int, affine: bool, bias: bool, **_: Any) -> dict[str, tuple[int, ...]]:
+    return affine_shapes(dim, weight=affine, bias=bias)
+
+
 def affine_shapes(shape: int | tuple[int, int], weight: bool, bias: bool) -> dict[str, tuple[int, ...]]:
     whole = shape if isinstance(shape, tuple) else (shape,)
     return {name: whole for name, is_there in (("weight", weight), ("bias", bias)) if is_there}
@@ -425,14 +656,17 @@ def choose_norm(
     unit_offset: bool,
     casting_mode: str,
     alpha: float = 0.5,
+    momentum: float | None = 0.1,
 ) -> Part:
     """
     The norm of this kind over the last dimension.
 
     Args:
         shape (`int` or `tuple[int, int]`): size of the last dimension, or (heads, head_dim) for own weights per head.
-        norm_type, eps, affine, bias, unit_offset, casting_mode, alpha: see `VariantConfig`'s `norm_*` fields.
+        norm_type, eps, affine, bias, unit_offset, casting_mode, alpha, momentum: see `VariantConfig`'s `norm_*` fields.
     """
+    if norm_type == "batchnorm":
+        return Part(BatchNorm, dim=shape, eps=eps, momentum=momentum, affine=affine, bias=bias)
     if norm_type == "dynamic_tanh":
         return Part(DynamicTanh, shape=shape, alpha=alpha, bias=bias)
     if norm_type == "rmsnorm":

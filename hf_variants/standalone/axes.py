@@ -9,6 +9,7 @@ from ..model.axis import quote
 from ..model.builder import NORM_SLOTS, build_cache_limit, position_limit
 from ..model.configuration_variant import FIELDS
 from ..model.feed_forward import LEARNED_ACTIVATIONS
+from ..model.normalization import NORM_KINDS
 
 
 class NotStandalone(ValueError):
@@ -68,12 +69,23 @@ class Stack:
 
     def _norm_axes(self) -> None:
         c = self.reader
+        if NORM_KINDS[c.norm_type].over_tokens:
+            raise NotStandalone(
+                f"`norm_type` {c.norm_type} takes statistics of a batch, which a standalone file has not"
+            )
         arguments = c.norm_arguments()
         self.norm = self._norm_kind(arguments, per_head=False, ones=c.initializer_norm_ones)
         if self.norm["base"] != "torch_layernorm":
             # First, so that the plain name is its own.
             self._norm_class(self.norm)
-        for field in ("norm_type", "norm_affine", "norm_bias", "norm_unit_offset", "norm_casting_mode"):
+        for field in (
+            "norm_type",
+            "norm_momentum",
+            "norm_affine",
+            "norm_bias",
+            "norm_unit_offset",
+            "norm_casting_mode",
+        ):
             getattr(c, field)
 
     def _norm_kind(self, arguments: dict, per_head: bool, ones: bool = False) -> dict:

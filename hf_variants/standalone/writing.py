@@ -13,6 +13,7 @@ import jinja2
 from transformers import PreTrainedConfig
 
 from ..model.configuration_variant import FIELDS
+from ..model.normalization import NORM_KINDS
 from .axes import NotStandalone, Stack
 
 
@@ -330,7 +331,6 @@ def _docstring(stacks: dict[str, Stack], prefix: str) -> str:
 def features(stack: Stack) -> list[str]:
     """What sets a stack apart, a line each."""
     config = stack.config
-    norm = {"rmsnorm": "RMSNorm", "layernorm": "LayerNorm", "dynamic_tanh": "DynamicTanh"}[config.norm_type]
     heads = "as many key and value heads" if stack.kv_equal else "fewer key and value heads"
     positions = {
         "rope": "rotary positions" + (" on a part of each head" if stack.rope_partial else ""),
@@ -341,7 +341,7 @@ def features(stack: Stack) -> list[str]:
         "none": "no positions",
     }[config.position_embedding_type]
     found = [
-        f"{norm}; {stack.block_words[0].lower()}{stack.block_words[1:-1]}",
+        f"{NORM_KINDS[config.norm_type].name}; {stack.block_words[0].lower()}{stack.block_words[1:-1]}",
         f"{positions}{', not in every layer' if stack.rotates_rule else ''}",
         f"attention with {heads}{', some layers with a sliding window' if len(stack.layer_kinds) > 1 else ''}",
         f"feed-forward network {'gated by ' if stack.gated else 'with '}{config.hidden_act}",

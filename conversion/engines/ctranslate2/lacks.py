@@ -91,7 +91,7 @@ def lacks(config: VariantConfig, layer: VariantConfig) -> Iterator[Lack]:
     """The rows for one layer of a stack."""
     encoder, first = not config.is_causal, config.per_layer_config[0]
     pre = {"pre", "sandwich"}
-    yield Lack(layer.norm_type == "dynamic_tanh", "norm_type", "its norms are RMSNorm and LayerNorm")
+    yield Lack(layer.norm_type not in ("rmsnorm", "layernorm"), "norm_type", "its norms are RMSNorm and LayerNorm")
     yield Lack(
         layer.norm_placement in ("branch", "deepnorm")
         or (layer.norm_placement in pre) != (first.norm_placement in pre),
@@ -152,7 +152,11 @@ def _attention(config: VariantConfig, layer: VariantConfig) -> Iterator[Lack]:
         "its norm on queries and keys has one weight per channel of a head, in self-attention",
     )
     normed = layer.qk_norm != "none"
-    yield Lack(normed and layer.qk_norm_type == "dynamic_tanh", "qk_norm_type", "its norms are RMSNorm and LayerNorm")
+    yield Lack(
+        normed and layer.qk_norm_type not in ("rmsnorm", "layernorm"),
+        "qk_norm_type",
+        "its norms are RMSNorm and LayerNorm",
+    )
     yield Lack(normed and layer.qk_norm_eps != config.norm_eps, "qk_norm_eps", "it has one epsilon for all norms")
     yield Lack(
         layer.qk_norm_after_rope and config.position_embedding_type == "rope",
