@@ -167,6 +167,29 @@ def test_frozen_norms_stay():
     assert same(before, statistics(model))
 
 
+def test_an_adapter_that_would_lose_the_statistics_is_warned_of(tmp_path, caplog, monkeypatch):
+    import peft
+
+    from hf_variants.model.normalization import logger
+
+    monkeypatch.setattr(logger, "propagate", True)
+    monkeypatch.setattr(logger, "warning_once", logger.warning)
+    reloaded = []
+    for saves in (False, True):
+        caplog.clear()
+        base = hf_variants.VariantForCausalLM(VariantConfig(**SMALL))
+        hostile_(base)
+        names = [name.removeprefix("model.") for name, m in base.named_modules() if isinstance(m, BatchNorm)]
+        options = {"modules_to_save": names} if saves else {}
+        model = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(target_modules=["q_proj"], **options)).train()
+        model(input_ids=tokens(), labels=tokens()).loss.backward()
+        assert ("adapter's file does not hold them" in caplog.text) != saves
+        model.eval().save_pretrained(tmp_path / str(saves))
+        again = peft.PeftModel.from_pretrained(base, tmp_path / str(saves)).eval()
+        reloaded.append(torch.equal(again(input_ids=tokens()).logits, model(input_ids=tokens()).logits))
+    assert reloaded == [False, True]
+
+
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_checkpointing_counts_a_batch_once(use_reentrant):
     plain = hostile_(VariantForCausalLM(VariantConfig(**SMALL))).train()

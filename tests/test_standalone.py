@@ -10,6 +10,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
 )
 
 import hf_variants
@@ -131,9 +132,66 @@ def test_an_encoder_decoder_is_written_and_generates(tmp_path):
         assert torch.equal(*tokens)
 
 
-def test_a_classifier_is_refused(tmp_path):
-    hf_variants.VariantForSequenceClassification(small("llama")).save_pretrained(tmp_path / "variant")
-    with pytest.raises(NotStandalone, match="`architectures` is VariantForSequenceClassification"):
+HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+TRANSFORM = {"classifier_transform": True, "classifier_transform_norm": True, "classifier_transform_on_tokens": True}
+# Every pooling, transform, dropout and initialisation of classifiers, a few at a time.
+CLASSIFIERS = {
+    "pooler": ("encoder", {"classifier_dropout": 0.1}),
+    "first": ("roberta-like", {"classifier_transform": True, "classifier_dropout": 0.1, "qa_dropout": 0.0}),
+    "mean": ("encoder", {**TRANSFORM, "pooler": False, "classifier_pooling": "mean",
+                         "initializer_scheme": "depth_scaled_and_heads", "token_classifier_loss_in_float32": False}),
+    "mean in float32": ("encoder", {"pooler": False, "classifier_pooling": "mean_in_float32"}),
+    "mean of logits": ("encoder", {"pooler": False, "classifier_pooling": "mean_of_logits"}),
+    "end of sequence": ("narrow embeddings", {"classifier_pooling": "end_of_sequence", "initializer_scheme": "fan_in"}),
+    "last": ("gates and sinks", {}),
+    "last without padding": ("gates and sinks", {"pad_token_id": None, "initializer_scheme": "fan_out_heads"}),
+}  # fmt: skip
+QUICK_HEADS = {("mean", HEADS[1]), ("last", HEADS[0]), ("first", HEADS[2])}
+
+
+@pytest.mark.parametrize(
+    ("kind", "head"),
+    [
+        pytest.param(kind, head, marks=() if (kind, head) in QUICK_HEADS else pytest.mark.slow)
+        for kind in CLASSIFIERS
+        for head in HEADS
+    ],
+)
+def test_bits_of_a_classifier(kind, head):
+    base, fields = CLASSIFIERS[kind]
+    config = VariantConfig(**{**SIZES, "num_hidden_layers": 2, **OTHERS[base], **fields})
+    source = write_source(config, "classifier", head)
+    assert differences(source, config) == []
+    # Nothing of other heads.
+    assert "lm_head" not in source.modeling
+    assert source.modeling.count("(ClassifierPreTrainedModel") == 2
+    with loaded(source) as module:
+        torch.manual_seed(0)
+        own_class = getattr(module, f"Classifier{head}")
+        own = own_class(own_class.config_class(**source.values(reduced(config))))
+    torch.manual_seed(0)
+    variant = getattr(hf_variants, f"Variant{head}")(reduced(config))
+    for name, tensor in variant.state_dict().items():
+        if tensor.ndim > 1 and not name.startswith("model."):
+            assert own.state_dict()[name].std().item() == pytest.approx(tensor.std().item(), rel=0.5), name
+
+
+def test_a_classifier_is_written(tmp_path):
+    config = VariantConfig(**SIZES, **OTHERS["encoder"], num_labels=3)
+    model = hostile_(hf_variants.VariantForSequenceClassification(config)).eval()
+    model.save_pretrained(tmp_path / "variant")
+    standalone(tmp_path / "variant", tmp_path / "classifier")
+    own = AutoModelForSequenceClassification.from_pretrained(tmp_path / "classifier", trust_remote_code=True).eval()
+    ids = torch.randint(1, 99, (2, 9), generator=torch.Generator().manual_seed(0))
+    assert own(ids).logits.shape == (2, 3)
+    assert torch.equal(own(ids).logits, model(ids).logits)
+
+
+def test_a_classifier_of_two_stacks_is_refused(tmp_path):
+    hf_variants.VariantSeq2SeqForSequenceClassification(pair("vanilla", "vanilla")).save_pretrained(
+        tmp_path / "variant"
+    )
+    with pytest.raises(NotStandalone, match="`architectures` is of ForSequenceClassification"):
         standalone(tmp_path / "variant", tmp_path / "classifier")
     assert not (tmp_path / "classifier").exists()
 
@@ -287,5 +345,5 @@ def test_it_is_a_package_of_templates():
     import hf_variants.standalone as package
 
     assert {path.name for path in Path(package.__file__).parent.glob("*.jinja")} == {
-        "layers.jinja", "model.jinja", "modeling.jinja", "seq2seq.jinja",
+        "heads.jinja", "layers.jinja", "model.jinja", "modeling.jinja", "seq2seq.jinja",
     }  # fmt: skip

@@ -10,10 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
+from transformers.utils import is_tracing, logging
 
 from .axis import ROUNDING, TRAINING, Axis, Check, Idle, axis, quote, setting
 from .part import SHAPES, Part, states
 
+
+logger = logging.get_logger(__name__)
 
 NormType = Literal["layernorm", "rmsnorm", "dynamic_tanh", "batchnorm"]
 
@@ -536,6 +539,16 @@ class BatchNorm(nn.Module):
         return f"{shape}, eps={self.eps}, momentum={self.momentum}, bias={self.bias is not None}"
 
 
+def warn_of_lost_statistics(norm: BatchNorm) -> None:
+    """Say that statistics go on where the weights are frozen, as adapters leave them, whose files hold neither."""
+    if norm.weight is not None and not norm.weight.requires_grad and not is_tracing(norm.weight):
+        logger.warning_once(
+            "The running statistics of BatchNorm (`norm_type`) change in training, also where its weights are frozen, and "
+            "an adapter's file does not hold them. Call `eval()` on the norms after `train()`, or name them in PEFT's "
+            "`modules_to_save`."
+        )
+
+
 def tell_norms(module: nn.Module, real_tokens: torch.Tensor | None) -> None:
     """Let the BatchNorms in a module know which tokens are real; `None` for all."""
     for norm in module.modules():
@@ -600,6 +613,7 @@ class BatchStatistics:
         for module in stack.modules():
             if isinstance(module, BatchNorm):
                 if module.batch is not None:
+                    warn_of_lost_statistics(module)
                     module.update()
                 module.real_tokens = module.batch = None
 

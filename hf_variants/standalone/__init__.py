@@ -45,12 +45,8 @@ def standalone(
     reader = checkpoint.Weights(folder)
     names = checked_names(model, reader)
     refuse_broken_files(folder)
-    written = write_source(config, name or Path(destination).expanduser().resolve().name)
     head = type(model).__name__.removeprefix("Variant").removeprefix("Seq2Seq")
-    if head not in ("Model", *written.heads):
-        raise NotStandalone(
-            f"`architectures` is {type(model).__name__}, and the file of this config has {', '.join(written.heads)}"
-        )
+    written = write_source(config, name or Path(destination).expanduser().resolve().name, head)
     refuse_differences(written, config)
     with checkpoint.new_folder(destination) as temporary:
         write_files(written, temporary)

@@ -41,10 +41,17 @@ class Stack:
         name: prefix of what all stacks share.
         norms: classes of norms that the file has so far, by name; grows.
         in_seq2seq: one of two stacks.
+        head: end of the name of the class with a head.
     """
 
     def __init__(
-        self, config: PreTrainedConfig, prefix: str, name: str, norms: dict[str, dict], in_seq2seq: bool = False
+        self,
+        config: PreTrainedConfig,
+        prefix: str,
+        name: str,
+        norms: dict[str, dict],
+        in_seq2seq: bool = False,
+        head: str = "",
     ):
         if config.is_heterogeneous:
             raise NotStandalone(
@@ -56,6 +63,7 @@ class Stack:
         self.name = name
         self.norms = norms
         self.seq2seq = in_seq2seq
+        self.head = head
         c = self.reader = Reader(config)
         self.is_causal = c.is_causal
         self._norm_axes()
@@ -64,6 +72,7 @@ class Stack:
         self._block_axes()
         self._embedding_axes()
         self._head_axes()
+        self._classifier_axes()
 
     # Norms
 
@@ -347,7 +356,7 @@ class Stack:
         at_the_end = f"{std}(2 * config.num_hidden_layers) ** -0.5"
         if c.initializer_scheme.startswith("depth_scaled"):
             self.attention_stds.append(f"self.o_proj.{at_the_end}")
-        if c.initializer_scheme == "depth_scaled":
+        if c.initializer_scheme in ("depth_scaled", "depth_scaled_and_heads"):
             self.mlp_stds.append(f"self.down_proj.{at_the_end}")
         gate = ["g_proj"] if self.gate != "none" else []
         inner = ["gate_proj", "up_proj"] if self.gated else ["up_proj"]
@@ -457,6 +466,52 @@ class Stack:
         )
         self.sdpa = not self.config.unsupported_attention_features("sdpa")
         self.flash = not self.config.unsupported_attention_features("flash_attention")
+
+    def head_std(self, inputs: str, outputs: str, of_classes: bool = False) -> str:
+        """The standard deviation of a new matrix of a head, as an expression; nothing where it is transformers' own."""
+        range_ = f"{self.dec}.initializer_range"
+        if self.fan_in:
+            return f"{range_} * {inputs}**-0.5"
+        if self.config.initializer_scheme == "fan_out_heads":
+            return f"config.initializer_range * {outputs}**-0.5"
+        if self.config.initializer_scheme == "depth_scaled_and_heads":
+            return f"{inputs}**-0.5" if of_classes else f"{range_} * (2 * {self.dec}.num_hidden_layers) ** -0.5"
+        return ""
+
+    def _classifier_axes(self) -> None:
+        c = self.config
+        tokens = self.head in ("ForTokenClassification", "ForQuestionAnswering")
+        self.classifies = tokens or self.head == "ForSequenceClassification"
+        self.output_width = "config.embedding_size" if self.output_projection else "config.hidden_size"
+        transforms = c.classifier_transform and (not tokens or c.classifier_transform_on_tokens)
+        self.classifier_transform = self.classifies and transforms
+        self.classifier_transform_bias, self.classifier_transform_act = (
+            c.classifier_transform_bias, c.classifier_transform_act,
+        )  # fmt: skip
+        self.classifier_transform_norm = c.classifier_transform_norm
+        self.classifier_transform_drops = bool(c.classifier_transform_dropout and c.classifier_dropout)
+        field = {"ForTokenClassification": "token_classifier_dropout", "ForQuestionAnswering": "qa_dropout"}
+        dropout = field.get(self.head, "classifier_dropout")
+        self.classifier_drops = dropout if getattr(c, dropout) else ""
+        self.classifier_bias = c.classifier_bias or tokens
+        self.classifier_pooling = "pooler" if c.has_pooler("classifier") else c.classifier_pooling
+        self.pooling_words = {
+            "pooler": "the pooled first token",
+            "first": "the first token",
+            "last": "the last real token",
+            "mean_of_logits": "every token, averaged",
+            "end_of_sequence": "the token that ends the sequence",
+        }.get(self.classifier_pooling, "the mean of the tokens")
+        labels = "2" if self.head == "ForQuestionAnswering" else "config.num_labels"
+        self.classifier_std = self.head_std(self.output_width, labels, of_classes=True)
+        if self.fan_in and self.head == "ForTokenClassification":
+            self.classifier_std = "config.initializer_range"
+        self.token_loss_in_dtype = not self.reader.token_classifier_loss_in_float32
+        if self.classifies:
+            # Of the language model's loss.
+            self.reader.read |= {"loss_in_float32", "shift_labels"}
+        self.writes_transform = self.classifier_transform if self.classifies else self.head_transform
+        self.transform_normed = self.classifier_transform_norm if self.classifies else True
 
     @cached_property
     def unread(self) -> list[str]:

@@ -11,6 +11,7 @@ from types import ModuleType
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
 
 import hf_variants
 
@@ -114,6 +115,11 @@ def _differences_in(variant: PreTrainedModel, standalone: PreTrainedModel, dtype
     if config.type_vocab_size > 1:
         types = torch.randint(0, config.type_vocab_size, ids.shape, generator=generator)
         inputs["token types"] = {"input_ids": ids, "token_type_ids": types}
+    if config.pad_token_id is None and type(variant).__name__.endswith("SequenceClassification"):
+        # Which tells the last real token.
+        inputs["whole rows"]["attention_mask"] = torch.ones_like(ids)
+    if config.classifier_pooling == "end_of_sequence":
+        ids[:, -1] = torch.tensor(config.eos_token_id).flatten()[0]
     generates = variant.can_generate()
     if variant.config.is_encoder_decoder:
         vocab_size = variant.config.decoder.vocab_size
@@ -128,9 +134,9 @@ def _differences_in(variant: PreTrainedModel, standalone: PreTrainedModel, dtype
         where = f"in {str(dtype).removeprefix('torch.')}, {backend}"
         for name, batch in inputs.items():
             with torch.no_grad():
-                one, two = (model(**batch).logits for model in pair)
+                one, two = (logits_of(model(**batch)) for model in pair)
             real = batch.get("attention_mask", torch.ones_like(ids)).bool()
-            if "decoder_input_ids" in batch:
+            if "decoder_input_ids" in batch or one.shape[:2] != real.shape:
                 real = torch.ones(one.shape[:2], dtype=torch.bool)
             if not torch.equal(one[real], two[real]):
                 found.append(f"the logits of {name} {where}")
@@ -138,11 +144,11 @@ def _differences_in(variant: PreTrainedModel, standalone: PreTrainedModel, dtype
         for model in pair:
             model.zero_grad()
             arguments = {"use_cache": False} if generates else {}
-            labels = inputs["whole rows"].get("decoder_input_ids", ids)
-            model(**inputs["whole rows"], labels=labels, **arguments).loss.backward()
+            scored = labels_for(model, inputs["whole rows"].get("decoder_input_ids", ids))
+            model(**inputs["whole rows"], **scored, **arguments).loss.backward()
             gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
-        one, two = gradients
-        if wrong := [name for name in one if not _same(one[name], two[name])]:
+        of_variant, of_file = gradients
+        if wrong := [name for name in of_variant if not _same(of_variant[name], of_file[name])]:
             found.append(f"the gradients of {', '.join(wrong[:3])} {where}")
         if generates:
             tokens = [
@@ -158,6 +164,21 @@ def _differences_in(variant: PreTrainedModel, standalone: PreTrainedModel, dtype
             if not torch.equal(tokens[0].sequences, tokens[1].sequences) or not torch.equal(*logits):
                 found.append(f"cached generation {where}")
     return found
+
+
+def logits_of(output: ModelOutput) -> torch.Tensor:
+    """The logits of a head; of a span classifier, (batch, length, 2)."""
+    return output.logits if "logits" in output else torch.stack([output.start_logits, output.end_logits], dim=-1)
+
+
+def labels_for(model: PreTrainedModel, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What a model of this head is scored against, made of tokens (batch, length)."""
+    head = type(model).__name__
+    if head.endswith("QuestionAnswering"):
+        return {"start_positions": tokens[:, 0] % LENGTH, "end_positions": tokens[:, 1] % LENGTH}
+    if head.endswith("SequenceClassification"):
+        return {"labels": tokens[:, 0] % model.config.num_labels}
+    return {"labels": tokens % model.config.num_labels if head.endswith("TokenClassification") else tokens}
 
 
 def _same(one: torch.Tensor | None, two: torch.Tensor | None) -> bool:

@@ -45,8 +45,12 @@ IMPORTS = {
         "BaseModelOutputWithPooling",
         "CausalLMOutputWithPast",
         "MaskedLMOutput",
+        "QuestionAnsweringModelOutput",
         "Seq2SeqLMOutput",
         "Seq2SeqModelOutput",
+        "SequenceClassifierOutput",
+        "SequenceClassifierOutputWithPast",
+        "TokenClassifierOutput",
     ],
     "transformers.modeling_rope_utils": ["ROPE_INIT_FUNCTIONS", "dynamic_rope_update"],
     "transformers.modeling_utils": ["ALL_ATTENTION_FUNCTIONS", "PreTrainedModel"],
@@ -138,16 +142,27 @@ def names_of(name: str) -> tuple[str, str]:
     return "".join(word[0].upper() + word[1:] for word in words), "_".join(word.lower() for word in words)
 
 
-def write_source(config: PreTrainedConfig, name: str) -> Source:
+# Of one stack: a class with a head -> its Auto class. A model without a head gets the language model's beside it.
+AUTO_CLASSES = {
+    "ForCausalLM": "AutoModelForCausalLM",
+    "ForMaskedLM": "AutoModelForMaskedLM",
+    "ForSequenceClassification": "AutoModelForSequenceClassification",
+    "ForTokenClassification": "AutoModelForTokenClassification",
+    "ForQuestionAnswering": "AutoModelForQuestionAnswering",
+}
+
+
+def write_source(config: PreTrainedConfig, name: str, head: str = "Model") -> Source:
     """
     The two files of a variant.
 
     Args:
         config: of a decoder, an encoder or an encoder-decoder.
         name: what its classes are called after.
+        head: end of the name of the variant's class, such as `"ForSequenceClassification"`.
 
     Raises:
-        NotStandalone: if a field asks for what one file does not cover.
+        NotStandalone: if a field or the head asks for what one file does not cover.
     """
     prefix, stem = names_of(name)
     norms: dict[str, dict] = {}
@@ -155,12 +170,17 @@ def write_source(config: PreTrainedConfig, name: str) -> Source:
         parts = {f"{prefix}Encoder": config.encoder, f"{prefix}Decoder": config.decoder}
         stacks = {part: Stack(stack, part, prefix, norms, in_seq2seq=True) for part, stack in parts.items()}
         classes = {"AutoModel": "Model", "AutoModelForSeq2SeqLM": "ForConditionalGeneration"}
+        if head not in classes.values():
+            raise NotStandalone(
+                f"`architectures` is of {head}, and the file of an encoder-decoder has a language model"
+            )
     else:
-        stacks = {prefix: Stack(config, prefix, prefix, norms)}
+        if head == "Model":
+            head = "ForCausalLM" if config.is_causal else "ForMaskedLM"
+        stacks = {prefix: Stack(config, prefix, prefix, norms, head=head)}
         if stacks[prefix].cross:
             raise NotStandalone("`add_cross_attention` is set, and a standalone file has no encoder")
-        head = "ForCausalLM" if config.is_causal else "ForMaskedLM"
-        classes = {"AutoModel": "Model", f"AutoModel{head}": head}
+        classes = {"AutoModel": "Model", AUTO_CLASSES[head]: head}
     top = {name: getattr(config, name) for name in SEQ2SEQ_FIELDS if config.is_encoder_decoder}
     arguments = {
         "N": prefix, "stacks": stacks, "head": list(stacks.values())[-1],
