@@ -19,8 +19,9 @@ from tests.tools.table import (  # noqa: F401 (hooks, found by name)
 )
 
 
-# Two workers with a full thread pool each are slower than one.
+# Two workers with a full thread pool each are slower than one; and a process that a test starts has to round as this one.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # `HYPOTHESIS_PROFILE=explore` draws new and more examples; what it finds becomes a test of its own.
 _shared = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
