@@ -86,20 +86,6 @@ class Stack(Op):
         return list(tensor.unbind(0))
 
 
-class View(Op):
-    """Another shape for the same values, given for both sides."""
-
-    def __init__(self, ours: Callable[[Any], tuple[int, ...]], native: Callable[[Any], tuple[int, ...]]):
-        self.ours = ours
-        self.native = native
-
-    def forward(self, tensors, config):
-        return [tensor.reshape(self.ours(config)) for tensor in tensors]
-
-    def backward(self, tensors, config):
-        return [tensor.reshape(self.native(config)) for tensor in tensors]
-
-
 class Chain(Op):
     """Operations one after the other; the inverse runs their inverses backwards."""
 

@@ -1,7 +1,6 @@
 """Proof that two checkpoints are the same model: configs, tensors, logits, generated tokens, tokenizers."""
 
 import copy
-import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -78,9 +77,6 @@ class VerificationReport:
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "ok": self.ok}
-
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=2) + "\n"
 
     def to_markdown(self) -> str:
         lines = [
