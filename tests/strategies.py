@@ -4,6 +4,7 @@ import torch
 from hypothesis import strategies as st
 from torch import nn
 
+from hf_variants.model.modeling_variant import VariantModel
 from hf_variants.model.normalization import (
     BatchNorm,
     DynamicTanh,
@@ -369,9 +370,6 @@ def hostile_(model: nn.Module, seed: int = 0) -> nn.Module:
         return torch.where(flipped, -magnitude, magnitude).to(tensor)
 
     for module in model.modules():
-        if isinstance(module, BatchNorm):
-            module.running_mean.copy_(normal(module.running_mean, 0.5))
-            module.running_var.copy_(norm_weight(module.running_var).square())
         for name, parameter in module.named_parameters(recurse=False):
             if name == "bias":
                 parameter.copy_(normal(parameter, 0.5))
@@ -383,4 +381,25 @@ def hostile_(model: nn.Module, seed: int = 0) -> nn.Module:
                 parameter.copy_(normal(parameter) * gain.to(parameter) / parameter.shape[1] ** 0.5)
             else:
                 parameter.copy_(normal(parameter))
+    settle_(model, generator)
     return model
+
+
+def settle_(model: nn.Module, generator: torch.Generator) -> None:
+    """
+    Give BatchNorms the statistics of a batch: with others, which no training leaves, a stack multiplies its activations
+    from layer to layer until they overflow.
+    """
+    for stack in model.modules():
+        norms = [module for module in stack.modules() if isinstance(module, BatchNorm)]
+        if not norms or not isinstance(stack, VariantModel):
+            continue
+        momentum, config = norms[0].momentum, stack.config
+        ids = torch.randint(1, config.vocab_size, (4, 16), generator=generator)
+        source = torch.randn(4, 16, config.cross_attention_hidden_size or config.hidden_size, generator=generator)
+        for norm in norms:
+            norm.train().momentum = 1.0
+        stack(ids, encoder_hidden_states=source if config.add_cross_attention else None, use_cache=False)
+        for norm in norms:
+            norm.train(stack.training).momentum = momentum
+            norm.num_batches_tracked.zero_()
