@@ -463,6 +463,8 @@ class Stack:
             else "BaseModelOutputWithPastAndCrossAttentions"
             if self.cross
             else "BaseModelOutputWithPast"
+            if self.is_causal
+            else "BaseModelOutput"
         )
         self.sdpa = not self.config.unsupported_attention_features("sdpa")
         self.flash = not self.config.unsupported_attention_features("flash_attention")
