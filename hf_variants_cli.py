@@ -301,6 +301,7 @@ def _add_cost(cost: argparse.ArgumentParser) -> None:
         help="config.json or a folder with one, ours or native, a .gguf file, a preset, or a Hub id; several side by side",
     )  # fmt: skip
     cost.add_argument("--json", action="store_true", help="everything, as JSON")
+    cost.add_argument("--html", metavar="FILE", type=Path, help="write a page with plots, which needs nothing else")
     sizes = {
         "batch": (1, "sequences"), "length": (None, "tokens of each (default: 2048, or what it was trained for)"),
         "generate": (0, "tokens that follow"), "source": (None, "an encoder-decoder's source tokens (default: --length)"),
@@ -791,6 +792,11 @@ def _cost(arguments: argparse.Namespace) -> int:
     if arguments.json:
         found = [each.to_dict() for each in costs]
         print(json.dumps(found[0] if len(found) == 1 else found, indent=2))
+        return 0
+    if arguments.html:
+        from hf_variants.cost.page import html_page
+
+        arguments.html.write_text(html_page(arguments.configs, costs), encoding="utf-8")
         return 0
     from hf_variants.cost.report import print_costs
 

@@ -339,15 +339,20 @@ def test_false_alarms_are_as_rare_as_said(test):
     assert alarms <= 150 * 0.05 + 2 * math.sqrt(150 * 0.05 * 0.95)
 
 
-def test_a_real_difference_is_named_and_one_within_the_noise_is_not():
+def test_a_real_difference_is_named_and_one_within_the_noise_as_such():
     plan = Plan("", {"a": {}, "b": {}}, {}, reference="a", expect=({"less": "b", "than": "a"},))
     spread = np.linspace(-0.1, 0.1, 5)
     noise = records_of(3.0 - spread, "noise")
-    for gap, outcome in ((0.5, "agrees"), (-0.5, "the opposite"), (0.01, "not at this scale")):
+    for gap, outcome in (
+        (0.5, "agrees"),
+        (-0.5, "the opposite"),
+        (0.01, "agrees, by less than seeds alone do"),
+        (0.0, "not at this scale"),
+    ):
         # Paired, every gap is beyond chance; only a large one is beyond what seeds do.
         results = Results(plan, [*records_of(3.0 + spread), *records_of(3.0 + spread * 1.01 - gap, name="b"), *noise])
         (comparison,) = results.comparisons()
-        assert comparison.p < 0.01
+        assert (comparison.p < 0.01) == bool(gap)
         assert comparison.outcome == outcome
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
 import hf_variants
+import hf_variants_cli
 from hf_variants import VariantConfig
 from hf_variants.conversion.errors import ConversionError
 from hf_variants.conversion.family import family_of
@@ -560,8 +562,6 @@ def test_a_config_under_another_name_is_read_as_any_config(tmp_path):
 def test_command(capsys, tmp_path):
     from transformers import LlamaConfig
 
-    import hf_variants_cli
-
     native = LlamaConfig(**SMALL, num_key_value_heads=2, architectures=["LlamaForCausalLM"])
     native.save_pretrained(tmp_path)
     assert hf_variants_cli.main(["cost", str(tmp_path), "--json", "--length", "8"]) == 0
@@ -573,3 +573,27 @@ def test_command(capsys, tmp_path):
     assert all(text in shown for text in ("gemma2", "StaticCache"))
     assert hf_variants_cli.main(["cost", "no-such-preset"]) == 2
     assert "neither a file" in capsys.readouterr().err
+
+
+def test_page(tmp_path, capsys):
+    path = tmp_path / "cost.html"
+    assert (
+        hf_variants_cli.main(
+            ["cost", "llama", "gemma3", "--html", str(path), "--bandwidth", "1e12", "--flops", "1e14"]
+        )
+        == 0
+    )
+    page = path.read_text()
+    for elsewhere in ("<script", "<link", "src=", "href=", "@import", "url("):
+        assert elsewhere not in page.replace("url(#tip)", "")
+    drawings = [ElementTree.fromstring(f"<svg{part.split('</svg>')[0]}</svg>") for part in page.split("<svg")[1:]]
+    titles = [drawing.find("{http://www.w3.org/2000/svg}title").text for drawing in drawings]
+    assert titles == ["Parameters by part", "Weights and cache by length", "Work for a byte in decoding", "Roofline"]
+    # What the tables say is what the command prints.
+    assert hf_variants_cli.main(["cost", "llama", "gemma3", "--json"]) == 0
+    for found in json.loads(capsys.readouterr().out):
+        assert f"<td>{found['parameters']['total']:,}</td>" in page
+    encoder = tmp_path / "encoder"
+    hf_variants.VariantConfig(is_causal=False, num_hidden_layers=1).save_pretrained(encoder)
+    assert hf_variants_cli.main(["cost", str(encoder), str(encoder), "--html", str(path)]) == 0
+    assert path.read_text().count("<svg") == 1

@@ -202,16 +202,18 @@ def verdicts(summary: dict[str, Any]) -> list[str]:
     found = []
     for each in summary["comparisons"]:
         asked = each["expectation"]
-        what = asked["metric"] if asked["metric"] != "loss" else "loss"
+        what = asked["metric"]
         figures = f"{_number(each['less'])} against {_number(each['than'])}, p {_p(each['corrected'])}"
         names = f"{asked['less']} and {asked['than']}"
         if each["outcome"] in ("not at this scale", "no difference shown"):
             opening = "Not at this scale" if each["outcome"] == "not at this scale" else "No difference shown"
             found.append(f"{opening}: {what} of {names} ({figures}).")
         else:
-            verb = {"agrees": "Agrees", "the opposite": "The opposite"}.get(each["outcome"], "Measured")
+            opening = each["outcome"].split(",")[0]
+            verb = {"agrees": "Agrees", "the opposite": "The opposite"}.get(opening, "Measured")
             word = "below" if each["difference"] < 0 else "above"
-            found.append(f"{verb}: {what} of {asked['less']} is {word} that of {asked['than']} ({figures}).")
+            little = ", by less than seeds alone do" * (opening != each["outcome"])
+            found.append(f"{verb}: {what} of {asked['less']} is {word} that of {asked['than']}{little} ({figures}).")
     return found
 
 
@@ -283,8 +285,8 @@ def comparison_table(summary: dict[str, Any]) -> list[str]:
         *lines,
         "",
         f"p: {TEST_NAMES[summary['test']]}, two-sided; corrected for the {len(summary['comparisons'])} comparisons here by "
-        "Holm's method. *Seeds alone*: what two means of one config differ by in 95 of 100 cases. A difference counts where "
-        f"the corrected p is below {LEVEL} and it is larger than that.",
+        f"Holm's method. A difference counts where the corrected p is below {LEVEL}. *Seeds alone*: what two means of one "
+        "config differ by in 95 of 100 cases, seeds not paired.",
     ]
 
 

@@ -150,17 +150,24 @@ class Comparison:
 
     @property
     def is_distinguished(self) -> bool:
-        """Whether the difference is one: beyond chance after correction, and beyond what seeds alone do."""
-        return self.corrected < LEVEL and (self.noise is None or abs(self.difference) > self.noise)
+        """Whether the difference, seed by seed, is beyond chance after correction."""
+        return self.corrected < LEVEL
+
+    @property
+    def is_within_noise(self) -> bool:
+        """Whether it is no larger than what seeds alone do: it would not be seen without pairs."""
+        return self.noise is not None and abs(self.difference) <= self.noise
 
     @property
     def outcome(self) -> str:
-        """In one or two words."""
+        """In a few words."""
         if not self.is_distinguished:
             return "not at this scale" if self.expectation.expected else "no difference shown"
-        if not self.expectation.expected:
-            return "less" if self.difference < 0 else "more"
-        return "agrees" if self.difference < 0 else "the opposite"
+        if self.expectation.expected:
+            found = "agrees" if self.difference < 0 else "the opposite"
+        else:
+            found = "less" if self.difference < 0 else "more"
+        return f"{found}, by less than seeds alone do" if self.is_within_noise else found
 
 
 def p_value(difference: np.ndarray, test: str) -> float:

@@ -17,7 +17,7 @@ Row = tuple[str, str]
 def print_costs(costs: list[Cost], width: int | None = None) -> None:
     """One column for each."""
     console = Console(width=width, highlight=False, markup=False, emoji=False)
-    rows = [dict(_sections(cost)) for cost in costs]
+    rows = [dict(sections_of(cost)) for cost in costs]
     for title in dict.fromkeys(title for sections in rows for title in sections):
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_header=len(costs) > 1)
         table.add_column("")
@@ -32,7 +32,8 @@ def print_costs(costs: list[Cost], width: int | None = None) -> None:
             console.print(f"{cost.name}: {sentence}" if len(costs) > 1 else sentence)
 
 
-def _sections(cost: Cost) -> Iterator[tuple[str, list[Row]]]:
+def sections_of(cost: Cost) -> Iterator[tuple[str, list[Row]]]:
+    """Title and rows of every table."""
     settings = cost.settings
     counted = cost.parameters
     yield (
