@@ -22,6 +22,7 @@ from hf_variants.ablate.report import card, charts, log_entry, summarise
 from hf_variants.demo._common import fetch
 
 from . import gqa
+from .architecture import write_architecture
 
 
 HERE = Path(__file__).parent
@@ -116,6 +117,7 @@ def write_pages() -> None:
             )
         (PAGES / page).write_text("\n".join(sections), encoding="utf-8")
     (PAGES / "README.md").write_text("\n".join([*_opening(), *rows]) + "\n", encoding="utf-8")
+    write_architecture(RESULTS, PAGES.parent)
 
 
 def _is_shown(key: str, summary: dict[str, Any]) -> bool:

@@ -185,13 +185,13 @@ def read_data(settings: dict[str, Any], folder: Path) -> Data:
     text = _read_text(settings, folder)
     ids, vocab_size = _tokenized(text, settings.pop("tokens", "bytes"), folder)
     length = settings.pop("length", 128)
-    kept_back = min(HELD_OUT_TOKENS, int(len(ids) * HELD_OUT_SHARE))
+    kept_back = min(settings.pop("held_out", HELD_OUT_TOKENS), int(len(ids) * HELD_OUT_SHARE))
     if (limit := settings.pop("limit", None)) is not None:
         # Of what is trained on alone.
         ids = np.concatenate([ids[: min(limit, len(ids) - 2 * kept_back)], ids[len(ids) - 2 * kept_back :]])
     if settings:
         raise ValueError(
-            f"`data.{next(iter(settings))}` is no setting. A text has `tokens`, `length`, `limit`, `masked` and `padding`."
+            f"`data.{next(iter(settings))}` is no setting. A text has `tokens`, `length`, `limit`, `held_out`, `masked`, `padding`."
         )
     digest = _digest(hashlib.sha256(ids.tobytes()).hexdigest(), str((kept_back, length, masked, padding)))
     found = Tokens(vocab_size + bool(masked), length, masked, padding, digest, ids, kept_back)

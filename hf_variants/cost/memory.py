@@ -36,7 +36,7 @@ class Plan:
         zero: stage of ZeRO over the `dp` ranks: they share the optimizer's states (1), gradients (2), weights (3).
         fsdp: ranks that share all of these (FSDP2: each parameter along its first dimension, rounded up).
         tp: ranks that share layers, by the plan of `tensor_parallel_plan`.
-        pp: stages of a pipeline: equal runs of layers, of which the first ones have one more where they do not divide.
+        pp: stages of a pipeline: equal runs of layers; those that do not divide are the last one's, as transformers has it.
         optimizer: a key of `OPTIMIZERS`.
         checkpointing: layers are computed again in the backward.
     """
@@ -103,12 +103,15 @@ def rank_memory(model: Part, plan: Plan, dtype: str, lora_rank: int | None = Non
         for weight in found:
             shape = _tensor_parallel_shape(weight, styles, plan.tp)
             trained = [] if is_frozen(weight) else [shape]
+            # Each rank has the gradient of a whole table of embeddings, of which it holds a part; a tied head's is in parts.
+            is_apart = weight.is_looked_up and not _serves_the_head(model, weight)
+            gradients = [weight.shape for _ in trained] if is_apart else trained
             if lora_rank is not None:
                 is_target = weight.name.endswith(tuple(f".{name}.weight" for name in LORA_TARGETS))
-                trained = [(lora_rank, shape[1]), (shape[0], lora_rank)] if is_target else []
+                gradients = trained = [(lora_rank, shape[1]), (shape[0], lora_rank)] if is_target else []
                 held["weights"] += width * sum(_shard(pair, shards["weights"]) for pair in trained)
             held["weights"] += width * _shard(shape, shards["weights"])
-            held["gradients"] += width * sum(_shard(one, shards["gradients"]) for one in trained)
+            held["gradients"] += width * sum(_shard(one, shards["gradients"]) for one in gradients)
             held["optimizer"] += (per_copy * width + per_parameter) * sum(
                 _shard(one, shards["optimizer"]) for one in trained
             )
@@ -156,7 +159,7 @@ def _stages(model: Part, count: int) -> Iterator[Sequence[Weight]]:
     depth = 1 + max(layer for layer, _ in numbered if layer is not None)
     if count > depth:
         raise ValueError(f"`pp` is {count}, and there are {depth} layers. Set it to at most that.")
-    ends = [stage * (depth // count) + min(stage, depth % count) for stage in range(count + 1)]
+    ends = [*(stage * (depth // count) for stage in range(count)), depth]
     for stage in range(count):
         first, last = stage == 0, stage == count - 1
         yield [

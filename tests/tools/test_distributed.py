@@ -238,3 +238,15 @@ def test_device_map_without_weights(kind):
     for name, _ in model.named_parameters(remove_duplicate=False):
         assert sum(name == part or name.startswith(f"{part}.") for part in placed) == 1, name
     assert not [part for part in placed if re.search(r"layers\.\d+\.", part)]
+
+
+MEMORY = (
+    "tp llama", "fsdp llama", "dp llama", "pp llama", "fsdp seq2seq", "tp odd sizes", "fsdp odd sizes", "pp layers differ",
+    "tp odd heads", "tp one key-value head",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MEMORY)
+def test_a_rank_holds_what_cost_says(name, tmp_path_factory):
+    """Weights, gradients and AdamW's states, within 2 %."""
+    assert not launched(tmp_path_factory, "memory", MEMORY)[name]

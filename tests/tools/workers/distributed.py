@@ -282,7 +282,64 @@ def assert_trained(state: dict[str, torch.Tensor], reference) -> None:
     assert errors[worst] < 1e-4, (worst, errors[worst])
 
 
-COMMANDS = (tensor_parallel, pipeline_parallel, fsdp2, fsdp2_sparing, fsdp_plan, ddp, zero3)
+def memory(name: str, folder: Path) -> None:
+    """
+    What a rank holds after a step is what `cost` says: `NAME` is a way to spread a model, and its kind or shape. Of the
+    ranks of a stage, the one that holds most.
+    """
+    from torch.distributed.fsdp import fully_shard
+    from torch.nn.parallel import DistributedDataParallel
+    from transformers.distributed import DistributedConfig
+
+    from hf_variants.cost import Plan
+    from hf_variants.cost.memory import rank_memory
+    from hf_variants.cost.parameters import structure
+
+    way, kind = name.split(" ", 1)
+    reference, batch = shapes.model(kind), shapes.batch(kind)
+    expected = rank_memory(structure(reference.config, type(reference).__name__), Plan(**{way: 2}), "float32")
+    model = reference.train()
+    if way in ("tp", "pp"):
+        path = save_once(reference, folder / "whole")
+        options = {"tp_plan": "auto", "tp_size": 2} if way == "tp" else {"pp_size": 2}
+        model = type(reference).from_pretrained(path, distributed_config=DistributedConfig(**options)).train()
+    elif way == "fsdp":
+        for module in model.modules():
+            if isinstance(module, Block):
+                fully_shard(module)
+        fully_shard(model)
+    else:
+        model = DistributedDataParallel(model)
+    optimizer = torch.optim.AdamW(model.parameters())
+    if way == "pp":
+        # transformers' pipeline is one for inference: what a step would leave is laid down.
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    else:
+        model(**batch, use_cache=False).loss.backward()
+    optimizer.step()
+    states = [tensor for state in optimizer.state.values() for tensor in state.values() if tensor.ndim]
+    found = {
+        "weights": held(list(model.parameters())),
+        "gradients": held([parameter.grad for parameter in model.parameters() if parameter.grad is not None]),
+        "optimizer": held(states),
+    }
+    gathered: list[dict[str, int]] = [{}, {}]
+    dist.all_gather_object(gathered, found)
+    for stage, rank in enumerate(expected):
+        for what in found:
+            most = gathered[stage][what] if way == "pp" else max(each[what] for each in gathered)
+            said = getattr(rank, what)
+            assert abs(most - said) <= 0.02 * said, (name, stage, what, most, said)
+
+
+def held(tensors: list[torch.Tensor]) -> int:
+    """Bytes of this rank's part, each storage once."""
+    own = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in own if tensor.numel()}.values())
+
+
+COMMANDS = (tensor_parallel, pipeline_parallel, fsdp2, fsdp2_sparing, fsdp_plan, ddp, zero3, memory)
 
 
 def main(name_of_command: str, folder: str, *names: str) -> None:
