@@ -144,11 +144,11 @@ def _opening() -> list[str]:
     return [
         "# Twelve claims about architectures, tried",
         "",
-        "Written by `python -m benchmarks.claims` from the results in `benchmarks/claims/results/`; no number or verdict here was "
-        "typed. The models are tiny and trained for some seconds: what these pages show is what such a run "
-        "can show, and *not at this scale* means that the runs do not tell, not that the claim is wrong. How runs are made "
-        "comparable, and what the p-values are of: [ablate.md](../ablate.md). Every outcome, dated, with those of earlier "
-        "runs: [log.md](../../benchmarks/claims/log.md).",
+        "Written by `python -m benchmarks.claims` from the results in `benchmarks/claims/results/`; no number or "
+        "verdict here was typed. The models are tiny and trained for some seconds: what these pages show is what such a "
+        "run can show, and *not at this scale* means that the runs do not tell, not that the claim is wrong. How runs are "
+        "made comparable, and what the p-values are of: [ablate.md](../ablate.md). Every outcome, dated, with those of "
+        "earlier runs: [log.md](../../benchmarks/claims/log.md).",
         "",
         "| | page | claim | what was claimed, compared |",
         "|---|---|---|---|",

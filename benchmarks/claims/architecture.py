@@ -64,9 +64,7 @@ class Figures:
 
     def drawings(self, group: str, names: tuple[str, ...]) -> str:
         images = [self.drawing(f"{group}-{name}", name, **SMALL[name]) for name in names]
-        return "\n".join(
-            [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}", f"| {' | '.join(images)} |"]
-        )
+        return "\n".join([f"| {' | '.join(names)} |", f"|{'---|' * len(names)}", f"| {' | '.join(images)} |"])
 
     def has(self, plan: str) -> bool:
         """Whether a plan has been run."""

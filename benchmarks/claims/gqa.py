@@ -1,4 +1,4 @@
-"""Claim 9: heads of keys and values are pooled by their mean, taken from the first of a group, or drawn anew, and uptrained."""
+"""Claim 9: heads of keys and values are pooled by their mean, taken from the first of a group, or drawn, and uptrained."""
 
 import copy
 import json
@@ -55,7 +55,7 @@ def run(plan: Plan, arm: Arm, data: Data, output: Path) -> tuple[list[dict[str, 
         records and arms as `hf_variants.ablate` makes them: `mha`, and for every kind what it is before and after.
     """
     output.mkdir(parents=True, exist_ok=True)
-    path = output / "results.jsonl"
+    path = output / "gqa.jsonl"
     kept = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     short = replace(arm.training, steps=round(UPTRAINED * arm.training.steps), warmup=0)
     none = replace(arm.training, steps=0)
@@ -63,7 +63,7 @@ def run(plan: Plan, arm: Arm, data: Data, output: Path) -> tuple[list[dict[str, 
     fewer.update({"num_key_value_heads": HEADS})
     count = count_parameters(structure(fewer)).total
     share = UPTRAINED * arm.flops
-    arms = [arm, replace(arm, name="mha, trained on", training=short)]
+    arms = [arm, replace(arm, name="mha, trained on", training=short, flops=round(share))]
     for kind in KINDS:
         arms.append(Arm(f"{kind}, converted", fewer, none, count, 0))
         arms.append(Arm(f"{kind}, uptrained", fewer, short, count, round(share)))

@@ -191,7 +191,7 @@ def read_data(settings: dict[str, Any], folder: Path) -> Data:
         ids = np.concatenate([ids[: min(limit, len(ids) - 2 * kept_back)], ids[len(ids) - 2 * kept_back :]])
     if settings:
         raise ValueError(
-            f"`data.{next(iter(settings))}` is no setting. A text has `tokens`, `length`, `limit`, `held_out`, `masked`, `padding`."
+            f"`data.{next(iter(settings))}` is no setting. A text has: tokens, length, limit, held_out, masked, padding."
         )
     digest = _digest(hashlib.sha256(ids.tobytes()).hexdigest(), str((kept_back, length, masked, padding)))
     found = Tokens(vocab_size + bool(masked), length, masked, padding, digest, ids, kept_back)

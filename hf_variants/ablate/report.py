@@ -192,7 +192,8 @@ def card(summary: dict[str, Any], plots: dict[str, str], command: str = "") -> s
     lines += [*setup(summary), ""]
     if command:
         lines += ["```", command, "```", ""]
-    lines += [*table(summary), "", *comparison_table(summary), "", *checks(summary), ""]
+    lines += [*table(summary), "", *comparison_table(summary), ""]
+    lines += [line for check in checks(summary) for line in (check, "")]
     lines += [line for name, path in plots.items() for line in (f"![{name}]({path})", "")]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -232,9 +233,10 @@ def setup(summary: dict[str, Any]) -> list[str]:
             f"Untrained models, {summary['seeds']} seeds, one batch of {summary['batch_size']} × {summary['size']} tokens. "
             f"torch {summary['versions']['torch']}, transformers {summary['versions']['transformers']}, {summary['date']}."
         ]
+    took = f" in {summary['seconds'] / 60:.0f} minutes" if summary["seconds"] else ""
     passes = f", {summary['passes']:.2g} passes over the data" if summary["passes"] else ""
     return [
-        f"{summary['runs']} runs in {summary['seconds'] / 60:.0f} minutes on {summary['machine']}: {equal}, "
+        f"{summary['runs']} runs{took} on {summary['machine']}: {equal}, "
         f"{summary['seeds']} seeds, which configs share (initial draw and order of batches), learning rates {rates}; "
         f"{first['steps']:,} steps of {summary['batch_size']} × {summary['size']} tokens ({tokens:,} in all{passes}). "
         f"Losses are of held-out data, in nats per token. torch {summary['versions']['torch']}, "
