@@ -1,4 +1,4 @@
-"""Twelve claims about architectures, each tried by one plan or two: runs them, and writes their pages.
+"""Claims about architectures, each tried by one plan or two: runs them, and writes their pages.
 
     python -m benchmarks.claims --output /somewhere            # all, in an hour or so; goes on where it was stopped
     python -m benchmarks.claims 07-positions --output /somewhere
@@ -142,7 +142,7 @@ def _in_short(summary: dict[str, Any]) -> str:
 
 def _opening() -> list[str]:
     return [
-        "# Twelve claims about architectures, tried",
+        "# Claims about architectures, tried",
         "",
         "Written by `python -m benchmarks.claims` from the results in `benchmarks/claims/results/`; no number or "
         "verdict here was typed. The models are tiny and trained for some seconds: what these pages show is what such a "
