@@ -742,9 +742,10 @@ class ConfigMap:
         classes = self.readers(head)
         return self.own_config is None and bool(classes) and not classes[0]._supports_sdpa
 
-    def _losses(self) -> Fields:
+    def _losses(self, head: str) -> Fields:
         """In which dtype the stock classes compute losses: in float32 where they call transformers' own."""
-        fields = {"loss_in_float32": "", "token_classifier_loss_in_float32": "token_classification"}
+        model = head if head in ("causal_lm", "masked_lm") else ""
+        fields = {"loss_in_float32": model, "token_classifier_loss_in_float32": "token_classification"}
         classes = {field: self.readers(head)[:1] for field, head in fields.items()}
         return {
             field: self.own_config is not None or all(map(_casts_in_its_loss, found))
@@ -830,7 +831,7 @@ class ConfigMap:
             config = self.config_class(**fields, dtype=native.dtype)
         for stack in [config] if isinstance(config, VariantConfig) else [config.encoder, config.decoder]:
             stack.eager_by_default = self._runs_eager(head)
-            for name, value in self._losses().items():
+            for name, value in self._losses(head).items():
                 setattr(stack, name, value)
         unread = self.unread(native, head)
         _refuse_other_positions(config, unread)
