@@ -143,7 +143,6 @@ def test_without_a_mask_the_padding_token_counts_when_a_sequence_is_classified(m
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        ({"is_decoder": True}, "`is_decoder` is True, and only False is supported"),
         ({"position_embedding_type": "relative_key"}, "`position_embedding_type` is 'relative_key'"),
     ],
 )

@@ -211,3 +211,15 @@ def test_bare_decoder_with_a_pooler_gives_its_cache():
         whole = model(ids, encoder_hidden_states=source)
         assert torch.allclose(second.last_hidden_state, whole.last_hidden_state[:, 9:], atol=1e-5)
         assert torch.equal(whole.pooler_output, native(ids, encoder_hidden_states=source).pooler_output)
+
+
+@pytest.mark.parametrize("rows", [83, 60])
+def test_marians_one_table_has_the_rows_that_the_class_gives_it(rows):
+    options = ROWS["marian"].draw(random.Random(0)) | {"vocab_size": 71, "tie_word_embeddings": True}
+    options |= {"share_encoder_decoder_embeddings": True, "decoder_vocab_size": rows}
+    family = family_of("marian")
+    native = hostile_(family.native_class("seq2seq_lm")(family.config_map.native_class(**options))).eval()
+    ours = hf_variants.from_native(native)
+    ids = torch.arange(40, 60).view(2, 10)
+    assert torch.equal(native(ids, decoder_input_ids=ids).logits, ours(ids, decoder_input_ids=ids).logits)
+    assert check_round_trip(native, ours) == []
