@@ -544,9 +544,14 @@ def _take_bias_of_head(opened: _NativeSource, bias: str, source: str) -> None:
         load=lambda name: layout.load(own(name)),
         header=lambda name: layout.header(own(name)),
         stored=lambda name: layout.stored(own(name)),
-        passed_over={**layout.passed_over, source: f"differs from {bias}, which is what transformers adds to the logits"},
+        passed_over={
+            **layout.passed_over,
+            source: f"differs from {bias}, which is what transformers adds to the logits",
+        },
     )
-    opened.notes.append(f"Not tied: the config ties {bias} to {source}, and the checkpoint has different values for them")
+    opened.notes.append(
+        f"Not tied: the config ties {bias} to {source}, and the checkpoint has different values for them"
+    )
 
 
 def _leave_out_the_pooler(opened: _NativeSource) -> None:

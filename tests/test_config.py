@@ -354,8 +354,14 @@ def test_every_row_has_a_case(table, cases, monkeypatch):
 
 
 def test_every_problem_is_reported_once():
-    message = refusal({"norm_eps": 0.0, "clip_qkv": -1.0, "final_logit_softcapping": 0, "per_layer_config": {1: {"mlp_bias": True}}})
-    assert [message.count(field) for field in ("`norm_eps` is", "`clip_qkv` is", "`final_logit_softcapping` is")] == [1, 1, 1]
+    message = refusal(
+        {"norm_eps": 0.0, "clip_qkv": -1.0, "final_logit_softcapping": 0, "per_layer_config": {1: {"mlp_bias": True}}}
+    )
+    assert [message.count(field) for field in ("`norm_eps` is", "`clip_qkv` is", "`final_logit_softcapping` is")] == [
+        1,
+        1,
+        1,
+    ]
 
 
 def test_every_sentence_ends_and_has_a_remedy():
