@@ -737,7 +737,7 @@ class ConfigMap:
                     {*entry.inner.keys, *common},
                 )
 
-    def _runs_eager(self, head: str) -> bool:
+    def runs_eager(self, head: str) -> bool:
         """Whether the stock class has eager attention alone; what a type's own code runs is not known here."""
         classes = self.readers(head)
         return self.own_config is None and bool(classes) and not classes[0]._supports_sdpa
@@ -830,7 +830,7 @@ class ConfigMap:
         with nobody_chose():
             config = self.config_class(**fields, dtype=native.dtype)
         for stack in [config] if isinstance(config, VariantConfig) else [config.encoder, config.decoder]:
-            stack.eager_by_default = self._runs_eager(head)
+            stack.eager_by_default = self.runs_eager(head)
             for name, value in self._losses(head).items():
                 setattr(stack, name, value)
         unread = self.unread(native, head)

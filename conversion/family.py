@@ -169,6 +169,11 @@ class Family:
         told_by_weights = ("tie_word_embeddings",) if self.loosely_tied else ()
         return ConfigMap(self.model_type, self.config, config_class, self.own_config, told_by_weights, self._readers)
 
+    @property
+    def runs_eager(self) -> bool:
+        """Whether the stock class of the primary head has eager attention alone."""
+        return self.config_map.runs_eager(self.primary)
+
     def _readers(self, head: str) -> tuple[type[PreTrainedModel], ...]:
         """The classes that read the config of a checkpoint with this head."""
         classes = (self.native_class(head or self.primary), self.native_class("base"))
@@ -375,7 +380,7 @@ def family_and_head(config: PreTrainedConfig, class_name: str | None) -> tuple[F
 
 
 def _family_and_decoder(config: PreTrainedConfig) -> tuple[Family, Family | None]:
-    """The family of a native config, which says of an encoder whether it is a decoder, and the decoder alone of two stacks."""
+    """The family of a native config (of an encoder as a decoder, that), and, of two stacks, the decoder alone."""
     family = family_of(config.model_type)
     if family.is_seq2seq:
         return family, family.decoder

@@ -642,7 +642,12 @@ def verify(
     bound = _bound(left, right, pair, report)
 
     states = [(model, model.training, model.config._attn_implementation) for model in (left, right)]
+    caching = [_use_cache(model) for model in (left, right)]
     put_back = lay_alike(left, right)
+    if reason := _breaks_with_a_cache(left.eval(), right.eval(), pair):
+        report.deviations.append(reason)
+        for model in (left, right):
+            _use_cache(model, False, False)
     if all(side.path is not None for side in loaded) and _runs(left, right, pair):
         report.checks.append(_check_default_attention(left.eval(), right.eval(), pair, bound))
     for model in (left, right):
@@ -659,6 +664,8 @@ def verify(
                 report.checks.append(check)
     finally:
         put_back()
+        for model, before in zip((left, right), caching, strict=True):
+            _use_cache(model, *before)
         for model, training, backend in states:
             set_attention(model.train(training), backend)
     return report
@@ -683,6 +690,32 @@ def _bound(left: PreTrainedModel, right: PreTrainedModel, pair: _Pair, report: V
 def _runs(left: PreTrainedModel, right: PreTrainedModel, pair: _Pair) -> bool:
     """A class that only holds the weights of a type with its own code does not run."""
     return pair.family is None or not {type(left), type(right)} & set(pair.family.own_models.values())
+
+
+def _use_cache(model: PreTrainedModel, *values: bool | None) -> list[bool | None]:
+    """Whether a model makes caches, by its config and by its generation settings; set both where values are given."""
+    settings = [model.config, model.generation_config] if model.can_generate() else []
+    for each, value in zip(settings, values):
+        each.use_cache = value
+    return [each.use_cache for each in settings]
+
+
+def _breaks_with_a_cache(left: PreTrainedModel, right: PreTrainedModel, pair: _Pair) -> str:
+    """
+    What to say where a class computes logits, and stops as soon as it makes a cache: decoders alone that have more layers
+    than the encoder of their config (BART's relatives).
+    """
+    for model in (left, right):
+        if not model.can_generate() or model.config.is_encoder_decoder or not _runs(left, right, pair):
+            continue
+        ids = _inputs(model, 4, batch=1)
+        try:
+            _outputs(model, input_ids=ids)
+        except IndexError as error:
+            with suppress(IndexError), torch.no_grad():
+                model(ids.to(model.device), use_cache=False)
+                return f"compared without caches, with which {type(model).__name__} stops ({type(error).__name__}: {error})"
+    return ""
 
 
 def _check_default_attention(left: PreTrainedModel, right: PreTrainedModel, pair: _Pair, bound: float) -> Check:

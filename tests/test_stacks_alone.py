@@ -223,3 +223,16 @@ def test_marians_one_table_has_the_rows_that_the_class_gives_it(rows):
     ids = torch.arange(40, 60).view(2, 10)
     assert torch.equal(native(ids, decoder_input_ids=ids).logits, ours(ids, decoder_input_ids=ids).logits)
     assert check_round_trip(native, ours) == []
+
+
+def test_a_decoder_with_more_layers_than_its_encoder_is_verified_without_the_cache_that_stock_gets_wrong(tmp_path):
+    native = decoder("pegasus", encoder_layers=1, decoder_layers=3)
+    native.save_pretrained(tmp_path / "native")
+    report = convert(tmp_path / "native", tmp_path / "variant", verify=True).verification
+    assert any("without caches, with which PegasusForCausalLM stops" in reason for reason in report.deviations)
+    ids = torch.arange(3, 15)[None]
+    ours = hf_variants.VariantForCausalLM.from_pretrained(tmp_path / "variant")
+    assert ours.generate(ids, max_new_tokens=4, do_sample=False).shape == (1, 16)
+    native.generation_config.use_cache = False
+    theirs = native.generate(ids, max_new_tokens=4, do_sample=False)
+    assert torch.equal(theirs, ours.generate(ids, max_new_tokens=4, do_sample=False))

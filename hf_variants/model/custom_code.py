@@ -26,8 +26,8 @@ SEQ2SEQ_CLASSES = {
 }
 
 
-def auto_map_of(config: PreTrainedConfig, class_name: str) -> dict[str, str]:
-    """The complete `auto_map` of a config: every head that usually goes with it, and the class that is saved."""
+def auto_map_of(config: PreTrainedConfig, class_name: str = "") -> dict[str, str]:
+    """The complete `auto_map` of a config: every head that usually goes with it, and the class that is named."""
     if config.is_encoder_decoder:
         return dict(SEQ2SEQ_CLASSES)
     usual, other = DECODER_CLASSES, ENCODER_CLASSES
