@@ -572,6 +572,16 @@ def _casts_in_its_loss(model_class: type[PreTrainedModel]) -> bool:
     return "labels" not in inspect.signature(forward).parameters or "self.loss_function(" in inspect.getsource(forward)
 
 
+def quantisation_of(values: Mapping[str, Any]) -> str:
+    """How the weights of a config are packed, as the key that says so and the method; empty for weights as they are."""
+    # MLX writes both keys, in its first releases the second alone, and no method.
+    for key in ("quantization_config", "quantization"):
+        packed = values.get(key)
+        if isinstance(packed, dict) and (key == "quantization_config" or "bits" in packed):
+            return f"`{key}`: {packed.get('quant_method') or ('mlx' if 'group_size' in packed else packed)}"
+    return ""
+
+
 def _own_values(native: PreTrainedConfig) -> Fields:
     """A native config's values, without what the framework writes into every config."""
     return {key: value for key, value in native.to_dict().items() if key not in FRAMEWORK_KEYS}
@@ -810,10 +820,10 @@ class ConfigMap:
         Raises:
             ConversionError: for a key that is read and not understood, or an option that is not supported.
         """
-        if getattr(native, "quantization_config", None) is not None:
+        if packed := quantisation_of(native.to_dict()):
             raise ConversionError(
-                "The checkpoint is quantised (`quantization_config`). Dequantise it first, for example with "
-                "`model.dequantize()`, and save it."
+                f"The checkpoint is quantised ({packed}). Dequantise it first, for example with `model.dequantize()`, and "
+                "save it."
             )
         if own := block_configs.overrides(native):
             config = self.to_variant(block_configs.without(native), ignore_keys, head)

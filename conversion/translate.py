@@ -21,7 +21,7 @@ from hf_variants.model.custom_code import auto_map_of, write_code
 
 from . import block_configs, checkpoint, folds, gguf_files, rules
 from .companions import belongs, copy_companions, refuse_broken_files
-from .config_map import leaves_out_the_pooler, training_fields
+from .config_map import leaves_out_the_pooler, quantisation_of, training_fields
 from .errors import ConversionError, NotRepresentable, VerificationFailed, reading
 from .family import (
     Family,
@@ -426,10 +426,9 @@ def _open_native(source: str | Path, ignore_keys: Iterable[str]) -> _NativeSourc
 
 def refuse_quantised(path: Path, values: Mapping[str, Any]) -> None:
     """`ConversionError` for a config.json that says so, by the method's name."""
-    if (packed := values.get("quantization_config")) is not None:
+    if packed := quantisation_of(values):
         raise ConversionError(
-            f"{path} says that the weights are quantised (`quantization_config`: {packed.get('quant_method')}). Take "
-            "the model as it was before."
+            f"{path} says that the weights are quantised ({packed}). Take the model as it was before."
         )
 
 

@@ -26,7 +26,7 @@ from .folds import Folding
 from .foreign import is_foreign
 from .gguf_files.proof import Reading, readings
 from .json_files import read_object
-from .layout import NO_PLACE, as_transformers_reads
+from .layout import NO_PLACE, as_transformers_reads, output_embedding
 from .memory import lay_alike
 from .skeleton import empty_model, loading, stored_tensors
 from .tokenization import differences, load_tokenizer, probe_texts
@@ -378,9 +378,20 @@ def _folding_to(variant: PreTrainedModel, model_type: str, as_variant: PreTraine
     return None if differing_fields(folding.config, as_variant, head) else folding
 
 
+def _read_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """A model's tensors; of two biases of a tied LM head that differ, the head's own, as it is converted."""
+    tensors = {name: tensor.cpu() for name, tensor in stored_tensors(model).items()}
+    head = output_embedding(model) or ""
+    bias = head.removesuffix("weight") + "bias"
+    source = model.get_expanded_tied_weights_keys(all_submodels=True).get(bias)
+    if head not in tensors and bias in tensors and source in tensors:
+        tensors[source] = tensors.pop(bias)
+    return tensors
+
+
 def _check_tensors(a: PreTrainedModel, b: PreTrainedModel, pair: _Pair) -> Check:
     """Bit equality of the weights: through the rules in both directions, or name by name for one class."""
-    left, right = ({n: t.cpu() for n, t in stored_tensors(model).items()} for model in (a, b))
+    left, right = (_read_tensors(model) for model in (a, b))
     if pair.family is None:
         if type(a) is not type(b):
             # Rows of the vocabulary that no input draws count as well.
