@@ -84,6 +84,7 @@ COMMON: tuple[Entry, ...] = (
     stack_sizes("decoder"),
     # Both stacks' and the whole's.
     Same("pad_token_id"),
+    Irrelevant("forced_eos_token_id", "a generation setting"),
 )
 DECODER_START = Same("decoder_start_token_id")  # fmt: skip
 # Of what decoder inputs are made that are absent.
