@@ -12,6 +12,15 @@ def unread(reason: str, *keys: str) -> tuple[Irrelevant, ...]:
     return tuple(Irrelevant(key, reason) for key in keys)
 
 
+SUMMARY = unread(
+    "read by double-head models only",
+    "summary_type",
+    "summary_use_proj",
+    "summary_activation",
+    "summary_proj_to_labels",
+    "summary_first_dropout",
+)
+
 SIZES = Same(
     "vocab_size",
     "hidden_size",

@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..config_map import Computed, Renamed, Required, Same
+from ..config_map import Computed, Irrelevant, Renamed, Required, Same
 from ..errors import ConversionError
 from ..family import Family
 from ..rules import Rule
@@ -146,6 +146,7 @@ FAMILIES = (
             # The published loss takes the square of the largest logit where the paper and ours take log(Z)'s.
             Renamed("z_loss_weight", "z_loss_coefficient"),
             Required("tie_word_embeddings", False, reason="the published head would normalise the embeddings with it"),
+            Irrelevant("_from_model_config", "a note of transformers"),
         ),
         weights=(
             *EMBEDDINGS_AND_HEAD, *GATED_FFN, *PRE_NORMS,

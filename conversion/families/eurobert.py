@@ -1,6 +1,6 @@
 """EuroBERT: Llama with a bidirectional mask and three ways to classify a sequence."""
 
-from ..config_map import Computed, Fixed, Mapped, Same
+from ..config_map import Computed, Fixed, Irrelevant, Mapped, Same
 from ..family import Family
 from ..rules import Rule
 from ._common import (
@@ -13,6 +13,7 @@ from ._common import (
     RMS_EPS,
     SIZES,
     WHOLE_ROPE,
+    unread,
 )
 from .bert import CLASSIFIER
 
@@ -33,6 +34,12 @@ FAMILIES = (
                 {"bos": "first", "mean": "mean_in_float32", "late": "mean_of_logits"},
             ),
             Fixed(classifier_transform=True, classifier_transform_act="gelu"),
+            Irrelevant("pretraining_tp", "how the original weights were sharded; the class does not read it"),
+            *unread(
+                "a key of the original code, which the class does not read",
+                "bos_token", "clf_pooling", "eos_token", "hidden_dropout", "is_gated_act", "layer_norm_eps",
+                "mask_token", "pad_token",
+            ),
         ),
         weights=LLAMA_WEIGHTS,
         head_weights={

@@ -19,6 +19,11 @@ from ._common import FUSED_GRADIENT, ONE_ATTENTION_BIAS, fused_gate_up
 
 
 LAYER = "model.layers.{layer}."
+# What the published decoders' configs have beside their class's keys.
+ENCODER_KEYS = (
+    "causal_mask", "classifier_pooling", "deterministic_flash_attn", "layer_norm_eps", "position_embedding_type",
+    "reference_compile", "repad_logits_with_grad", "sparse_pred_ignore_index", "sparse_prediction",
+)  # fmt: skip
 
 
 def _prediction_head(native):
@@ -116,6 +121,7 @@ FAMILIES = (
                 },
                 kept=("local_attention",),
             ),
+            *(Irrelevant(key, "a key of the encoder's config, which the class does not read") for key in ENCODER_KEYS),
         ),
         weights=(
             *COMMON_WEIGHTS,
