@@ -183,7 +183,7 @@ class Pair:
 
     @classmethod
     def of_native(cls, config: PreTrainedConfig, head: str, ignore_keys: Iterable[str] = ()) -> "Pair":
-        family = family_with_head(config.model_type, head)
+        family = family_with_head(config, head)
         native_class = family.native_class(head)
         if native_class is None:
             raise ConversionError(

@@ -16,12 +16,17 @@ def families_markdown() -> str:
         "Every type below converts both ways, with the heads of the listed stock classes. *Bit-identical* means: for",
         "random configs and weights, the variant's logits, gradients and generated tokens equal those of the stock",
         "class in float32 and bfloat16, bit for bit. Where an operation must round differently, its reason is given.",
+        "*Attention* is what the stock class runs where nobody says otherwise, and so does its variant: transformers'",
+        "choice, or eager, where the class has nothing else. Other backends round otherwise, in either class alike.",
         "",
-        "| type | stock classes | exactness |",
-        "|---|---|---|",
+        "| type | stock classes | attention | exactness |",
+        "|---|---|---|---|",
     ]
     families = all_families()
-    lines += [f"| `{name}` | {_classes(family)} | {_exactness(family)} |" for name, family in families.items()]
+    lines += [
+        f"| `{name}` | {_classes(family)} | {_attention(family)} | {_exactness(family)} |"
+        for name, family in families.items()
+    ]
     lines += [
         "",
         "## Not converted",
@@ -42,6 +47,10 @@ def _classes(family: Family) -> str:
     parts = (family, *family.parts)
     names = [part.native_class(head).__name__ for part in parts for head in part.converted_heads]
     return ", ".join(dict.fromkeys(f"`{name}`" for name in names))
+
+
+def _attention(family: Family) -> str:
+    return "of its own code" if family.own_models else "eager" if family.runs_eager else "sdpa"
 
 
 def _exactness(family: Family) -> str:

@@ -572,6 +572,16 @@ def _casts_in_its_loss(model_class: type[PreTrainedModel]) -> bool:
     return "labels" not in inspect.signature(forward).parameters or "self.loss_function(" in inspect.getsource(forward)
 
 
+def quantisation_of(values: Mapping[str, Any]) -> str:
+    """How the weights of a config are packed, as the key that says so and the method; empty for weights as they are."""
+    # MLX writes both keys, in its first releases the second alone, and no method.
+    for key in ("quantization_config", "quantization"):
+        packed = values.get(key)
+        if isinstance(packed, dict) and (key == "quantization_config" or "bits" in packed):
+            return f"`{key}`: {packed.get('quant_method') or ('mlx' if 'group_size' in packed else packed)}"
+    return ""
+
+
 def _own_values(native: PreTrainedConfig) -> Fields:
     """A native config's values, without what the framework writes into every config."""
     return {key: value for key, value in native.to_dict().items() if key not in FRAMEWORK_KEYS}
@@ -737,14 +747,15 @@ class ConfigMap:
                     {*entry.inner.keys, *common},
                 )
 
-    def _runs_eager(self, head: str) -> bool:
+    def runs_eager(self, head: str) -> bool:
         """Whether the stock class has eager attention alone; what a type's own code runs is not known here."""
         classes = self.readers(head)
         return self.own_config is None and bool(classes) and not classes[0]._supports_sdpa
 
-    def _losses(self) -> Fields:
+    def _losses(self, head: str) -> Fields:
         """In which dtype the stock classes compute losses: in float32 where they call transformers' own."""
-        fields = {"loss_in_float32": "", "token_classifier_loss_in_float32": "token_classification"}
+        model = head if head in ("causal_lm", "masked_lm") else ""
+        fields = {"loss_in_float32": model, "token_classifier_loss_in_float32": "token_classification"}
         classes = {field: self.readers(head)[:1] for field, head in fields.items()}
         return {
             field: self.own_config is not None or all(map(_casts_in_its_loss, found))
@@ -809,10 +820,10 @@ class ConfigMap:
         Raises:
             ConversionError: for a key that is read and not understood, or an option that is not supported.
         """
-        if getattr(native, "quantization_config", None) is not None:
+        if packed := quantisation_of(native.to_dict()):
             raise ConversionError(
-                "The checkpoint is quantised (`quantization_config`). Dequantise it first, for example with "
-                "`model.dequantize()`, and save it."
+                f"The checkpoint is quantised ({packed}). Dequantise it first, for example with `model.dequantize()`, and "
+                "save it."
             )
         if own := block_configs.overrides(native):
             config = self.to_variant(block_configs.without(native), ignore_keys, head)
@@ -829,8 +840,8 @@ class ConfigMap:
         with nobody_chose():
             config = self.config_class(**fields, dtype=native.dtype)
         for stack in [config] if isinstance(config, VariantConfig) else [config.encoder, config.decoder]:
-            stack.eager_by_default = self._runs_eager(head)
-            for name, value in self._losses().items():
+            stack.eager_by_default = self.runs_eager(head)
+            for name, value in self._losses(head).items():
                 setattr(stack, name, value)
         unread = self.unread(native, head)
         _refuse_other_positions(config, unread)

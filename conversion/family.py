@@ -42,6 +42,8 @@ HEADS = {
     ),
     "question_answering": (modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES, "VariantForQuestionAnswering"),
 }
+# The same tensors, as classes of an encoder.
+LANGUAGE_MODELS = {"causal_lm", "masked_lm"}
 _CLASSIFIERS = ("sequence_classification", "token_classification", "question_answering")
 # The same for encoder-decoders.
 SEQ2SEQ_HEADS = {
@@ -114,8 +116,8 @@ class Family:
         loosely_tied: the native name of an LM head that the config ties in any case and transformers unties where the
             checkpoint has other values for it (T5 1.1), or `None`.
         encoder, decoder: of an encoder-decoder, one stack alone, for which transformers has classes as well (T5's
-            encoder, BART's decoder); of an encoder, its stack as a decoder (`is_decoder`).
-        part: which of these it is; empty for a whole model, and for an encoder.
+            encoder, BART's decoder); of an encoder, the same as a decoder (`is_decoder`).
+        part: which stack of an encoder-decoder it is; empty for a whole model.
         inside: what the classes of other heads call the bare model, as a prefix, where it is not `base_model_prefix`.
         own_config, own_models: for a type that transformers does not have, its config class, and for every head a class
             that holds the weights in the type's layout; what they compute is in the checkpoint's own code.
@@ -158,15 +160,19 @@ class Family:
 
     @property
     def converted_heads(self) -> list[str]:
-        """The heads that transformers has for this type and we convert; an encoder is not converted as a decoder."""
-        heads = [head for head in self.heads if self.native_class(head) is not None]
-        return [head for head in heads if (head, self.primary) != ("causal_lm", "masked_lm")]
+        """The heads that transformers has for this type and we convert."""
+        return [head for head in self.heads if self.native_class(head) is not None]
 
     @property
     def config_map(self) -> ConfigMap:
         config_class = VariantSeq2SeqConfig if self.is_seq2seq else VariantConfig
         told_by_weights = ("tie_word_embeddings",) if self.loosely_tied else ()
         return ConfigMap(self.model_type, self.config, config_class, self.own_config, told_by_weights, self._readers)
+
+    @property
+    def runs_eager(self) -> bool:
+        """Whether the stock class of the primary head has eager attention alone."""
+        return self.config_map.runs_eager(self.primary)
 
     def _readers(self, head: str) -> tuple[type[PreTrainedModel], ...]:
         """The classes that read the config of a checkpoint with this head."""
@@ -206,9 +212,6 @@ class Family:
         """
         named = (head for head in self.heads if self._is_called(head, class_name))
         head = next(named, None) or self._part_of(class_name) or self._head_by_ending(class_name)
-        if (head, self.primary) == ("causal_lm", "masked_lm"):
-            # The same tensors; whether it is a decoder, its config says.
-            return "masked_lm"
         if head is None:
             classes = (self.native_class(head) for head in self.converted_heads)
             raise UnsupportedModelType(
@@ -247,7 +250,7 @@ class Family:
         config = self.config_map.native_class()
         shapes = {name: tensor.shape for name, tensor in empty_model(whole, config).state_dict().items()}
         sizes = {}
-        for head in set(self.converted_heads) & {"base", "causal_lm", "masked_lm", "seq2seq_lm"}:
+        for head in (head for head in self.converted_heads if head not in _CLASSIFIERS):
             part = empty_model(self.native_class(head), config)
             prefix = "" if part.base_model_prefix != whole.base_model_prefix else f"{whole.base_model_prefix}."
             tensors = {
@@ -255,7 +258,7 @@ class Family:
             }
             # A class without a pooler may be the rest of one.
             if all("pooler" in name for name, shape in tensors.items() if shapes.get(name) != shape):
-                sizes[head] = len(tensors)
+                sizes[head] = (len(tensors), part.can_generate() == whole.can_generate())
         return max(sizes, key=sizes.__getitem__, default=None)
 
     def _head_by_ending(self, class_name: str) -> str | None:
@@ -269,7 +272,7 @@ class Family:
 
     def rules_for(self, head: str) -> list[Rule]:
         """The weight rules with the names that the classes of this head use."""
-        if head == self.primary:
+        if head == self.primary or {head, self.primary} == LANGUAGE_MODELS:
             return list(self.weights)
         own = self.head_weights.get(head, HEAD_WEIGHTS.get(head, ()))
         if self.primary == "base":
@@ -366,11 +369,9 @@ def family_and_head(config: PreTrainedConfig, class_name: str | None) -> tuple[F
     Args:
         class_name: of the model, or what `architectures` says; without it, the family's usual head.
     """
-    family = family_of(config.model_type)
-    decoder = family.decoder if getattr(config, "is_decoder", False) or family.is_seq2seq else None
+    family, decoder = _family_and_decoder(config)
     if class_name is None:
-        whole = family if family.is_seq2seq or decoder is None else decoder
-        return whole, whole.primary
+        return family, family.primary
     for part in filter(None, (family.encoder, decoder)):
         for head in part.heads:
             if part._is_called(head, class_name):
@@ -378,10 +379,18 @@ def family_and_head(config: PreTrainedConfig, class_name: str | None) -> tuple[F
     return family, family.head_of(class_name)
 
 
-def family_with_head(model_type: str, head: str) -> Family:
-    """The family of a native model type, or its stack alone, for which transformers has a class with this head."""
-    family = family_of(model_type)
-    return family.decoder if family.decoder is not None and head in family.decoder.heads else family
+def _family_and_decoder(config: PreTrainedConfig) -> tuple[Family, Family | None]:
+    """The family of a native config (of an encoder as a decoder, that), and, of two stacks, the decoder alone."""
+    family = family_of(config.model_type)
+    if family.is_seq2seq:
+        return family, family.decoder
+    return (family.decoder if family.decoder is not None and config.is_decoder else family), None
+
+
+def family_with_head(config: PreTrainedConfig, head: str) -> Family:
+    """The family of a native config, or its decoder alone, for which transformers has a class with this head."""
+    family, decoder = _family_and_decoder(config)
+    return decoder if decoder is not None and head in decoder.heads else family
 
 
 def family_for(model_type: str, config: AnyVariantConfig) -> Family:

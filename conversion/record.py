@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 import shlex
 import threading
@@ -103,7 +104,16 @@ def write_record(folder: Path, report: dict[str, Any], source: Path) -> None:
         "sha256": _hashes(folder),
         "source_sha256": _hashes(source),
     }
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (folder / RECORD).write_text(json.dumps(_finite(record), indent=2) + "\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    """Numbers that JSON does not have, as a config's leftovers may be, by their names."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def records_page(folders: Iterable[Path]) -> str:

@@ -21,7 +21,7 @@ from hf_variants.model.custom_code import auto_map_of, write_code
 
 from . import block_configs, checkpoint, folds, gguf_files, rules
 from .companions import belongs, copy_companions, refuse_broken_files
-from .config_map import leaves_out_the_pooler, training_fields
+from .config_map import leaves_out_the_pooler, quantisation_of, training_fields
 from .errors import ConversionError, NotRepresentable, VerificationFailed, reading
 from .family import (
     Family,
@@ -426,10 +426,9 @@ def _open_native(source: str | Path, ignore_keys: Iterable[str]) -> _NativeSourc
 
 def refuse_quantised(path: Path, values: Mapping[str, Any]) -> None:
     """`ConversionError` for a config.json that says so, by the method's name."""
-    if (packed := values.get("quantization_config")) is not None:
+    if packed := quantisation_of(values):
         raise ConversionError(
-            f"{path} says that the weights are quantised (`quantization_config`: {packed.get('quant_method')}). Take "
-            "the model as it was before."
+            f"{path} says that the weights are quantised ({packed}). Take the model as it was before."
         )
 
 
@@ -487,17 +486,24 @@ def refuse_more_layers_than_tensors(config: PreTrainedConfig, weights: checkpoin
 
 
 def _untie(opened: _NativeSource, native_config: PreTrainedConfig, ignore_keys: Iterable[str]) -> None:
-    """Where the config ties the LM head to the embedding and the weights differ: transformers goes by the weights."""
+    """Where the config ties tensors that differ: transformers goes by the weights."""
     native, layout = opened.native, opened.layout
     # What the config says, of which a model that was loaded may have let go.
     tied = native.get_expanded_tied_weights_keys(all_submodels=True)
-    head = output_embedding(native)
-    embedding = tied.get(head)
-    if embedding is None or head not in layout.names or embedding not in layout.names:
-        return
-    if head in native.all_tied_weights_keys and torch.equal(layout.load(head), layout.load(embedding)):
-        return
+    head = output_embedding(native) or ""
+    bias = head.removesuffix("weight") + "bias"
+    apart = [
+        name
+        for name, source in tied.items()
+        if {name, source} <= set(layout.names)
+        and not (name in native.all_tied_weights_keys and torch.equal(layout.load(name), layout.load(source)))
+    ]
     family = opened.family
+    if apart == [bias]:
+        _take_bias_of_head(opened, bias, tied[bias])
+        return
+    if not apart or (family.loosely_tied and head not in apart):
+        return
     if family.loosely_tied:
         native.all_tied_weights_keys.pop(head, None)
         opened.config.tie_word_embeddings = False
@@ -509,7 +515,7 @@ def _untie(opened: _NativeSource, native_config: PreTrainedConfig, ignore_keys: 
         opened.config.dtype = dtype
         opened.native = block_configs.native_skeleton(family, opened.head, untied_config)
         # Its bias may stay tied; both are then asked for.
-        copies = {name: source for name, source in tied.items() if name not in layout.names and name != head}
+        copies = {name: source for name, source in tied.items() if name not in layout.names}
         opened.layout = replace(
             layout,
             names=[*layout.names, *copies],
@@ -517,8 +523,33 @@ def _untie(opened: _NativeSource, native_config: PreTrainedConfig, ignore_keys: 
             header=lambda name: layout.header(copies.get(name, name)),
             stored=lambda name: layout.stored(copies.get(name, name)),
         )
+    opened.notes += [
+        f"Not tied: the config ties {name} to {tied[name]}, and the checkpoint has different values for them"
+        for name in apart
+    ]
+
+
+def _take_bias_of_head(opened: _NativeSource, bias: str, source: str) -> None:
+    """The LM head's own bias where the one that it is tied to differs, which transformers loads and does not read."""
+    layout = opened.layout
+    opened.native.all_tied_weights_keys.pop(bias, None)
+
+    def own(name: str) -> str:
+        return bias if name == source else name
+
+    opened.layout = replace(
+        layout,
+        names=[name for name in layout.names if name != bias],
+        load=lambda name: layout.load(own(name)),
+        header=lambda name: layout.header(own(name)),
+        stored=lambda name: layout.stored(own(name)),
+        passed_over={
+            **layout.passed_over,
+            source: f"differs from {bias}, which is what transformers adds to the logits",
+        },
+    )
     opened.notes.append(
-        f"Not tied: the config ties {head} to {embedding}, and the checkpoint has different values for them"
+        f"Not tied: the config ties {bias} to {source}, and the checkpoint has different values for them"
     )
 
 
@@ -941,7 +972,7 @@ def write_checkpoint(
     """
     config.architectures = [type(target).__name__]
     if is_variant(config):
-        config.auto_map = auto_map_of(config)
+        config.auto_map = auto_map_of(config, type(target).__name__)
         write_code(folder)
     with nullcontext(hashes) if hashes is not None else HashedMeanwhile(weight_files(source)) as meanwhile:
         non_finite = checkpoint.write_safetensors(tensors, headers, folder, max_shard_bytes, meanwhile.add)

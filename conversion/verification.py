@@ -26,7 +26,7 @@ from .folds import Folding
 from .foreign import is_foreign
 from .gguf_files.proof import Reading, readings
 from .json_files import read_object
-from .layout import NO_PLACE, as_transformers_reads
+from .layout import NO_PLACE, as_transformers_reads, output_embedding
 from .memory import lay_alike
 from .skeleton import empty_model, loading, stored_tensors
 from .tokenization import differences, load_tokenizer, probe_texts
@@ -378,9 +378,20 @@ def _folding_to(variant: PreTrainedModel, model_type: str, as_variant: PreTraine
     return None if differing_fields(folding.config, as_variant, head) else folding
 
 
+def _read_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """A model's tensors; of two biases of a tied LM head that differ, the head's own, as it is converted."""
+    tensors = {name: tensor.cpu() for name, tensor in stored_tensors(model).items()}
+    head = output_embedding(model) or ""
+    bias = head.removesuffix("weight") + "bias"
+    source = model.get_expanded_tied_weights_keys(all_submodels=True).get(bias)
+    if head not in tensors and bias in tensors and source in tensors:
+        tensors[source] = tensors.pop(bias)
+    return tensors
+
+
 def _check_tensors(a: PreTrainedModel, b: PreTrainedModel, pair: _Pair) -> Check:
     """Bit equality of the weights: through the rules in both directions, or name by name for one class."""
-    left, right = ({n: t.cpu() for n, t in stored_tensors(model).items()} for model in (a, b))
+    left, right = (_read_tensors(model) for model in (a, b))
     if pair.family is None:
         if type(a) is not type(b):
             # Rows of the vocabulary that no input draws count as well.
@@ -642,7 +653,12 @@ def verify(
     bound = _bound(left, right, pair, report)
 
     states = [(model, model.training, model.config._attn_implementation) for model in (left, right)]
+    caching = [_use_cache(model) for model in (left, right)]
     put_back = lay_alike(left, right)
+    if reason := _breaks_with_a_cache(left.eval(), right.eval(), pair):
+        report.deviations.append(reason)
+        for model in (left, right):
+            _use_cache(model, False, False)
     if all(side.path is not None for side in loaded) and _runs(left, right, pair):
         report.checks.append(_check_default_attention(left.eval(), right.eval(), pair, bound))
     for model in (left, right):
@@ -659,6 +675,8 @@ def verify(
                 report.checks.append(check)
     finally:
         put_back()
+        for model, before in zip((left, right), caching, strict=True):
+            _use_cache(model, *before)
         for model, training, backend in states:
             set_attention(model.train(training), backend)
     return report
@@ -683,6 +701,32 @@ def _bound(left: PreTrainedModel, right: PreTrainedModel, pair: _Pair, report: V
 def _runs(left: PreTrainedModel, right: PreTrainedModel, pair: _Pair) -> bool:
     """A class that only holds the weights of a type with its own code does not run."""
     return pair.family is None or not {type(left), type(right)} & set(pair.family.own_models.values())
+
+
+def _use_cache(model: PreTrainedModel, *values: bool | None) -> list[bool | None]:
+    """Whether a model makes caches, by its config and by its generation settings; set both where values are given."""
+    settings = [model.config, model.generation_config] if model.can_generate() else []
+    for each, value in zip(settings, values):
+        each.use_cache = value
+    return [each.use_cache for each in settings]
+
+
+def _breaks_with_a_cache(left: PreTrainedModel, right: PreTrainedModel, pair: _Pair) -> str:
+    """
+    What to say where a class computes logits, and stops as soon as it makes a cache: decoders alone that have more layers
+    than the encoder of their config (BART's relatives).
+    """
+    for model in (left, right):
+        if not model.can_generate() or model.config.is_encoder_decoder or not _runs(left, right, pair):
+            continue
+        ids = _inputs(model, 4, batch=1)
+        try:
+            _outputs(model, input_ids=ids)
+        except IndexError as error:
+            with suppress(IndexError), torch.no_grad():
+                model(ids.to(model.device), use_cache=False)
+                return f"compared without caches, with which {type(model).__name__} stops ({type(error).__name__}: {error})"
+    return ""
 
 
 def _check_default_attention(left: PreTrainedModel, right: PreTrainedModel, pair: _Pair, bound: float) -> Check:

@@ -92,7 +92,7 @@ def bundle(
         )
     with checkpoint.new_folder(destination) as temporary:
         config.architectures = [type(model).__name__]
-        config.auto_map = auto_map_of(config)
+        config.auto_map = auto_map_of(config, type(model).__name__)
         write_code(temporary)
         tensors = ((name, reader.stored(name)) for name in names)
         headers = {name: reader.header(name) for name in names}

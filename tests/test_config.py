@@ -257,7 +257,6 @@ REFUSED = [
         {"lm_head_transform": True, "lm_head_input_scale": 0.5},
         "`lm_head_input_scale` and `lm_head_transform` both stand before the LM head.",
     ),
-    ({"pooler": True}, "`pooler` is set on a decoder, whose first token sees only itself."),
     ({"z_loss_coefficient": -1e-4}, "`z_loss_coefficient` is -0.0001."),
     ({"initializer_cutoff_factor": 0}, "`initializer_cutoff_factor` is 0."),
     ({"label_smoothing": 1.0}, "`label_smoothing` is 1.0."),
@@ -355,8 +354,14 @@ def test_every_row_has_a_case(table, cases, monkeypatch):
 
 
 def test_every_problem_is_reported_once():
-    message = refusal({"norm_eps": 0.0, "clip_qkv": -1.0, "pooler": True, "per_layer_config": {1: {"mlp_bias": True}}})
-    assert [message.count(field) for field in ("`norm_eps` is", "`clip_qkv` is", "`pooler` is")] == [1, 1, 1]
+    message = refusal(
+        {"norm_eps": 0.0, "clip_qkv": -1.0, "final_logit_softcapping": 0, "per_layer_config": {1: {"mlp_bias": True}}}
+    )
+    assert [message.count(field) for field in ("`norm_eps` is", "`clip_qkv` is", "`final_logit_softcapping` is")] == [
+        1,
+        1,
+        1,
+    ]
 
 
 def test_every_sentence_ends_and_has_a_remedy():

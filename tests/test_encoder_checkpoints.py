@@ -81,6 +81,26 @@ def test_pretraining_heads_and_stored_positions_are_left_behind(tmp_path):
     assert_same(stock, tmp_path)
 
 
+@pytest.mark.parametrize("model_type", ["bert", "roberta"])
+def test_of_two_biases_of_the_head_that_are_tied_and_differ_the_one_that_is_added_to_logits_is_taken(
+    model_type, tmp_path
+):
+    stock = native(model_type, tie_word_embeddings=True)
+    stock.save_pretrained(tmp_path / "native")
+    tied, source = next(pair for pair in stock.all_tied_weights_keys.items() if pair[0].endswith("bias"))
+    own = torch.arange(stock.config.vocab_size) / 7
+    rewritten(tmp_path / "native", lambda tensors: tensors | {tied: own, source: torch.zeros_like(own)})
+    report = convert(tmp_path / "native", tmp_path / "variant", verify=True)
+    assert f"differs from {tied}" in report.passed_over[source]
+    assert any(f"ties {tied} to {source}" in note for note in report.notes)
+    ours = hf_variants.VariantForMaskedLM.from_pretrained(tmp_path / "variant")
+    assert torch.equal(ours.lm_head.bias, own)
+    export(tmp_path / "variant", tmp_path / "back", verify=True)
+    left, right = (type(stock).from_pretrained(tmp_path / name) for name in ("native", "back"))
+    ids = torch.arange(3, 20)[None]
+    assert torch.equal(left(ids).logits, right(ids).logits)
+
+
 def test_the_pooler_of_the_bare_model_is_kept(tmp_path):
     stock = native(head="base")
     stock.save_pretrained(tmp_path)
@@ -143,7 +163,6 @@ def test_without_a_mask_the_padding_token_counts_when_a_sequence_is_classified(m
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        ({"is_decoder": True}, "`is_decoder` is True, and only False is supported"),
         ({"position_embedding_type": "relative_key"}, "`position_embedding_type` is 'relative_key'"),
     ],
 )

@@ -181,6 +181,12 @@ def test_a_checkpoint_whose_leftovers_are_no_numbers_converts_and_comes_back(ben
     export(tmp_path / "variant", tmp_path / "back", verify=True)
     assert json.loads((tmp_path / "back" / "config.json").read_text())["note"] == {"a": 2}
 
+    def refused(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    for written in [*tmp_path.glob("variant/*.json"), *tmp_path.glob("back/*.json")]:
+        json.loads(written.read_text(), parse_constant=refused)
+
 
 def test_settings_are_blamed_and_a_fault_of_the_model_is_not(bench, tmp_path, monkeypatch):
     from transformers import GenerationConfig

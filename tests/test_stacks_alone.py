@@ -138,20 +138,101 @@ def test_encoder_as_a_decoder_attends_to_another_stack(model_type):
         assert torch.equal(theirs, made)
 
 
-def test_language_model_of_an_encoder_that_is_no_decoder_is_taken_as_a_masked_one(tmp_path):
-    native = decoder("bert", is_decoder=False)
+@pytest.mark.parametrize("model_type", ENCODERS)
+def test_language_model_of_an_encoder_that_is_no_decoder(model_type, tmp_path):
+    # What stock computes: every token sees all, the labels are shifted, and generation goes on behind a cache.
+    native = decoder(model_type, is_decoder=False)
     native.save_pretrained(tmp_path / "native")
-    report = convert(tmp_path / "native", tmp_path / "variant")
-    assert report.head == "masked_lm"
-    assert "BertLMHeadModel" in report.part
-    ours = hf_variants.from_native(tmp_path / "native")
+    report = convert(tmp_path / "native", tmp_path / "variant", verify=model_type == "bert")
+    assert (report.head, report.part) == ("causal_lm", "")
+    ours = hf_variants.VariantForCausalLM.from_pretrained(tmp_path / "variant")
+    assert not ours.config.is_causal
+    assert "AutoModelForCausalLM" in ours.config.auto_map
+    lay_alike(native, ours)
     ids = torch.arange(3, 27).view(2, 12)
-    assert torch.equal(native(ids).logits, ours(ids).logits)
+    theirs, made = (model(ids, labels=ids.flip(1)) for model in (native, ours))
+    assert torch.equal(theirs.logits, made.logits)
+    assert torch.equal(theirs.loss, made.loss)
+    theirs, made = (model.generate(ids, max_new_tokens=5, do_sample=False) for model in (native, ours))
+    assert torch.equal(theirs, made)
+    assert check_round_trip(native, ours) == []
 
 
-@pytest.mark.parametrize("head", ["masked_lm", "base", "token_classification"])
-def test_other_classes_of_an_encoder_are_no_decoders(head):
-    family = family_of("roberta")
-    config = decoder("roberta").config
-    with pytest.raises(ConversionError, match=r"`is_decoder` is True.*`architectures`"):
-        hf_variants.from_native(family.native_class(head)(config))
+HEADS = [
+    (model_type, head)
+    for model_type in ENCODERS
+    for head in family_of(model_type).decoder.converted_heads
+    if head != "causal_lm"
+]
+
+
+def loss(model, head: str, ids: torch.Tensor) -> torch.Tensor | None:
+    if head == "question_answering":
+        return model(ids, start_positions=ids[:, 0] % 5, end_positions=ids[:, 1] % 9).loss
+    if head == "base":
+        return None
+    labels = {"sequence_classification": ids[:, 0] % 2, "token_classification": ids % 2}.get(head, ids)
+    return model(ids, labels=labels).loss
+
+
+@pytest.mark.parametrize(("model_type", "head"), HEADS)
+def test_other_classes_of_an_encoder_as_a_decoder(model_type, head, tmp_path):
+    family = family_of(model_type)
+    native = hostile_(family.native_class(head)(decoder(model_type).config)).eval()
+    ours = hf_variants.from_native(native)
+    assert ours.config.is_causal
+    assert type(ours) is family.variant_class(head)
+    assert check_round_trip(native, ours) == []
+    lay_alike(native, ours)
+    ids = torch.arange(3, 27).view(2, 12)
+    mask = torch.ones_like(ids)
+    mask[0, 9:] = 0
+    theirs, made = (model(ids, attention_mask=mask) for model in (native, ours))
+    for name in ("last_hidden_state", "pooler_output", "logits", "start_logits", "end_logits"):
+        if name in theirs:
+            assert torch.equal(theirs[name], made[name]), name
+    theirs, made = loss(native, head, ids), loss(ours, head, ids)
+    assert theirs is made is None or torch.equal(theirs, made)
+    if model_type == "bert":
+        native.save_pretrained(tmp_path / "native")
+        report = convert(tmp_path / "native", tmp_path / "variant", verify=True)
+        assert (report.head, report.verification.ok) == (head, True)
+
+
+def test_bare_decoder_with_a_pooler_gives_its_cache():
+    native = family_of("bert").native_class("base")(decoder("bert", add_cross_attention=True).config).eval()
+    ours = hf_variants.from_native(native)
+    source = torch.randn(2, 7, 32, generator=torch.Generator().manual_seed(0))
+    ids = torch.arange(3, 27).view(2, 12)
+    lay_alike(native, ours)
+    for model in (native, ours):
+        first = model(ids[:, :9], encoder_hidden_states=source, use_cache=True)
+        second = model(ids[:, 9:], encoder_hidden_states=source, past_key_values=first.past_key_values)
+        whole = model(ids, encoder_hidden_states=source)
+        assert torch.allclose(second.last_hidden_state, whole.last_hidden_state[:, 9:], atol=1e-5)
+        assert torch.equal(whole.pooler_output, native(ids, encoder_hidden_states=source).pooler_output)
+
+
+@pytest.mark.parametrize("rows", [83, 60])
+def test_marians_one_table_has_the_rows_that_the_class_gives_it(rows):
+    options = ROWS["marian"].draw(random.Random(0)) | {"vocab_size": 71, "tie_word_embeddings": True}
+    options |= {"share_encoder_decoder_embeddings": True, "decoder_vocab_size": rows}
+    family = family_of("marian")
+    native = hostile_(family.native_class("seq2seq_lm")(family.config_map.native_class(**options))).eval()
+    ours = hf_variants.from_native(native)
+    ids = torch.arange(40, 60).view(2, 10)
+    assert torch.equal(native(ids, decoder_input_ids=ids).logits, ours(ids, decoder_input_ids=ids).logits)
+    assert check_round_trip(native, ours) == []
+
+
+def test_a_decoder_with_more_layers_than_its_encoder_is_verified_without_the_cache_that_stock_gets_wrong(tmp_path):
+    native = decoder("pegasus", encoder_layers=1, decoder_layers=3)
+    native.save_pretrained(tmp_path / "native")
+    report = convert(tmp_path / "native", tmp_path / "variant", verify=True).verification
+    assert any("without caches, with which PegasusForCausalLM stops" in reason for reason in report.deviations)
+    ids = torch.arange(3, 15)[None]
+    ours = hf_variants.VariantForCausalLM.from_pretrained(tmp_path / "variant")
+    assert ours.generate(ids, max_new_tokens=4, do_sample=False).shape == (1, 16)
+    native.generation_config.use_cache = False
+    theirs = native.generate(ids, max_new_tokens=4, do_sample=False)
+    assert torch.equal(theirs, ours.generate(ids, max_new_tokens=4, do_sample=False))

@@ -69,7 +69,7 @@ TIED_BIAS = Computed(
 NO_DECODER = Required(
     "is_decoder",
     False,
-    reason="as a decoder, only the class with the LM head is converted. Name that in `architectures`",
+    reason="this is an encoder",
 )
 NO_CROSS_ATTENTION = Required("add_cross_attention", False, reason="stacks of this type are converted without")
 ENCODER: tuple[Entry, ...] = (
@@ -161,8 +161,8 @@ def bert_weights(prefix: str) -> tuple[Rule, ...]:
 
 # As `is_decoder` has it, tokens see no later ones.
 DECODER: tuple[Entry, ...] = (
-    Required("is_decoder", True, reason="this class is converted as a decoder"),
-    Fixed(is_causal=True, pooler=False),
+    Required("is_decoder", True, reason="this is a decoder"),
+    Fixed(is_causal=True, classifier_pooling="first", classifier_bias=True),
     Same("add_cross_attention"),
 )
 
@@ -173,14 +173,11 @@ def with_decoder(family: Family) -> Family:
     decoder = replace(
         family,
         primary="causal_lm",
-        part="decoder",
         config=(*entries, *DECODER),
         weights=(
             *family.weights,
             *(_of_cross_attention(rule) for rule in family.weights if ".attention." in rule.native),
         ),
-        base_weights=(),
-        head_weights={},
     )
     return replace(family, decoder=decoder)
 

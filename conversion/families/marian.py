@@ -2,7 +2,7 @@
 
 from hf_variants.model.positions import sinusoidal_table
 
-from ..config_map import Computed, Fixed, OnBothStacks, OnStack, Renamed
+from ..config_map import HEAD_KEY, Computed, Fixed, OnBothStacks, OnStack, Renamed
 from ..errors import ConversionError
 from ..family import Family
 from ..rules import Rule
@@ -34,10 +34,12 @@ STORED_SINUSOIDS = tuple(
 def _tables(native):
     """One table for both stacks, one for either, or (without ties) one for either and one that nothing reads."""
     shared, tied = native["share_encoder_decoder_embeddings"], native["tie_word_embeddings"]
-    if shared and native["decoder_vocab_size"] != native["vocab_size"]:
+    unequal = native["decoder_vocab_size"] != native["vocab_size"]
+    if shared and unequal and not tied and native[HEAD_KEY] != "causal_lm":
         raise ConversionError(
-            f"`share_encoder_decoder_embeddings` is set, but `decoder_vocab_size` {native['decoder_vocab_size']} is "
-            f"not `vocab_size` {native['vocab_size']}. Make them equal, or unset the flag."
+            f"`share_encoder_decoder_embeddings` is set and `tie_word_embeddings` is not, so the LM head has "
+            f"`vocab_size` {native['vocab_size']} rows and the decoder's embedding `decoder_vocab_size` "
+            f"{native['decoder_vocab_size']}. Make them equal, or unset the first flag."
         )
     return {
         "tie_word_embeddings": tied,
@@ -53,6 +55,12 @@ def _flags(fields):
     }
 
 
+def _vocabulary_of_decoder(native):
+    """That of the source, where one table is all there is, whatever the key says."""
+    one = native["share_encoder_decoder_embeddings"] and native["tie_word_embeddings"]
+    return {"vocab_size": native["vocab_size" if one and native[HEAD_KEY] != "causal_lm" else "decoder_vocab_size"]}
+
+
 def _head_of_decoder(native):
     """The decoder alone: its LM head has rows for the source's vocabulary, unless it is the embedding."""
     rows, known = native["vocab_size"], native["decoder_vocab_size"]
@@ -64,6 +72,12 @@ def _head_of_decoder(native):
     return {}
 
 
+_DECODER_VOCABULARY = Computed(
+    ("decoder_vocab_size",),
+    _vocabulary_of_decoder,
+    lambda fields: {"decoder_vocab_size": fields["vocab_size"]},
+    kept=("decoder_vocab_size",),
+)
 _HEAD_OF_DECODER = Computed(
     ("vocab_size",), _head_of_decoder, lambda fields: {"vocab_size": fields["vocab_size"]}, kept=("vocab_size",)
 )
@@ -77,7 +91,7 @@ FAMILIES = (
             *COMMON, DECODER_START, CLAMP_INFINITE,
             OnBothStacks(Fixed(norm_placement="post"), _SINUSOIDS),
             OnStack("encoder", Renamed("vocab_size", "vocab_size")),
-            OnStack("decoder", Renamed("decoder_vocab_size", "vocab_size")),
+            OnStack("decoder", _DECODER_VOCABULARY),
             Computed(("share_encoder_decoder_embeddings", "tie_word_embeddings"), _tables, _flags),
             Fixed(final_logits_bias=True, labels_disable_cache=True),
         ),

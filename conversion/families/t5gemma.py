@@ -63,7 +63,7 @@ CONFIG: tuple[Entry, ...] = (
     ),
     Computed((), lambda native: {"decoder_start_token_id": native["decoder"]["bos_token_id"]}, lambda fields: {}),
     Computed(("pad_token_id",), _padding_of_the_whole, lambda fields: {"pad_token_id": fields["pad_token_id"]}),
-    Fixed(share_embeddings=False),
+    Fixed(share_embeddings=False, one_vocabulary=True),
     # Of the heads; each stack has its own.
     Same("initializer_range"),
     # The whole's values go to both stacks, which have them already when they are read here.

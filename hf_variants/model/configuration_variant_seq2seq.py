@@ -44,6 +44,8 @@ class VariantSeq2SeqConfig(ConstructorRules, PreTrainedConfig):
             `z_loss_coefficient`, ...) describe the language-modelling head.
         share_embeddings (`bool`): encoder and decoder use one token embedding.
         tie_word_embeddings (`bool`): the LM head uses the decoder's token embedding.
+        one_vocabulary (`bool`): the stacks have tables of their own for the same tokens, which
+            `resize_token_embeddings` resizes together (T5Gemma); otherwise they are two vocabularies (Marian).
         unread_shared_embedding (`bool`): a third embedding that is stored beside the stacks' own and enters nothing
             (BART without ties).
         final_logits_bias (`bool`): a bias on the logits that is stored but not trained (BART, Marian).
@@ -69,6 +71,7 @@ class VariantSeq2SeqConfig(ConstructorRules, PreTrainedConfig):
     decoder: VariantConfig | dict | None = None
     share_embeddings: bool = True
     tie_word_embeddings: bool = True
+    one_vocabulary: bool = False
     unread_shared_embedding: bool = False
     final_logits_bias: bool = False
     label_shift: Literal["start_token", "last_token"] = "start_token"

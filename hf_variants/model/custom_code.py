@@ -26,11 +26,14 @@ SEQ2SEQ_CLASSES = {
 }
 
 
-def auto_map_of(config: PreTrainedConfig) -> dict[str, str]:
-    """The complete `auto_map` of a config, with every head that fits it."""
+def auto_map_of(config: PreTrainedConfig, class_name: str = "") -> dict[str, str]:
+    """The complete `auto_map` of a config: every head that usually goes with it, and the class that is named."""
     if config.is_encoder_decoder:
         return dict(SEQ2SEQ_CLASSES)
-    return dict(DECODER_CLASSES if config.is_causal else ENCODER_CLASSES)
+    usual, other = DECODER_CLASSES, ENCODER_CLASSES
+    if not config.is_causal:
+        usual, other = other, usual
+    return usual | {auto: where for auto, where in other.items() if where.endswith(f".{class_name}")}
 
 
 def write_code(folder: str | Path) -> None:

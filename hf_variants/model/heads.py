@@ -99,7 +99,8 @@ class HeadAxis(Axis):
 @axis
 class ClassifierAxis(Axis):
     """
-    pooler (`bool`): dense + tanh on the first token, as an encoder's `pooler_output` (BERT).
+    pooler (`bool`): dense + tanh on the first token, as an encoder's `pooler_output` (BERT); a decoder's first token sees
+        only itself.
     pooler_scope (`str`): which models have it: `"every_head"`; `"base"`, the one without a head alone (RoBERTa);
         `"classifier"`, the sequence classifier, which reads it (Nomic BERT); or `"base_and_classifier"` (BERT).
     classifier_pooling (`str`): the vector a sequence classifier reads where there is no pooler: `"first"` (default
@@ -142,11 +143,6 @@ class ClassifierAxis(Axis):
         act = activation_check("classifier_transform_act", self.classifier_transform_act)
         return [
             act._replace(broken=act.broken and self.classifier_transform_act != self.hidden_act),
-            Check(
-                self.pooler and self.is_causal,
-                "`pooler` is set on a decoder, whose first token sees only itself.",
-                "Set `pooler=False` or `is_causal=False`.",
-            ),
         ]
 
     def idle(self) -> list[Idle]:

@@ -276,7 +276,7 @@ class VariantPreTrainedModel(AdapterGuard, Distribution, PreTrainedModel):
             upload.prepare()
             upload.copy_remote_card(folder)
         if not adapters_only:
-            self.config.auto_map = auto_map_of(self.config)
+            self.config.auto_map = auto_map_of(self.config, type(self).__name__)
             if writes:
                 write_code(folder)
         super().save_pretrained(folder, is_main_process=is_main_process, **kwargs)
@@ -510,7 +510,9 @@ class VariantModel(VariantPreTrainedModel):
         self.batch_statistics.end(self)
         if self.pooler is not None:
             return BaseModelOutputWithPoolingAndCrossAttentions(
-                last_hidden_state=hidden_states, pooler_output=self.pooler(hidden_states)
+                last_hidden_state=hidden_states,
+                pooler_output=self.pooler(hidden_states),
+                past_key_values=past_key_values,
             )
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=hidden_states, past_key_values=past_key_values
@@ -574,7 +576,7 @@ class VariantModel(VariantPreTrainedModel):
 
 
 class VariantForCausalLM(VariantPreTrainedModel, GenerationMixin):
-    """A decoder with a language-modelling head."""
+    """A stack, usually a decoder, with a head that predicts the next token."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -588,9 +590,9 @@ class VariantForCausalLM(VariantPreTrainedModel, GenerationMixin):
     def __init__(self, config: VariantConfig):
         super().__init__(config)
         if not config.is_causal:
-            raise ValueError(
-                "`is_causal` is False, so every token sees those it would have to predict. "
-                "Use `VariantForMaskedLM` for an encoder, or set `is_causal=True`."
+            logger.warning_once(
+                "`is_causal` is False, so every token sees those it is to predict, unless they are masked. "
+                "Use `VariantForMaskedLM` for an encoder, or set `is_causal=True`, if that is not meant."
             )
         self.vocab_size = config.vocab_size
         self.add_parts(self.parts(config))
@@ -724,7 +726,7 @@ class VariantForCausalLM(VariantPreTrainedModel, GenerationMixin):
 
 
 class VariantForMaskedLM(VariantPreTrainedModel):
-    """An encoder with a head that predicts masked tokens."""
+    """A stack, usually an encoder, with a head that predicts masked tokens."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -737,9 +739,9 @@ class VariantForMaskedLM(VariantPreTrainedModel):
     def __init__(self, config: VariantConfig):
         super().__init__(config)
         if config.is_causal:
-            raise ValueError(
-                "`is_causal` is True, and a masked token is predicted from both sides. "
-                "Use `VariantForCausalLM` for a decoder, or set `is_causal=False`."
+            logger.warning_once(
+                "`is_causal` is True, so a masked token is predicted from those before it alone. "
+                "Use `VariantForCausalLM` for a decoder, or set `is_causal=False`, if that is not meant."
             )
         self.add_parts(self.parts(config))
         if (loss := build_loss(config, shifted=False)) is not None:

@@ -80,8 +80,8 @@ class VariantSeq2SeqPreTrainedModel(VariantPreTrainedModel):
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Embedding:
         """
-        As in transformers. Where the stacks have vocabularies of their own (neither `share_embeddings` nor
-        `unread_shared_embedding`), the encoder's; see `resize_decoder_token_embeddings`.
+        As in transformers. Where the stacks have vocabularies of their own (none of `share_embeddings`,
+        `unread_shared_embedding` and `one_vocabulary`), the encoder's; see `resize_decoder_token_embeddings`.
         """
         sizes = (new_num_tokens, pad_to_multiple_of, mean_resizing)
         if not self.config.share_embeddings:
@@ -89,6 +89,7 @@ class VariantSeq2SeqPreTrainedModel(VariantPreTrainedModel):
             self.config.encoder.vocab_size = embeddings.weight.shape[0]
             if self.config.unread_shared_embedding:
                 self._get_resized_embeddings(self._stacks.unread_embedding, *sizes)
+            if self.config.unread_shared_embedding or self.config.one_vocabulary:
                 self._resize_decoder(*sizes)
             return embeddings
         embeddings = super().resize_token_embeddings(*sizes)
@@ -105,10 +106,11 @@ class VariantSeq2SeqPreTrainedModel(VariantPreTrainedModel):
         Raises:
             ValueError: if there is one vocabulary for both stacks.
         """
-        if self.config.share_embeddings or self.config.unread_shared_embedding:
+        config = self.config
+        if config.share_embeddings or config.unread_shared_embedding or config.one_vocabulary:
             raise ValueError(
                 "`resize_decoder_token_embeddings` resizes a vocabulary of the decoder's own, and the stacks share one "
-                "(`share_embeddings` or `unread_shared_embedding`). Call `resize_token_embeddings`."
+                "(`share_embeddings`, `unread_shared_embedding` or `one_vocabulary`). Call `resize_token_embeddings`."
             )
         return self._resize_decoder(new_num_tokens, pad_to_multiple_of, mean_resizing)
 

@@ -220,8 +220,8 @@ def write_source(config: PreTrainedConfig, name: str, head: str = "Model") -> So
 
 # Of an encoder-decoder, beside its stacks: the template resolves them.
 SEQ2SEQ_FIELDS = (
-    "share_embeddings", "unread_shared_embedding", "final_logits_bias", "label_shift", "decoder_inputs_from_source",
-    "labels_disable_cache",
+    "share_embeddings", "one_vocabulary", "unread_shared_embedding", "final_logits_bias", "label_shift",
+    "decoder_inputs_from_source", "labels_disable_cache",
 )  # fmt: skip
 
 

@@ -38,6 +38,12 @@ REFUSED = {
     "gte-qwen2-7b-instruct": "is_causal",
     "jina-embeddings-v2-base-en": "position_embedding_type",
     "llama-2-7b-awq": "quantised",
+    "llama-fp8-compressed-tensors": "compressed-tensors",
+    "llama-gptq-2023": "gptq",
+    "memlong-llama": "encodes positions otherwise",
+    "qwen3-fp8": "fp8",
+    "qwen3-mlx-4bit": "mlx",
+    "unsloth-qwen2.5-bnb-4bit": "bitsandbytes",
 }
 NEW_TOKENS = 6
 # What transformers writes for itself.

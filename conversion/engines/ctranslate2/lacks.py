@@ -58,6 +58,7 @@ PAIR_TAKEN = frozenset(
      "bos_token_id", "eos_token_id"}
 )  # fmt: skip
 PAIR_WITHOUT_EFFECT = {
+    "one_vocabulary": "of resizing",
     "unread_shared_embedding": "it enters nothing",
     "label_shift": "of training",
     "decoder_inputs_from_source": "the engine's decoder is always given its inputs",
