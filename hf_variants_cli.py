@@ -161,6 +161,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("destination", metavar="DST", type=Path, help="folder to create")
     _add_shard_size(convert)
+    _add_workers(convert)
     _add_stored(convert)
     _add_ignore_key(convert)
 
@@ -176,6 +177,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     export.add_argument("destination", metavar="DST", type=Path, help="folder to create")
     _add_shard_size(export)
+    _add_workers(export)
     export.add_argument(
         "--to", metavar="TYPE", dest="model_type", help="native model type (default: the one it came from)"
     )
@@ -545,6 +547,13 @@ def _add_shard_size(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _add_workers(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--workers", metavar="N", type=_positive,
+        help="threads that read, hash and write tensors (default: one for each of up to four cores)",
+    )  # fmt: skip
+
+
 def _size(text: str) -> int:
     """Bytes, of a number with one of the units that transformers knows, where 1 KB is 1000 bytes and 1 KiB is 1024."""
     number, unit = (text[:-3], text[-3:]) if text.upper().endswith("IB") else (text[:-2], text[-2:])
@@ -625,6 +634,7 @@ def _translate(arguments: argparse.Namespace, model: Any, adapter: Any, options:
         dtype=_dtype(arguments.dtype),
         max_shard_bytes=arguments.max_shard_bytes,
         verify=arguments.verify,
+        **({} if arguments.workers is None else {"workers": arguments.workers}),
         **options,
     )
 
