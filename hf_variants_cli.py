@@ -219,6 +219,7 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_argument("b", metavar="B", help="checkpoint to compare with it")
     verify.add_argument("--dtype", choices=DTYPES, default="auto", help="cast both first (default: each as stored)")
     verify.add_argument("--json", metavar="REPORT", type=Path, dest="report", help="also write the report as JSON")
+    _add_memory(verify)
     _add_ignore_key(verify)
 
     records = command("records", _records, "Print a page of conversions: what of each was verified, and with what.")
@@ -538,6 +539,14 @@ def _add_stored(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--verify", action="store_true", help="compare the result with the source; the model card shows the outcome"
     )
+    _add_memory(command)
+
+
+def _add_memory(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--memory", metavar="SIZE", type=_size,
+        help="of two models that are compared, such as 8GB: larger ones tensor by tensor, and as many layers as fit",
+    )  # fmt: skip
 
 
 def _add_shard_size(command: argparse.ArgumentParser) -> None:
@@ -603,6 +612,8 @@ def _export(arguments: argparse.Namespace) -> int:
             "base": arguments.base,
             "onto": arguments.onto,
             "dtype": _dtype(arguments.dtype),
+            "workers": arguments.workers,
+            "memory": arguments.memory,
         }
         for option, value in given.items():
             if value is not None:
@@ -625,6 +636,8 @@ def _export(arguments: argparse.Namespace) -> int:
 def _translate(arguments: argparse.Namespace, model: Any, adapter: Any, options: dict[str, Any]) -> int:
     """Convert or export with the function for what the source is; both take the options of the direction."""
     source, destination = arguments.source, arguments.destination
+    if arguments.memory is not None and not arguments.verify:
+        raise ValueError("--memory bounds the comparison that --verify makes. Add --verify, or leave it out.")
     if _is_adapter(arguments, dtype=arguments.dtype != "auto", verify=arguments.verify):
         return _report(adapter, source, destination, base=arguments.base, onto=arguments.onto, **options)
     return _report(
@@ -634,7 +647,7 @@ def _translate(arguments: argparse.Namespace, model: Any, adapter: Any, options:
         dtype=_dtype(arguments.dtype),
         max_shard_bytes=arguments.max_shard_bytes,
         verify=arguments.verify,
-        **({} if arguments.workers is None else {"workers": arguments.workers}),
+        **{name: value for name in ("workers", "memory") if (value := getattr(arguments, name)) is not None},
         **options,
     )
 
@@ -761,7 +774,10 @@ def _bundle(arguments: argparse.Namespace) -> int:
 def _verify(arguments: argparse.Namespace) -> int:
     from hf_variants.conversion import verify
 
-    report = verify(arguments.a, arguments.b, dtype=_dtype(arguments.dtype), ignore_keys=arguments.ignore_keys)
+    bound = {} if arguments.memory is None else {"memory": arguments.memory}
+    report = verify(
+        arguments.a, arguments.b, dtype=_dtype(arguments.dtype), ignore_keys=arguments.ignore_keys, **bound
+    )  # fmt: skip
     print(report.to_markdown())
     if arguments.report is not None:
         arguments.report.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")

@@ -68,7 +68,8 @@ def command_line(command: str, source: str | Path, destination: str | Path, **op
 
 def claims(verification: dict[str, Any] | None, notes: Iterable[str] = ()) -> dict[str, str]:
     """
-    What a conversion claims to be equal, each `"verified"`, `"not verified"`, `"not applicable"` or `"DIFFERENT"`.
+    What a conversion claims to be equal, each `"verified"`, `"verified on the first 2 of 80 layers"`, `"not verified"`,
+    `"not applicable"` or `"DIFFERENT"`.
 
     Args:
         verification: a `VerificationReport` as a dictionary, or `None` where none was made.
@@ -80,6 +81,13 @@ def claims(verification: dict[str, Any] | None, notes: Iterable[str] = ()) -> di
     for claim, pattern in CLAIMS.items():
         found = [check["ok"] for check in verification["checks"] if re.match(pattern, check["name"])]
         made[claim] = "not applicable" if not found else "verified" if all(found) else "DIFFERENT"
+        if not found and verification.get("limits"):
+            parts = [
+                re.match(rf"(first \d+ of \d+ layers): (?:{pattern})", each["name"]) for each in verification["checks"]
+            ]
+            seen = [part[1] for part in parts if part is not None]
+            # A check that does not hold leaves no result.
+            made[claim] = f"verified on the {seen[0]}" if seen else "not verified"
     if list(notes) and made["tokenizer"] != "DIFFERENT":
         made["tokenizer"] = "not verified"
     return made

@@ -1051,6 +1051,7 @@ class OpenedVariant:
         deviations: where the arithmetic of a native class differs, and why.
         write_companions: put what travels beside weights and config into a folder whose config.json has been written;
             returns notes on the tokenizer.
+        native: the same as its own class has it; `None` for one of ours.
     """
 
     source: str
@@ -1063,6 +1064,7 @@ class OpenedVariant:
     model_type: str
     deviations: list[str]
     write_companions: Callable[[Path], list[str]]
+    native: _NativeSource | None = None
 
     @property
     def files(self) -> Path:
@@ -1113,6 +1115,7 @@ def _as_variant(source: str, opened: _NativeSource, write_companions: Callable[[
         model_type=opened.family.model_type,
         deviations=[deviation.reason for deviation in opened.family.deviations_of(opened.config)],
         write_companions=write_companions,
+        native=opened,
     )
 
 
@@ -1173,6 +1176,7 @@ def convert(
     max_shard_bytes: int = checkpoint.MAX_SHARD_BYTES,
     workers: int | None = None,
     verify: bool = False,
+    memory: int | None = None,
 ) -> Report:
     """
     Convert a native checkpoint into a new folder that `AutoModel*.from_pretrained` loads as a variant, with a model card
@@ -1187,6 +1191,7 @@ def convert(
         max_shard_bytes: largest size of one file.
         workers: threads that read, hash, look through and write tensors; by default one for each of up to four cores.
         verify: compare the result with the source, as `verify` does, which loads both; the card shows the comparison.
+        memory: of that comparison, see `verify`.
 
     A run that was killed is gone on with by the next of the same source, destination and options.
 
@@ -1196,6 +1201,8 @@ def convert(
     """
     checkpoint.refuse_occupied(destination)
     target_dtype = _as_dtype(dtype)
+    if memory is not None and (is_gguf(source) or is_foreign(source)):
+        raise ConversionError(f"`memory` is for checkpoints in folders, and {source} is none. Leave it out.")
     writing = Writing(max_shard_bytes, workers)
     if is_gguf(source):
         return _convert_gguf(Path(source), destination, target_dtype, ignore_keys, writing, verify)
@@ -1210,7 +1217,7 @@ def convert(
     ):
         report.tokenizer = copy_companions(opened.path, folder)
         _write_generation_config(folder, opened.native, opened.path)
-        _complete(folder, report, opened.path, verify, ignore_keys, digests)
+        _complete(folder, report, opened.path, verify, ignore_keys, digests, memory)
     return report
 
 
@@ -1284,7 +1291,13 @@ def _refuse_to_verify_a_cast(verify: bool, stored: set[torch.dtype], dtype: torc
 
 
 def _complete(
-    folder: Path, report: Report, opened: Path, verify: bool, ignore_keys: Iterable[str], digests: Digests
+    folder: Path,
+    report: Report,
+    opened: Path,
+    verify: bool,
+    ignore_keys: Iterable[str],
+    digests: Digests,
+    memory: int | None = None,
 ) -> None:
     """
     Compare a converted checkpoint with its source, if asked, and write down what was done and seen.
@@ -1293,9 +1306,10 @@ def _complete(
         folder: where the checkpoint is until it has its name.
         opened: the folder of the source.
         digests: of the weights.
+        memory: of the comparison.
     """
     if verify:
-        report.verification = _verified(report, folder, ignore_keys)
+        report.verification = _verified(report, folder, ignore_keys, memory)
     write_record(folder, report.to_dict(), Path(report.source) if is_gguf(report.source) else opened, digests)
     card.write_card(folder, name=last_part(report.destination), lineage=lineage_of_source(report.source, opened))
 
@@ -1306,12 +1320,12 @@ def lineage_of_source(source: str, opened: Path) -> dict[str, Any]:
     return {**lineage, "base_model": source} if is_hub_id(source) else lineage
 
 
-def _verified(report: Report, folder: Path, ignore_keys: Iterable[str]) -> "VerificationReport":
+def _verified(report: Report, folder: Path, ignore_keys: Iterable[str], memory: int | None) -> "VerificationReport":
     # That module reads this one.
     from .verification import verify
 
     names = {report.source: public_name(report.source), str(folder): last_part(report.destination)}
-    verification = verify(report.source, folder, ignore_keys=ignore_keys)
+    verification = verify(report.source, folder, ignore_keys=ignore_keys, memory=memory)
     verification.a, verification.b = names.values()
     for check in verification.checks:
         for path, name in names.items():
@@ -1330,6 +1344,7 @@ def export(
     max_shard_bytes: int = checkpoint.MAX_SHARD_BYTES,
     workers: int | None = None,
     verify: bool = False,
+    memory: int | None = None,
 ) -> Report:
     """
     Write a variant's checkpoint as a native one that stock transformers and every engine load.
@@ -1338,7 +1353,7 @@ def export(
         source: a folder or Hub id of one of our checkpoints.
         destination: a folder that does not exist yet.
         model_type: as in `to_native`.
-        dtype, max_shard_bytes, workers, verify: as in `convert`.
+        dtype, max_shard_bytes, workers, verify, memory: as in `convert`.
 
     Raises:
         NotRepresentable: naming every field in the way; ConversionError if the source is not a variant;
@@ -1401,7 +1416,7 @@ def export(
         report.tokenizer = copy_companions(folder, temporary, to_native=True)
         _note_non_finite(report, written.non_finite)
         if verify:
-            report.verification = _verified(report, temporary, ())
+            report.verification = _verified(report, temporary, (), memory)
         write_record(temporary, report.to_dict(), folder, written.digests)
         card.write_native_card(
             temporary,
