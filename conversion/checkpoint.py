@@ -550,8 +550,10 @@ class _Writing:
 
     def _work(self) -> None:
         try:
-            while self._write_next():
-                pass
+            while (size := self._write_next()) is not None:
+                with self._turn:
+                    self._waiting -= size
+                    self._turn.notify_all()
         except BaseException:
             self._stopped = True
             raise
@@ -575,21 +577,20 @@ class _Writing:
                 return name, tensor
         return None
 
-    def _write_next(self) -> bool:
-        """Write one tensor; whether there was one."""
+    def _write_next(self) -> int | None:
+        """Write one tensor; how much memory it took, or `None` if there is none."""
         taken = self._take()
         if taken is None:
-            return False
+            return None
         name, tensor = taken
-        del taken
-        shard, size = self._shards[name], _in_memory(tensor)
+        shard = self._shards[name]
         is_hashed = isinstance(tensor, Unread) and tensor.is_hashed
         hashed = hashlib.sha256() if self._digests is not None and not is_hashed else None
         all_finite = True
         with shard.at(name) as stream:
             for piece in _pieces_of(tensor):
                 if self._stopped:
-                    return False
+                    return None
                 memory = _bytes_of(piece)
                 if hashed is not None:
                     hashed.update(memory)
@@ -606,11 +607,7 @@ class _Writing:
             shard.left -= 1
             if not shard.left:
                 self._flushing.finish(shard, self._note_finished)
-        del tensor
-        with self._turn:
-            self._waiting -= size
-            self._turn.notify_all()
-        return True
+        return _in_memory(tensor)
 
     def _note_finished(self, shard: _Shard) -> None:
         """All bytes of a file are on the disk."""
