@@ -1,6 +1,7 @@
 """Verification in bounded memory: tensor by tensor, the first layers run, and no word about the others."""
 
 import json
+from bisect import bisect_left
 
 import pytest
 import torch
@@ -63,10 +64,8 @@ def pairs(tmp_path_factory):
 def room_for(native, variant, layers):
     """Bytes in which so many of the layers of both fit, and no more."""
     opened = [bounded.open_variant(path) for path in (native, variant)]
-    return next(
-        size for size in range(0, 2 * bounded.stored_bytes(native), 500)
-        if bounded._layers_that_fit(opened, size) == layers
-    )  # fmt: skip
+    sizes = range(2 * bounded.stored_bytes(native) + 1)
+    return bisect_left(sizes, layers, key=lambda size: bounded._layers_that_fit(opened, size))
 
 
 @pytest.mark.parametrize("kind", MODELS)
