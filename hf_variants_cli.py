@@ -161,6 +161,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("destination", metavar="DST", type=Path, help="folder to create")
     _add_shard_size(convert)
+    _add_workers(convert)
     _add_stored(convert)
     _add_ignore_key(convert)
 
@@ -176,6 +177,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     export.add_argument("destination", metavar="DST", type=Path, help="folder to create")
     _add_shard_size(export)
+    _add_workers(export)
     export.add_argument(
         "--to", metavar="TYPE", dest="model_type", help="native model type (default: the one it came from)"
     )
@@ -217,6 +219,7 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_argument("b", metavar="B", help="checkpoint to compare with it")
     verify.add_argument("--dtype", choices=DTYPES, default="auto", help="cast both first (default: each as stored)")
     verify.add_argument("--json", metavar="REPORT", type=Path, dest="report", help="also write the report as JSON")
+    _add_memory(verify)
     _add_ignore_key(verify)
 
     records = command("records", _records, "Print a page of conversions: what of each was verified, and with what.")
@@ -536,12 +539,27 @@ def _add_stored(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--verify", action="store_true", help="compare the result with the source; the model card shows the outcome"
     )
+    _add_memory(command)
+
+
+def _add_memory(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--memory", metavar="SIZE", type=_size,
+        help="of two models that are compared, such as 8GB: larger ones tensor by tensor, and as many layers as fit",
+    )  # fmt: skip
 
 
 def _add_shard_size(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--max-shard-size", metavar="SIZE", type=_size, dest="max_shard_bytes", default=_size("5GB"),
         help="of one file of weights, such as 500MB (default: 5GB)",
+    )  # fmt: skip
+
+
+def _add_workers(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--workers", metavar="N", type=_positive,
+        help="threads that read, hash and write tensors (default: one for each of up to four cores)",
     )  # fmt: skip
 
 
@@ -594,6 +612,8 @@ def _export(arguments: argparse.Namespace) -> int:
             "base": arguments.base,
             "onto": arguments.onto,
             "dtype": _dtype(arguments.dtype),
+            "workers": arguments.workers,
+            "memory": arguments.memory,
         }
         for option, value in given.items():
             if value is not None:
@@ -616,6 +636,8 @@ def _export(arguments: argparse.Namespace) -> int:
 def _translate(arguments: argparse.Namespace, model: Any, adapter: Any, options: dict[str, Any]) -> int:
     """Convert or export with the function for what the source is; both take the options of the direction."""
     source, destination = arguments.source, arguments.destination
+    if arguments.memory is not None and not arguments.verify:
+        raise ValueError("--memory bounds the comparison that --verify makes. Add --verify, or leave it out.")
     if _is_adapter(arguments, dtype=arguments.dtype != "auto", verify=arguments.verify):
         return _report(adapter, source, destination, base=arguments.base, onto=arguments.onto, **options)
     return _report(
@@ -625,6 +647,7 @@ def _translate(arguments: argparse.Namespace, model: Any, adapter: Any, options:
         dtype=_dtype(arguments.dtype),
         max_shard_bytes=arguments.max_shard_bytes,
         verify=arguments.verify,
+        **{name: value for name in ("workers", "memory") if (value := getattr(arguments, name)) is not None},
         **options,
     )
 
@@ -751,7 +774,10 @@ def _bundle(arguments: argparse.Namespace) -> int:
 def _verify(arguments: argparse.Namespace) -> int:
     from hf_variants.conversion import verify
 
-    report = verify(arguments.a, arguments.b, dtype=_dtype(arguments.dtype), ignore_keys=arguments.ignore_keys)
+    bound = {} if arguments.memory is None else {"memory": arguments.memory}
+    report = verify(
+        arguments.a, arguments.b, dtype=_dtype(arguments.dtype), ignore_keys=arguments.ignore_keys, **bound
+    )  # fmt: skip
     print(report.to_markdown())
     if arguments.report is not None:
         arguments.report.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")

@@ -8,6 +8,7 @@ flushed to it. The ratio is the time of cp over that of the conversion: 1 is as 
 import argparse
 import json
 import math
+import os
 import platform
 import shutil
 import statistics
@@ -22,7 +23,7 @@ import torch
 import transformers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedConfig
 
-from hf_variants.conversion.checkpoint import write_safetensors
+from hf_variants.conversion.checkpoint import Weights, write_safetensors
 from hf_variants.conversion.skeleton import empty_model, stored_tensors
 
 
@@ -98,6 +99,12 @@ def make(kind: str, total_bytes: int, folder: Path, shard_bytes: int, width: int
     config.save_pretrained(folder)
 
 
+def largest_tensor(folder: Path) -> int:
+    """Bytes of the largest tensor of a checkpoint, from the headers of its files."""
+    weights = Weights(folder)
+    return max(weights.header(name).nbytes for name in weights.names())
+
+
 def copied(source: Path, destination: Path) -> float:
     """Seconds of `cp -r`, and of flushing its files to the disk."""
     start = time.perf_counter()
@@ -130,11 +137,12 @@ class Child:
         return {**json.loads(said.splitlines()[-1]), "start": self._start}
 
 
-def measure(kind: str, arguments: argparse.Namespace, place: Path) -> list[dict]:
+def measure(kind: str, gb: float, arguments: argparse.Namespace, place: Path) -> list[dict]:
     native, variant, result, copy = (place / name for name in ("native", "variant", "result", "copy"))
     shard_bytes = int(arguments.shard_gb * 1e9)
-    make(kind, int(arguments.gb * 1e9), native, shard_bytes)
+    make(kind, int(gb * 1e9), native, shard_bytes)
     size = sum(path.stat().st_size for path in native.iterdir())
+    largest = largest_tensor(native)
     small = [place / name for name in ("small-native", "small-variant", "small-result")]
     make(kind, 0, small[0], shard_bytes, width=64)
     Child("convert", native, variant, small=small[:2], shard_bytes=shard_bytes).run()
@@ -154,7 +162,7 @@ def measure(kind: str, arguments: argparse.Namespace, place: Path) -> list[dict]
         shutil.rmtree(copy)
         rows.append(
             {
-                "type": kind, "function": function, "bytes": size, "cp": statistics.median(theirs),
+                "type": kind, "function": function, "bytes": size, "largest": largest, "cp": statistics.median(theirs),
                 "seconds": statistics.median(run["seconds"] for run in ours),
                 "ratio": statistics.median(cp / run["seconds"] for cp, run in zip(theirs, ours, strict=True)),
                 "processor": statistics.median(run["processor"] for run in ours),
@@ -184,7 +192,9 @@ def markdown(rows: list[dict]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--gb", type=float, default=6, help="size of each checkpoint (default: %(default)s)")
+    parser.add_argument(
+        "--gb", type=float, nargs="+", default=[6], help="sizes of the checkpoints (default: 6)"
+    )  # fmt: skip
     parser.add_argument("--shard-gb", type=float, default=1, help="size of a shard (default: %(default)s)")
     parser.add_argument("--types", nargs="+", choices=TYPES, default=list(TYPES))
     parser.add_argument("--repeats", type=int, default=3)
@@ -196,14 +206,17 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = []
     for kind in arguments.types:
-        with tempfile.TemporaryDirectory(dir=arguments.place) as place:
-            rows += measure(kind, arguments, Path(place))
+        for gb in arguments.gb:
+            with tempfile.TemporaryDirectory(dir=arguments.place) as place:
+                rows += measure(kind, gb, arguments, Path(place))
     versions = (
         f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
     )
     print(f"{versions}, shards of {arguments.shard_gb} GB, {arguments.repeats} runs\n\n{markdown(rows)}")
     if arguments.output:
-        arguments.output.write_text(json.dumps({"versions": versions, "rows": rows}, indent=2) + "\n")
+        machine = {"cores": os.cpu_count(), "load": os.getloadavg()[0], "shard_gb": arguments.shard_gb}
+        content = {"kind": "conversion", "versions": versions, **machine, "repeats": arguments.repeats, "rows": rows}
+        arguments.output.write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

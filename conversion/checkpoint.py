@@ -1,18 +1,20 @@
 """Reading and writing checkpoint folders: the files that transformers would load, tensor by tensor, never outside."""
 
 import errno
+import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
@@ -112,6 +114,7 @@ class Weights:
         files: tensor name -> name of the file that holds it.
         file: the file or index that was read.
         others: names of further sets of weights in the folder, which transformers leaves alone as well.
+        digests: tensor name -> SHA-256 of its bytes, of those that were read since `hash_what_is_read`; `None` before.
 
     Raises:
         FileNotFoundError: if there are no weights.
@@ -128,8 +131,9 @@ class Weights:
             )
         self.file = file or present[0]
         self.others = [name for name in present if name != self.file]
+        self.digests: dict[str, str] | None = None
         self._open: dict[str, Mapping[str, torch.Tensor | Unread]] = {}
-        self._seen = {path: _state(path) for path in (folder / CONFIG_NAME, folder / self.file)}
+        self._seen = {path: state_of(path) for path in (folder / CONFIG_NAME, folder / self.file)}
         self.files = self._files()
 
     def _files(self) -> dict[str, str]:
@@ -165,8 +169,8 @@ class Weights:
             path = self.folder / file
             if not path.is_file():
                 raise FileNotFoundError(f"{path} is missing. The checkpoint is incomplete; fetch it again.")
-            self._seen[path] = _state(path)
-            self._open[file] = (_Safetensors if file.endswith(".safetensors") else load_state_dict)(path)
+            self._seen[path] = state_of(path)
+            self._open[file] = (Safetensors if file.endswith(".safetensors") else load_state_dict)(path)
         return self._open[file]
 
     def names(self) -> list[str]:
@@ -174,7 +178,16 @@ class Weights:
 
     def stored(self, name: str) -> "torch.Tensor | Unread":
         """A tensor for whoever needs no values but copies them."""
-        return self._tensors_of(self.files[name])[name]
+        stored = self._tensors_of(self.files[name])[name]
+        if isinstance(stored, Unread) and self.digests is not None:
+            stored.note_digest(self.digests, name)
+        return stored
+
+    def hash_what_is_read(self) -> bool:
+        """Have `digests` filled as tensors pass by on their way elsewhere; whether the files allow it."""
+        if all(file.endswith(".safetensors") for file in self.files.values()):
+            self.digests = {}
+        return self.digests is not None
 
     def header(self, name: str) -> torch.Tensor:
         """Shape and dtype of a tensor, as one without values."""
@@ -194,11 +207,11 @@ class Weights:
     def refuse_changed(self) -> None:
         """`ConversionError` if config or weights are no longer the files that were opened."""
         for path, state in self._seen.items():
-            if _state(path) != state:
+            if state_of(path) != state:
                 raise _changed(path)
 
 
-def _state(path: Path) -> tuple[int, ...] | None:
+def state_of(path: Path) -> tuple[int, ...] | None:
     """What differs after a file was written to or replaced."""
     try:
         found = path.stat()
@@ -214,8 +227,9 @@ def _changed(path: Path) -> ConversionError:
     )
 
 
-# How much of a tensor is in memory while it is copied; about what a processor's cache holds.
-PIECE_BYTES = 2**22
+# How much of a tensor is in memory while it is copied; what the cache of one core holds, in which it is read, hashed, looked
+# at and written.
+PIECE_BYTES = 2**20
 
 
 class Unread:
@@ -224,7 +238,7 @@ class Unread:
 
     Args:
         header: its shape and dtype, as a tensor without values.
-        path, state: of the file, and what `_state` said of it when it was opened.
+        path, state: of the file, and what `state_of` said of it when it was opened.
         start: where in the file its bytes begin; they are little-endian, in row-major order.
         dtype: to which the values are cast once they are read; by default none.
     """
@@ -240,12 +254,31 @@ class Unread:
         self.header = header if dtype is None else header.to(dtype)
         self.shape, self.dtype = self.header.shape, self.header.dtype
         self._stored, self._path, self._state, self._start = header, path, state, start
+        self._digests: dict[str, str] | None = None
+        self._name = ""
+
+    def note_digest(self, digests: dict[str, str], name: str) -> None:
+        """Have the SHA-256 of the stored bytes put into `digests` under a name when they are read."""
+        self._digests, self._name = digests, name
+
+    @property
+    def is_hashed(self) -> bool:
+        """Whether the bytes come out as they are stored, and their SHA-256 is noted."""
+        return self._digests is not None and self.dtype is self._stored.dtype
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the stored bytes, after they were read."""
+        assert self._digests is not None
+        return self._digests[self._name]
 
     def is_floating_point(self) -> bool:
         return self.dtype.is_floating_point
 
     def to(self, dtype: torch.dtype) -> "Unread":
-        return Unread(self._stored, self._path, self._state, self._start, dtype)
+        cast = Unread(self._stored, self._path, self._state, self._start, dtype)
+        cast._digests, cast._name = self._digests, self._name
+        return cast
 
     def pieces(self, piece_bytes: int = PIECE_BYTES) -> Iterator[torch.Tensor]:
         """
@@ -256,6 +289,7 @@ class Unread:
         """
         left, width = self._stored.numel(), self._stored.element_size()
         buffer = torch.empty(min(left, max(piece_bytes // width, 1)), dtype=self._stored.dtype)
+        hashed = None if self._digests is None else hashlib.sha256()
         # Read, not mapped: of a mapped file that is cut, a process dies.
         with self._path.open("rb", buffering=0) as stream:
             stream.seek(self._start)
@@ -266,14 +300,19 @@ class Unread:
                     if not (count := stream.readinto(memory)):
                         raise _changed(self._path)
                     memory = memory[count:]
+                if hashed is not None:
+                    hashed.update(_bytes_of(piece))
                 left -= len(piece)
-                if _state(self._path) != self._state:
+                if state_of(self._path) != self._state:
                     raise _changed(self._path)
                 yield piece.to(self.dtype)
+        if hashed is not None and self._digests is not None:
+            self._digests[self._name] = hashed.hexdigest()
 
     def load(self) -> torch.Tensor:
-        values = next(self.pieces(self._stored.nbytes), None)
-        return torch.empty(self.shape, dtype=self.dtype) if values is None else values.view(self.shape)
+        # To the end, which is where the digest is noted.
+        values = list(self.pieces(max(self._stored.nbytes, 1)))
+        return values[0].view(self.shape) if values else torch.empty(self.shape, dtype=self.dtype)
 
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -295,11 +334,11 @@ def dtype_of(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-class _Safetensors(Mapping[str, Unread]):
+class Safetensors(Mapping[str, Unread]):
     """The tensors of one file, none of which is read."""
 
     def __init__(self, path: Path):
-        self._path, self._state = path, _state(path)
+        self._path, self._state = path, state_of(path)
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if length > MAX_HEADER_BYTES:
@@ -353,16 +392,21 @@ def write_safetensors(
     headers: Mapping[str, torch.Tensor],
     folder: Path,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-    finished: Callable[[Path], Any] = lambda path: None,
+    *,
+    workers: int | None = None,
+    digests: dict[str, str] | None = None,
+    progress: "Progress | None" = None,
 ) -> list[str]:
     """
-    Write tensors as they come, with the index that transformers reads; no more than one of them is in memory, and of one
-    that is unread a small piece.
+    Write tensors as they come, with the index that transformers reads. In memory are no more of them than there are
+    workers, in all some 64 MB or one tensor, and of one that is unread a small piece.
 
     Args:
         tensors: with their names, in any order.
         headers: a tensor of the same shape and dtype for each, without values, in the order of the shards.
-        finished: told the path of every file that has all of its bytes.
+        workers: how many threads read, hash, look through and write; by default one for each of up to four cores.
+        digests: filled with the SHA-256 of the bytes of each.
+        progress: of an earlier run, whose finished files stay, and of this one.
 
     Returns:
         the names of tensors with NaN or infinite values.
@@ -370,60 +414,213 @@ def write_safetensors(
     Raises:
         OSError: if the disk is full; as soon as that can be seen.
     """
-    shards: list[dict[str, torch.Tensor]] = [{}]
-    size = 0
-    for name, header in headers.items():
-        if shards[-1] and size + header.nbytes > max_shard_bytes:
-            shards.append({})
-            size = 0
-        shards[-1][name] = header
-        size += header.nbytes
-    numbered = [f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors" for number in range(len(shards))]
-    files = numbered if len(shards) > 1 else [SAFE_WEIGHTS_NAME]
+    shards = [_Shard(folder / file, inside) for file, inside in in_shards(headers, max_shard_bytes).items()]
+    kept = {} if progress is None else progress.kept
+    written = {name: digest for entry in kept.values() for name, digest in entry.tensors.items()}
+    non_finite = {name for entry in kept.values() for name in entry.non_finite}
+    if digests is not None:
+        digests |= written
+    to_write = [shard for shard in shards if shard.path.name not in kept]
     total_bytes = sum(header.nbytes for header in headers.values())
-    _refuse_full_disk(folder, total_bytes)
-    streams, places, left = [], {}, [len(shard) for shard in shards]
-    written, non_finite = set(), []
-    progress = tqdm(total=total_bytes, unit="B", unit_scale=True, desc="Writing weights", delay=1.0)
+    left_bytes = sum(header.nbytes for shard in to_write for header in shard.headers.values())
+    _refuse_full_disk(folder, left_bytes)
+    bar = tqdm(
+        total=total_bytes,
+        initial=total_bytes - left_bytes,
+        unit="B",
+        unit_scale=True,
+        desc="Writing weights",
+        delay=1.0,
+    )
     try:
-        for number, (file, shard) in enumerate(zip(files, shards)):
-            streams.append((folder / file).open("wb", buffering=0))
-            places |= {name: (number, offset) for name, offset in _write_header(streams[-1], shard).items()}
-        with progress, _one_thread(), _Flushing() as flushing:
-            for name, tensor in tensors:
-                header = headers[name]
-                if tensor.shape != header.shape or tensor.dtype != header.dtype or name in written:
-                    raise RuntimeError(f"{name} is not the tensor that was announced.")
-                number, offset = places[name]
-                streams[number].seek(offset)
-                all_finite = True
-                for piece in _pieces_of(tensor):
-                    all_finite = all_finite and is_finite(piece)
-                    _write(streams[number], _bytes_of(piece))
-                    flushing.after(streams[number], piece.nbytes)
-                    progress.update(piece.nbytes)
-                written.add(name)
-                if not all_finite:
-                    non_finite.append(name)
-                left[number] -= 1
-                if not left[number]:
-                    flushing.finish(streams[number])
-                    finished(folder / files[number])
-        if missing := headers.keys() - written:
-            raise RuntimeError(f"{sorted(missing)[0]} was announced and did not come.")
+        with bar, _one_thread(), _Flushing() as flushing:
+            writing = _Writing(tensors, to_write, digests, flushing, bar, progress, written.keys())
+            non_finite |= writing.run(workers or _cores())
     finally:
-        for stream in streams:
-            stream.close()
+        for shard in to_write:
+            shard.close()
+    if missing := [name for shard in to_write for name in shard.headers if name not in writing.written]:
+        raise RuntimeError(f"{sorted(missing)[0]} was announced and did not come.")
+    named = [name for name in headers if name in non_finite]
     if len(shards) == 1:
-        return non_finite
-    weight_map = {name: file for file, shard in zip(files, shards) for name in shard}
+        return named
+    weight_map = {name: shard.path.name for shard in shards for name in shard.headers}
     total_parameters = sum(header.numel() for header in headers.values())
     index = {
         "metadata": {"total_parameters": total_parameters, "total_size": total_bytes},
         "weight_map": dict(sorted(weight_map.items())),
     }
     (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
-    return non_finite
+    return named
+
+
+def _cores() -> int:
+    """How many threads write by default: more than four are faster than most disks."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, 4)
+
+
+class _Shard:
+    """A file of tensors, which are written in any order and by several threads; it is open from the first to the last."""
+
+    def __init__(self, path: Path, headers: dict[str, torch.Tensor]):
+        self.path, self.headers = path, headers
+        self.left = len(headers)
+        self._stream: Any = None
+        self._places: dict[str, int] = {}
+
+    def open(self) -> None:
+        if self._stream is None:
+            self._stream = self.path.open("wb", buffering=0)
+            self._places = _write_header(self._stream, self.headers)
+
+    @contextmanager
+    def at(self, name: str) -> Iterator[Any]:
+        """A stream of its own at the place of a tensor."""
+        with self.path.open("r+b", buffering=0) as stream:
+            stream.seek(self._places[name])
+            yield stream
+
+    def flush(self) -> None:
+        os.fsync(self._stream.fileno())
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+
+def in_shards(headers: Mapping[str, torch.Tensor], max_shard_bytes: int) -> dict[str, dict[str, torch.Tensor]]:
+    """File name -> the tensors that go into it, in their order."""
+    groups: list[dict[str, torch.Tensor]] = [{}]
+    size = 0
+    for name, header in headers.items():
+        if groups[-1] and size + header.nbytes > max_shard_bytes:
+            groups.append({})
+            size = 0
+        groups[-1][name] = header
+        size += header.nbytes
+    if len(groups) == 1:
+        return {SAFE_WEIGHTS_NAME: groups[0]}
+    return {f"model-{n + 1:05d}-of-{len(groups):05d}.safetensors": group for n, group in enumerate(groups)}
+
+
+# How much of tensors that are not unread may wait to be written, where they are small.
+WAITING_BYTES = 2**26
+
+
+class _Writing:
+    """
+    Threads that write tensors. Each takes the next one and reads, hashes, looks through and writes it piece by piece, which
+    is work of the processor's outside of Python's lock.
+    """
+
+    def __init__(
+        self,
+        tensors: Iterable[tuple[str, "torch.Tensor | Unread"]],
+        shards: list[_Shard],
+        digests: dict[str, str] | None,
+        flushing: "_Flushing",
+        bar: Any,
+        progress: "Progress | None",
+        kept: Set[str],
+    ):
+        self.written: set[str] = set()
+        self._tensors = iter(tensors)
+        self._shards = {name: shard for shard in shards for name in shard.headers}
+        self._digests, self._flushing, self._bar = digests, flushing, bar
+        self._progress, self._kept = progress, kept
+        self._non_finite: set[str] = set()
+        self._turn, self._noting = threading.Condition(), threading.Lock()
+        self._waiting = 0
+        self._stopped = False
+
+    def run(self, workers: int) -> set[str]:
+        """Write everything; returns the names of tensors with NaN or infinite values."""
+        with ThreadPoolExecutor(workers) as pool:
+            running = [pool.submit(self._work) for _ in range(workers)]
+            try:
+                wait(running, return_when=FIRST_EXCEPTION)
+            finally:
+                with self._turn:
+                    self._stopped = True
+                    self._turn.notify_all()
+        for future in running:
+            future.result()
+        return self._non_finite
+
+    def _work(self) -> None:
+        try:
+            while (size := self._write_next()) is not None:
+                with self._turn:
+                    self._waiting -= size
+                    self._turn.notify_all()
+        except BaseException:
+            self._stopped = True
+            raise
+
+    def _take(self) -> tuple[str, "torch.Tensor | Unread"] | None:
+        """The next tensor, when those that wait to be written leave memory for it; `None` at the end."""
+        with self._turn:
+            while self._waiting >= WAITING_BYTES and not self._stopped:
+                self._turn.wait()
+            for name, tensor in self._tensors if not self._stopped else ():
+                # Of a file that an earlier run finished.
+                if name in self._kept:
+                    continue
+                shard = self._shards[name]
+                header = shard.headers[name]
+                if tensor.shape != header.shape or tensor.dtype != header.dtype or name in self.written:
+                    raise RuntimeError(f"{name} is not the tensor that was announced.")
+                self.written.add(name)
+                shard.open()
+                self._waiting += _in_memory(tensor)
+                return name, tensor
+        return None
+
+    def _write_next(self) -> int | None:
+        """Write one tensor; how much memory it took, or `None` if there is none."""
+        taken = self._take()
+        if taken is None:
+            return None
+        name, tensor = taken
+        shard = self._shards[name]
+        is_hashed = isinstance(tensor, Unread) and tensor.is_hashed
+        hashed = hashlib.sha256() if self._digests is not None and not is_hashed else None
+        all_finite = True
+        with shard.at(name) as stream:
+            for piece in _pieces_of(tensor):
+                if self._stopped:
+                    return None
+                memory = _bytes_of(piece)
+                if hashed is not None:
+                    hashed.update(memory)
+                all_finite = all_finite and is_finite(piece)
+                _write(stream, memory)
+                with self._noting:
+                    self._flushing.after(shard, len(memory))
+                    self._bar.update(len(memory))
+        with self._noting:
+            if self._digests is not None:
+                self._digests[name] = tensor.digest if hashed is None else hashed.hexdigest()
+            if not all_finite:
+                self._non_finite.add(name)
+            shard.left -= 1
+            if not shard.left:
+                self._flushing.finish(shard, self._note_finished)
+        return _in_memory(tensor)
+
+    def _note_finished(self, shard: _Shard) -> None:
+        """All bytes of a file are on the disk."""
+        shard.close()
+        if self._progress is not None and self._digests is not None:
+            with self._noting:
+                tensors = {name: self._digests[name] for name in shard.headers}
+                self._progress.add(shard.path.name, tensors, sorted(self._non_finite.intersection(tensors)))
+
+
+def _in_memory(tensor: "torch.Tensor | Unread") -> int:
+    """How much of it is there before it is read."""
+    return 0 if isinstance(tensor, Unread) else tensor.nbytes
 
 
 @contextmanager
@@ -456,8 +653,29 @@ def _pieces_of(tensor: "torch.Tensor | Unread") -> Iterator[torch.Tensor]:
     if isinstance(tensor, Unread):
         yield from tensor.pieces()
     elif tensor.numel():
-        flat = tensor.detach().contiguous().reshape(-1)
+        tensor = tensor.detach()
+        is_transposed = tensor.ndim == 2 and not tensor.is_contiguous() and tensor.t().is_contiguous()
+        if is_transposed:
+            yield from _rows_of_transposed(tensor)
+            return
+        flat = tensor.contiguous().reshape(-1)
         yield from flat.split(max(PIECE_BYTES // flat.element_size(), 1))
+
+
+def _rows_of_transposed(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The values of a matrix that lies in memory column by column, some rows at a time, in the same memory."""
+    rows, columns = tensor.shape
+    count = min(max(PIECE_BYTES // (columns * tensor.element_size()), 1), rows)
+    # torch transposes a matrix fast if that is all of a piece of memory, and faster still what a cache holds.
+    lying = torch.empty(columns, count, dtype=tensor.dtype)
+    standing = torch.empty(count, columns, dtype=tensor.dtype)
+    for first in range(0, rows, count):
+        some = tensor[first : first + count]
+        if len(some) < count:
+            lying, standing = lying.new_empty(columns, len(some)), standing[: len(some)]
+        lying.copy_(some.t())
+        standing.copy_(lying.t())
+        yield standing.reshape(-1)
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
@@ -465,7 +683,7 @@ def is_finite(tensor: torch.Tensor) -> bool:
     # NaN and infinities come through to the extremes, which are found in one pass without a copy.
     if not tensor.is_floating_point() or not tensor.numel():
         return True
-    return bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
+    return all(math.isfinite(extreme.item()) for extreme in torch.aminmax(tensor))
 
 
 # What cp writes at a time. Of much larger pieces, Linux takes up to ten times as long to find pages for them.
@@ -487,27 +705,33 @@ class _Flushing:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1)
-        self._running: Future | None = None
+        self._running: list[Future] = []
         self._bytes = 0
 
-    def after(self, stream: Any, count: int) -> None:
+    def after(self, shard: _Shard, count: int) -> None:
         """That many bytes were written."""
         self._bytes += count
-        if self._bytes >= self.INTERVAL and (self._running is None or self._running.done()):
-            self._start(stream)
+        if self._bytes >= self.INTERVAL and all(future.done() for future in self._running):
+            self._start(shard.flush)
 
-    def _start(self, stream: Any) -> None:
-        self._wait()
+    def _start(self, flush: Callable[[], None]) -> None:
         self._bytes = 0
-        self._running = self._pool.submit(os.fsync, stream.fileno())
+        waiting = []
+        for future in self._running:
+            if future.done():
+                future.result()
+            else:
+                waiting.append(future)
+        self._running = [*waiting, self._pool.submit(flush)]
 
-    def _wait(self) -> None:
-        if self._running is not None:
-            self._running.result()
+    def finish(self, shard: _Shard, then: Callable[[_Shard], None]) -> None:
+        """The last bytes of a file were written; `then` is told when they are on the disk."""
 
-    def finish(self, stream: Any) -> None:
-        """The last bytes of a file were written."""
-        self._start(stream)
+        def flush() -> None:
+            shard.flush()
+            then(shard)
+
+        self._start(flush)
 
     def __enter__(self) -> "_Flushing":
         return self
@@ -515,13 +739,14 @@ class _Flushing:
     def __exit__(self, kind: Any, *_: Any) -> None:
         self._pool.shutdown()
         if kind is None:
-            self._wait()
+            for future in self._running:
+                future.result()
 
 
 def _write_header(stream: Any, headers: Mapping[str, torch.Tensor]) -> dict[str, int]:
     """Write the head of a safetensors file; returns where in the file the bytes of each tensor go."""
-    # The widest first, so that every tensor is aligned to its dtype.
-    ordered = sorted(headers.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    # The widest first, so that every tensor is aligned to its dtype; those of one width in the order in which they come.
+    ordered = sorted(headers.items(), key=lambda item: -item[1].element_size())
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, header in ordered:
@@ -544,21 +769,33 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
     return memoryview(flat.numpy())
 
 
-def refuse_occupied(destination: str | Path) -> None:
-    """`FileExistsError` if a folder could not become `destination`: asked before long work, and again by `new_folder`."""
-    target = Path(destination).expanduser()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{destination} exists and is not empty. Choose another folder or remove it.")
-
-
 UNFINISHED = "unfinished"
 
 
+def _is_leftover(path: Path, target: Path) -> bool:
+    """Whether it is what a run for `target` was in when it was killed."""
+    is_named_so = re.fullmatch(re.escape(f".{target.name}.{UNFINISHED}-") + r"\w{8}", path.name)
+    return bool(is_named_so) and path.is_dir() and not path.is_symlink()
+
+
+def refuse_occupied(destination: str | Path) -> None:
+    """`FileExistsError` if a folder could not become `destination`: asked before long work, and again by `new_folder`."""
+    target = Path(destination).expanduser()
+    if target.exists() and (
+        not target.is_dir() or any(not _is_leftover(path, target.resolve()) for path in target.iterdir())
+    ):
+        raise FileExistsError(f"{destination} exists and is not empty. Choose another folder or remove it.")
+
+
 @contextmanager
-def new_folder(destination: str | Path) -> Iterator[Path]:
+def new_folder(destination: str | Path, task: str | None = None) -> Iterator[Path]:
     """
     A temporary folder beside `destination` that becomes it when the block ends well, and vanishes otherwise, also when
-    the process is told to end. What earlier runs left behind when they were killed is named and removed.
+    the process is told to end. What earlier runs left behind when they were killed is named and removed, or gone on with.
+
+    Args:
+        task: what is done, as `Progress` knows it, where an earlier run of the same may be gone on with; the folder then
+            holds its progress, and files of which only that says whether they are whole.
 
     Raises:
         FileExistsError: if `destination` exists and is not empty.
@@ -570,14 +807,18 @@ def new_folder(destination: str | Path) -> Iterator[Path]:
     target = target.resolve()
     place = target if stays else target.parent
     place.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(target)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.{UNFINISHED}-", dir=place))
-    with _held(temporary), _ended_by_signal():
+    with ExitStack() as held:
+        temporary = _leftover(target, place, task, held)
+        if temporary is None:
+            temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.{UNFINISHED}-", dir=place))
+            held.enter_context(_held(temporary))
+        held.enter_context(_ended_by_signal())
         try:
             yield temporary
             for path in temporary.rglob("*"):
                 if path.is_file():
                     _flush(path)
+            (temporary / PROGRESS).unlink(missing_ok=True)
             _flush(temporary)
             if stays:
                 # What makes it a checkpoint comes last.
@@ -626,15 +867,136 @@ def _held(folder: Path) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def _remove_leftovers(target: Path) -> None:
-    """Remove what runs for the same destination left behind when they were killed; those that still run are held."""
-    pattern = re.compile(re.escape(f".{target.name}.{UNFINISHED}-") + r"\w{8}")
-    for path in sorted(target.parent.iterdir()):
-        if pattern.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-            with _held(path) as is_abandoned:
-                if is_abandoned:
-                    logger.warning(f"Removing {path}, which an earlier run left unfinished.")
-                    shutil.rmtree(path, ignore_errors=True)
+def _leftover(target: Path, place: Path, task: str | None, held: ExitStack) -> Path | None:
+    """
+    What a run of the same task left behind when it was killed, in which to go on, held from now on. Those that runs of
+    other tasks left for the destination are removed; those of runs that still go on are held by them.
+    """
+    found: Path | None = None
+    inside = target.iterdir() if target.is_dir() else ()
+    for path in sorted([*target.parent.iterdir(), *inside]):
+        if not _is_leftover(path, target):
+            continue
+        with ExitStack() as until_here:
+            if not until_here.enter_context(_held(path)):
+                continue
+            if found is None and task is not None and path.parent == place and Progress.task_in(path) == task:
+                logger.warning(f"Going on in {path}, which an earlier run left unfinished.")
+                found = path
+                held.enter_context(until_here.pop_all())
+            else:
+                logger.warning(f"Removing {path}, which an earlier run left unfinished.")
+                shutil.rmtree(path, ignore_errors=True)
+    return found
+
+
+PROGRESS = "progress.json"
+
+
+class Finished(NamedTuple):
+    """A file of weights that has all of its bytes: SHA-256 of its tensors', and which of them have NaN or infinities."""
+
+    tensors: dict[str, str]
+    non_finite: list[str]
+
+
+class Progress:
+    """
+    What of a task is on the disk already, so that a run goes on where one that was killed stopped.
+
+    Args:
+        folder: in which the task is done. What an earlier run finished there stays, after a look at the hashes of its
+            bytes; whatever else it left is removed.
+        task: of which the same value stands for the same bytes in every file.
+        files: that are to be written, with the tensors of each.
+        digests: of the source's tensors; they are noted as well.
+
+    Attributes:
+        kept: what was there already.
+        source: SHA-256 of the source's tensors that the earlier run read.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        task: str,
+        files: Mapping[str, Mapping[str, torch.Tensor]],
+        digests: dict[str, str] | None = None,
+    ):
+        self._folder, self._task, self._digests = folder, task, digests
+        self.source: dict[str, str] = {}
+        self.kept = self._keep(files)
+        self._files = dict(self.kept)
+        self._write()
+
+    @staticmethod
+    def task_in(folder: Path) -> str | None:
+        """The task of the run that left a folder, if it says so."""
+        try:
+            return json.loads((folder / PROGRESS).read_text(encoding="utf-8"))["task"]
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def _keep(self, files: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, Finished]:
+        known = self._read()
+        kept = {
+            name: known[name] for name, headers in files.items()
+            if name in known and self._is_whole(self._folder / name, headers, known[name].tensors)
+        }  # fmt: skip
+        for path in self._folder.iterdir():
+            if path.name in kept:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        if known:
+            logger.warning(f"{len(kept)} of {len(files)} files of weights are there, with the hashes that were noted.")
+        return kept
+
+    def _read(self) -> dict[str, Finished]:
+        if self.task_in(self._folder) != self._task:
+            return {}
+        content = json.loads((self._folder / PROGRESS).read_text(encoding="utf-8"))
+        try:
+            self.source = dict(content["source"])
+            return {name: Finished(dict(tensors), list(names)) for name, (tensors, names) in content["files"].items()}
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return {}
+
+    @staticmethod
+    def _is_whole(path: Path, headers: Mapping[str, torch.Tensor], digests: Mapping[str, str]) -> bool:
+        try:
+            tensors = Safetensors(path)
+        except (OSError, ValueError):
+            return False
+        if tensors.keys() != headers.keys() or digests.keys() != headers.keys():
+            return False
+        found: dict[str, str] = {}
+        with tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=f"Hashing {path.name}", delay=1.0) as bar:
+            for name, header in headers.items():
+                stored = tensors[name]
+                if stored.shape != header.shape or stored.dtype != header.dtype:
+                    return False
+                stored.note_digest(found, name)
+                for piece in stored.pieces():
+                    bar.update(piece.nbytes)
+        return found == dict(digests)
+
+    def add(self, file: str, tensors: dict[str, str], non_finite: list[str]) -> None:
+        """A file has all of its bytes, and they are on the disk."""
+        self._files[file] = Finished(tensors, non_finite)
+        self._write()
+
+    def _write(self) -> None:
+        source = self.source | (self._digests or {})
+        content = {"task": self._task, "source": source, "files": self._files}
+        new = self._folder / f"{PROGRESS}.new"
+        with new.open("w", encoding="utf-8") as stream:
+            json.dump(content, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        new.replace(self._folder / PROGRESS)
 
 
 @contextmanager

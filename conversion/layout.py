@@ -3,7 +3,7 @@
 import copy
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Protocol
@@ -349,6 +349,8 @@ class Stored:
         self.model._weight_conversions = conversions or None
         # Class name -> all class names that are written together with it.
         self._together: dict[str, list[str]] = {}
+        # Class name -> all names in the file that it has a part in.
+        self._files: dict[str, frozenset[str]] = {}
         # Class name -> name in the file, where that is all that changes.
         self._renamed: dict[str, str] = {}
         groups: dict[tuple[str, ...], list[str]] = {}
@@ -359,11 +361,16 @@ class Stored:
             self._together |= dict.fromkeys(names, names)
             written = self._written({name: headers[name] for name in names})
             self.headers |= written
+            self._files |= {name: frozenset(written) for name in names}
             if len(names) == len(written) == 1 and next(iter(written.values())) is headers[names[0]]:
                 self._renamed[names[0]] = next(iter(written))
 
     def _written(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return revert_weight_conversion(self.model, tensors) if self.model._weight_conversions else tensors
+
+    def made_of_all(self, written: Set[str]) -> set[str]:
+        """Of tensors in the file, by their names there, the class names that nothing else is made of."""
+        return {name for name, files in self._files.items() if written >= files}
 
     def __call__(
         self, tensors: Iterable[tuple[str, torch.Tensor | Unread]]

@@ -6,14 +6,17 @@ import math
 import re
 import shlex
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 from transformers.utils import logging
+
+from .checkpoint import Safetensors
 
 
 logger = logging.get_logger(__name__)
@@ -66,7 +69,8 @@ def command_line(command: str, source: str | Path, destination: str | Path, **op
 
 def claims(verification: dict[str, Any] | None, notes: Iterable[str] = ()) -> dict[str, str]:
     """
-    What a conversion claims to be equal, each `"verified"`, `"not verified"`, `"not applicable"` or `"DIFFERENT"`.
+    What a conversion claims to be equal, each `"verified"`, `"verified on the first 2 of 80 layers"`, `"not verified"`,
+    `"not applicable"` or `"DIFFERENT"`.
 
     Args:
         verification: a `VerificationReport` as a dictionary, or `None` where none was made.
@@ -78,21 +82,49 @@ def claims(verification: dict[str, Any] | None, notes: Iterable[str] = ()) -> di
     for claim, pattern in CLAIMS.items():
         found = [check["ok"] for check in verification["checks"] if re.match(pattern, check["name"])]
         made[claim] = "not applicable" if not found else "verified" if all(found) else "DIFFERENT"
+        if not found and verification.get("limits"):
+            parts = [
+                re.match(rf"(first \d+ of \d+ layers): (?:{pattern})", each["name"]) for each in verification["checks"]
+            ]
+            seen = [part[1] for part in parts if part is not None]
+            # A check that does not hold leaves no result.
+            made[claim] = f"verified on the {seen[0]}" if seen else "not verified"
     if list(notes) and made["tokenizer"] != "DIFFERENT":
         made["tokenizer"] = "not verified"
     return made
 
 
-def write_record(folder: Path, report: dict[str, Any], source: Path) -> None:
+@dataclass
+class Digests:
     """
-    Write the record of a conversion, with the hashes of the weights of which it speaks.
+    SHA-256 of the bytes of tensors, taken as they passed by: one pass over a tensor that changes its name alone is the
+    proof of both sides.
+
+    Attributes:
+        result, source: by the names in the files; `source` is `None` where its files were hashed as a whole.
+    """
+
+    result: dict[str, str] = field(default_factory=dict)
+    source: dict[str, str] | None = None
+
+
+def write_record(folder: Path, report: dict[str, Any], source: Path, digests: Digests | None = None) -> None:
+    """
+    Write the record of a conversion, with the hashes of the weights of which it speaks: of every tensor, where they are
+    known; and of the files, which a reader can compare with those that the Hub shows, where nothing is known of the
+    tensors or where the conversion is verified, which takes longer than hashing.
 
     Args:
         folder: of the result.
         report: a `Report` as a dictionary.
         source: folder or file that was read.
+        digests: of the tensors.
     """
     root = source.resolve()
+    if digests is not None:
+        for path in weight_files(folder):
+            _tensor_hashes(path, digests.result)
+    all_files = digests is None or report["verification"] is not None
     record = {
         **report,
         "source": public_name(report["source"]),
@@ -101,8 +133,10 @@ def write_record(folder: Path, report: dict[str, Any], source: Path) -> None:
         "revision": root.name if root.parent.name == "snapshots" else None,
         "claims": claims(report["verification"], report["tokenizer"]),
         "versions": {name: version(name) for name in ("hf-variants", "transformers", "torch")},
-        "sha256": _hashes(folder),
-        "source_sha256": _hashes(source),
+        "sha256": _hashes(folder) if all_files else {},
+        "source_sha256": _hashes(source) if all_files or (digests is not None and digests.source is None) else {},
+        "tensor_sha256": digests.result if digests is not None else {},
+        "source_tensor_sha256": (digests.source or {}) if digests is not None else {},
     }
     (folder / RECORD).write_text(json.dumps(_finite(record), indent=2) + "\n", encoding="utf-8")
 
@@ -127,7 +161,7 @@ def records_page(folders: Iterable[Path]) -> str:
         "# Verified conversions",
         "",
         "Written by `hf-variants records FOLDER ...` from the conversion_report.json of each. A claim is verified if every",
-        "comparison of `verify` that shows it held; hashes are of the source's weights.",
+        "comparison of `verify` that shows it held; hashes are SHA-256 of the source's weights, file by file.",
     ]
     for folder in folders:
         record = read_record(folder)
@@ -172,7 +206,14 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 def speaks_of(record: dict[str, Any], folder: Path) -> bool:
     """Whether the weights in the folder are still those that the record speaks of, bit for bit."""
-    return record["sha256"] == _hashes(folder)
+    if record["sha256"]:
+        return record["sha256"] == _hashes(folder)
+    found: dict[str, str] = {}
+    for path in weight_files(folder):
+        if path.suffix != ".safetensors":
+            return False
+        found |= _tensor_hashes(path)
+    return bool(found) and record.get("tensor_sha256") == found
 
 
 def _hashes(place: Path) -> dict[str, str]:
@@ -190,6 +231,29 @@ def weight_files(place: Path) -> list[Path]:
 
 # Path and time of the last change in nanoseconds -> SHA-256: large weights are read once for it.
 _KNOWN: dict[tuple[Path, int], str] = {}
+
+
+# The same -> SHA-256 of the bytes of each tensor in the file.
+_KNOWN_TENSORS: dict[tuple[Path, int], dict[str, str]] = {}
+
+
+def _tensor_hashes(path: Path, known: Mapping[str, str] | None = None) -> dict[str, str]:
+    """
+    SHA-256 of the bytes of each tensor in a safetensors file.
+
+    Args:
+        known: the same of the tensors that were just written there.
+    """
+    key = (path, path.stat().st_mtime_ns)
+    if key not in _KNOWN_TENSORS:
+        tensors = Safetensors(path)
+        found = {name: known[name] for name in tensors} if known is not None else {}
+        for name, stored in tensors.items() if known is None else ():
+            stored.note_digest(found, name)
+            for _ in stored.pieces():
+                pass
+        _KNOWN_TENSORS[key] = found
+    return _KNOWN_TENSORS[key]
 
 
 def _hash(path: Path, seen: Callable[[int], Any] = lambda count: None) -> str:

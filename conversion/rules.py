@@ -6,7 +6,7 @@ of tensors and knows its inverse; chains of operations are inverted by inverting
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -325,6 +325,11 @@ def single(rule: Rule, name: str, to_native: bool) -> Step | None:
     )
     match = _pattern(sources[0]).match(name) if len(sources) == len(targets) == 1 and not _collected(rule) else None
     return match and Step(rule, match.groupdict(), [name], [_fill(targets[0], match.groupdict())])
+
+
+def without(steps: Iterable[Step], targets: Set[str]) -> list[Step]:
+    """The steps that make anything else than these tensors."""
+    return [step for step in steps if not targets >= set(step.targets)]
 
 
 def some(names: list[str], limit: int = 6) -> str:

@@ -1,12 +1,14 @@
 """Conversion itself: in memory (`from_native`, `to_native`) and on disk (`convert`, `export`), by the same rules."""
 
 import copy
+import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +42,7 @@ from .foreign import ForeignCheckpoint, is_foreign, open_foreign
 from .json_files import read_config_values
 from .layout import Layout, Stored, as_transformers_reads, output_embedding, refuse_other_shapes
 from .record import (
+    Digests,
     HashedMeanwhile,
     command_line,
     is_hub_id,
@@ -154,6 +157,31 @@ class Report:
         return "\n".join(lines)
 
 
+@dataclass
+class Writing:
+    """
+    How weights are written.
+
+    Attributes:
+        max_shard_bytes: largest size of one file.
+        workers: threads; by default one for each of up to four cores.
+        task: the same value for the same bytes, where a run that was killed may be gone on with; the folder then comes
+            from `new_folder` with this task.
+    """
+
+    max_shard_bytes: int = checkpoint.MAX_SHARD_BYTES
+    workers: int | None = None
+    task: str | None = None
+
+
+@dataclass
+class Written:
+    """What was seen of the weights on their way: tensors with NaN or infinite values, and the hashes of all."""
+
+    non_finite: list[str]
+    digests: Digests
+
+
 def _parameters(tensors: Mapping[str, torch.Tensor]) -> int:
     return sum(tensor.numel() for tensor in tensors.values())
 
@@ -190,7 +218,10 @@ class _Translation:
     to_native: bool
 
     def tensors(
-        self, load: checkpoint.TensorSource | None = None, unread: checkpoint.StoredSource | None = None
+        self,
+        load: checkpoint.TensorSource | None = None,
+        unread: checkpoint.StoredSource | None = None,
+        but: Set[str] = frozenset(),
     ) -> Iterator[tuple[str, Any]]:
         """
         The target's tensors one by one; they may be views of the source's memory. Those that no checkpoint has are in its
@@ -200,10 +231,16 @@ class _Translation:
         Args:
             load: of the source's tensors; by default their values.
             unread: for those that only change their names, which come out as it gives them.
+            but: names of those of the target that are not asked for; they come only where they are made with others.
         """
         computed = self.computed
         for name, tensor in rules.run(
-            self.steps, load or self.load, self.config, self.shapes, to_native=self.to_native, unread=unread
+            rules.without(self.steps, but),
+            load or self.load,
+            self.config,
+            self.shapes,
+            to_native=self.to_native,
+            unread=unread,
         ):
             if name in computed:
                 cast = tensor.to(self.config.dtype or torch.float32)
@@ -881,7 +918,7 @@ def _from_foreign(source: str | Path, dtype: torch.dtype | str | None, device_ma
 
 
 def _convert_foreign(
-    source: str | Path, destination: str | Path, dtype: torch.dtype | None, max_shard_bytes: int, verify: bool
+    source: str | Path, destination: str | Path, dtype: torch.dtype | None, writing: Writing, verify: bool
 ) -> Report:
     """A checkpoint of another code base."""
     opened = open_foreign(source)
@@ -904,14 +941,18 @@ def _convert_foreign(
     )
     report.command = command_line("convert", source, destination, dtype=_named(dtype), verify=verify)
     _note_cast(report, headers, dtype)
-    with checkpoint.new_folder(destination) as temporary:
-        tensors = _cast(opened.tensors(steps, shapes), dtype)
-        report.non_finite = write_checkpoint(
-            temporary, opened.config, target, tensors, _cast_headers(headers, dtype), max_shard_bytes, opened.path
-        )
-        warn_of_non_finite(report.non_finite)
+    as_written = _cast_headers(headers, dtype)
+    states = [checkpoint.state_of(path) for path in opened.files]
+    writing.task = _task(opened.path, opened.config, as_written, writing.max_shard_bytes, "foreign", states)
+
+    def tensors(but: Set[str]) -> Iterator[tuple[str, Any]]:
+        return _cast(opened.tensors(rules.without(steps, but), shapes), dtype)
+
+    with checkpoint.new_folder(destination, writing.task) as temporary:
+        written = write_checkpoint(temporary, opened.config, target, tensors, as_written, writing, opened.path)
+        _note_non_finite(report, written.non_finite)
         GenerationConfig().save_pretrained(temporary)
-        _complete(temporary, report, opened.path, verify, ())
+        _complete(temporary, report, opened.path, verify, (), written.digests)
     return report
 
 
@@ -958,31 +999,71 @@ def write_checkpoint(
     folder: Path,
     config: PreTrainedConfig,
     target: PreTrainedModel,
-    tensors: Iterable[tuple[str, torch.Tensor | checkpoint.Unread]],
+    tensors: Callable[[Set[str]], Iterable[tuple[str, torch.Tensor | checkpoint.Unread]]],
     headers: Mapping[str, torch.Tensor],
-    max_shard_bytes: int,
+    writing: Writing,
     source: Path,
+    weights: checkpoint.Weights | None = None,
     hashes: HashedMeanwhile | None = None,
-) -> list[str]:
+) -> Written:
     """
-    Weights and config of `source` into a folder; returns the names of tensors with NaN or infinite values.
+    Weights and config of `source` into a folder.
 
     Args:
-        hashes: of a caller who has other work while they are computed; by default this waits for them.
+        tensors: given the names of those that an earlier run has written, makes the others.
+        weights: of the source, where they are read through it.
+        hashes: of the source's files, of a caller who has other work while they are computed; by default this waits for
+            them, where the tensors' are not taken as they pass by.
     """
+    digests = Digests()
+    if weights is not None and weights.hash_what_is_read():
+        digests.source = weights.digests
+    progress = None
+    if writing.task is not None:
+        shards = checkpoint.in_shards(headers, writing.max_shard_bytes)
+        progress = checkpoint.Progress(folder, writing.task, shards, digests.source)
+    kept = {} if progress is None else progress.kept
     config.architectures = [type(target).__name__]
     if is_variant(config):
         config.auto_map = auto_map_of(config, type(target).__name__)
         write_code(folder)
-    with nullcontext(hashes) if hashes is not None else HashedMeanwhile(weight_files(source)) as meanwhile:
-        non_finite = checkpoint.write_safetensors(tensors, headers, folder, max_shard_bytes, meanwhile.add)
+    files = weight_files(source) if digests.source is None else ()
+    with nullcontext(hashes) if hashes is not None else HashedMeanwhile(files):
+        non_finite = checkpoint.write_safetensors(
+            tensors({name for entry in kept.values() for name in entry.tensors}), headers, folder,
+            writing.max_shard_bytes, workers=writing.workers, digests=digests.result, progress=progress,
+        )  # fmt: skip
+    if progress is not None and digests.source is not None:
+        digests.source = progress.source | digests.source
     config.save_pretrained(folder)
     if is_variant(config) and config._attn_implementation is not None:
         # What the source asks for: transformers reads this key, and does not write it.
         path = folder / CONFIG_NAME
         settings = json.loads(path.read_text(encoding="utf-8")) | {"attn_implementation": config._attn_implementation}
         path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return non_finite
+    return Written(non_finite, digests)
+
+
+def _task(
+    source: Path, config: PreTrainedConfig, headers: Mapping[str, torch.Tensor], max_shard_bytes: int, *more: Any
+) -> str:
+    """
+    A value that is the same where the same tensors come of the same files into the same files.
+
+    Args:
+        source: folder or file; of its files of weights and its config, size and time of the last change count.
+        more: what else decides.
+    """
+    files = [*weight_files(source), *([source / CONFIG_NAME] if source.is_dir() else [])]
+    said = [
+        {str(path.resolve()): checkpoint.state_of(path) for path in files},
+        config.to_json_string(use_diff=False),
+        [(name, str(header.dtype), list(header.shape)) for name, header in headers.items()],
+        max_shard_bytes,
+        [version(name) for name in ("hf-variants", "transformers", "torch")],
+        more,
+    ]
+    return hashlib.sha256(json.dumps(said, default=str).encode()).hexdigest()
 
 
 @dataclass
@@ -1001,6 +1082,7 @@ class OpenedVariant:
         deviations: where the arithmetic of a native class differs, and why.
         write_companions: put what travels beside weights and config into a folder whose config.json has been written;
             returns notes on the tokenizer.
+        native: the same as its own class has it; `None` for one of ours.
     """
 
     source: str
@@ -1013,6 +1095,7 @@ class OpenedVariant:
     model_type: str
     deviations: list[str]
     write_companions: Callable[[Path], list[str]]
+    native: _NativeSource | None = None
 
     @property
     def files(self) -> Path:
@@ -1063,6 +1146,7 @@ def _as_variant(source: str, opened: _NativeSource, write_companions: Callable[[
         model_type=opened.family.model_type,
         deviations=[deviation.reason for deviation in opened.family.deviations_of(opened.config)],
         write_companions=write_companions,
+        native=opened,
     )
 
 
@@ -1121,7 +1205,9 @@ def convert(
     dtype: torch.dtype | str | None = None,
     ignore_keys: Iterable[str] = (),
     max_shard_bytes: int = checkpoint.MAX_SHARD_BYTES,
+    workers: int | None = None,
     verify: bool = False,
+    memory: int | None = None,
 ) -> Report:
     """
     Convert a native checkpoint into a new folder that `AutoModel*.from_pretrained` loads as a variant, with a model card
@@ -1134,7 +1220,11 @@ def convert(
         dtype: cast the weights; by default they are copied as they are.
         ignore_keys: keys of the native config that its class reads and that are known to be meaningless all the same.
         max_shard_bytes: largest size of one file.
+        workers: threads that read, hash, look through and write tensors; by default one for each of up to four cores.
         verify: compare the result with the source, as `verify` does, which loads both; the card shows the comparison.
+        memory: of that comparison, see `verify`.
+
+    A run that was killed is gone on with by the next of the same source, destination and options.
 
     Raises:
         as `from_native`; FileExistsError if the destination is not empty; VerificationFailed, and nothing is written, if
@@ -1142,19 +1232,23 @@ def convert(
     """
     checkpoint.refuse_occupied(destination)
     target_dtype = _as_dtype(dtype)
+    if memory is not None and (is_gguf(source) or is_foreign(source)):
+        raise ConversionError(f"`memory` is for checkpoints in folders, and {source} is none. Leave it out.")
+    writing = Writing(max_shard_bytes, workers)
     if is_gguf(source):
-        return _convert_gguf(Path(source), destination, target_dtype, ignore_keys, max_shard_bytes, verify)
+        return _convert_gguf(Path(source), destination, target_dtype, ignore_keys, writing, verify)
     if is_foreign(source):
-        return _convert_foreign(source, destination, target_dtype, max_shard_bytes, verify)
+        return _convert_foreign(source, destination, target_dtype, writing, verify)
     opened = _open_native(source, ignore_keys)
     refuse_broken_files(opened.path)
-    with _converted(opened, source, destination, target_dtype, max_shard_bytes, verify, ignore_keys) as (
+    with _converted(opened, source, destination, target_dtype, writing, verify, ignore_keys) as (
         folder,
         report,
+        digests,
     ):
         report.tokenizer = copy_companions(opened.path, folder)
         _write_generation_config(folder, opened.native, opened.path)
-        _complete(folder, report, opened.path, verify, ignore_keys)
+        _complete(folder, report, opened.path, verify, ignore_keys, digests, memory)
     return report
 
 
@@ -1164,10 +1258,10 @@ def _converted(
     source: str | Path,
     destination: str | Path,
     dtype: torch.dtype | None,
-    max_shard_bytes: int,
+    writing: Writing,
     verify: bool,
     ignore_keys: Iterable[str],
-) -> Iterator[tuple[Path, Report]]:
+) -> Iterator[tuple[Path, Report, Digests]]:
     """Weights and config of a variant, in a folder that becomes `destination` when the block ends well."""
     target = empty_model(opened.family.variant_class(opened.head), opened.config)
     translation = opened.translation(target)
@@ -1185,22 +1279,20 @@ def _converted(
     report.passed_over, report.notes = layout.passed_over_but(apart), opened.notes
     _note_widened(report, translation.widened(opened.layout.header))
     _note_cast(report, headers, dtype)
-    with checkpoint.new_folder(destination) as temporary:
-        tensors = chain(
-            translation.tensors(unread=layout.stored), ((ours, layout.stored(name)) for name, ours in apart.items())
+    as_written = _cast_headers(headers, dtype)
+    files = Path(source) if is_gguf(source) else opened.path
+    writing.task = _task(files, opened.config, as_written, writing.max_shard_bytes, "convert")
+
+    def tensors(but: Set[str]) -> Iterator[tuple[str, Any]]:
+        beside = ((ours, layout.stored(name)) for name, ours in apart.items() if ours not in but)
+        return _cast(chain(translation.tensors(unread=layout.stored, but=but), beside), dtype)
+
+    with checkpoint.new_folder(destination, writing.task) as temporary:
+        written = write_checkpoint(
+            temporary, opened.config, target, tensors, as_written, writing, files, opened.weights
         )
-        as_written = _cast_headers(headers, dtype)
-        non_finite = write_checkpoint(
-            temporary,
-            opened.config,
-            target,
-            _cast(tensors, dtype),
-            as_written,
-            max_shard_bytes,
-            Path(source) if is_gguf(source) else opened.path,
-        )
-        _note_non_finite(report, non_finite)
-        yield temporary, report
+        _note_non_finite(report, written.non_finite)
+        yield temporary, report, written.digests
         if opened.weights is not None:
             opened.weights.refuse_changed()
 
@@ -1210,13 +1302,13 @@ def _convert_gguf(
     destination: str | Path,
     dtype: torch.dtype | None,
     ignore_keys: Iterable[str],
-    max_shard_bytes: int,
+    writing: Writing,
     verify: bool,
 ) -> Report:
     checkpoint_file, opened = _open_gguf(path, ignore_keys)
-    with _converted(opened, path, destination, dtype, max_shard_bytes, verify, ignore_keys) as (folder, report):
+    with _converted(opened, path, destination, dtype, writing, verify, ignore_keys) as (folder, report, digests):
         report.tokenizer = _write_gguf_companions(path, checkpoint_file, folder)
-        _complete(folder, report, path.parent, verify, ignore_keys)
+        _complete(folder, report, path.parent, verify, ignore_keys, digests)
     return report
 
 
@@ -1229,17 +1321,27 @@ def _refuse_to_verify_a_cast(verify: bool, stored: set[torch.dtype], dtype: torc
         )
 
 
-def _complete(folder: Path, report: Report, opened: Path, verify: bool, ignore_keys: Iterable[str]) -> None:
+def _complete(
+    folder: Path,
+    report: Report,
+    opened: Path,
+    verify: bool,
+    ignore_keys: Iterable[str],
+    digests: Digests,
+    memory: int | None = None,
+) -> None:
     """
     Compare a converted checkpoint with its source, if asked, and write down what was done and seen.
 
     Args:
         folder: where the checkpoint is until it has its name.
         opened: the folder of the source.
+        digests: of the weights.
+        memory: of the comparison.
     """
     if verify:
-        report.verification = _verified(report, folder, ignore_keys)
-    write_record(folder, report.to_dict(), Path(report.source) if is_gguf(report.source) else opened)
+        report.verification = _verified(report, folder, ignore_keys, memory)
+    write_record(folder, report.to_dict(), Path(report.source) if is_gguf(report.source) else opened, digests)
     card.write_card(folder, name=last_part(report.destination), lineage=lineage_of_source(report.source, opened))
 
 
@@ -1249,12 +1351,12 @@ def lineage_of_source(source: str, opened: Path) -> dict[str, Any]:
     return {**lineage, "base_model": source} if is_hub_id(source) else lineage
 
 
-def _verified(report: Report, folder: Path, ignore_keys: Iterable[str]) -> "VerificationReport":
+def _verified(report: Report, folder: Path, ignore_keys: Iterable[str], memory: int | None) -> "VerificationReport":
     # That module reads this one.
     from .verification import verify
 
     names = {report.source: public_name(report.source), str(folder): last_part(report.destination)}
-    verification = verify(report.source, folder, ignore_keys=ignore_keys)
+    verification = verify(report.source, folder, ignore_keys=ignore_keys, memory=memory)
     verification.a, verification.b = names.values()
     for check in verification.checks:
         for path, name in names.items():
@@ -1271,7 +1373,9 @@ def export(
     model_type: str | None = None,
     dtype: torch.dtype | str | None = None,
     max_shard_bytes: int = checkpoint.MAX_SHARD_BYTES,
+    workers: int | None = None,
     verify: bool = False,
+    memory: int | None = None,
 ) -> Report:
     """
     Write a variant's checkpoint as a native one that stock transformers and every engine load.
@@ -1280,7 +1384,7 @@ def export(
         source: a folder or Hub id of one of our checkpoints.
         destination: a folder that does not exist yet.
         model_type: as in `to_native`.
-        dtype, max_shard_bytes, verify: as in `convert`.
+        dtype, max_shard_bytes, workers, verify, memory: as in `convert`.
 
     Raises:
         NotRepresentable: naming every field in the way; ConversionError if the source is not a variant;
@@ -1325,20 +1429,26 @@ def export(
     _note_folds(report, folding, target_dtype or stored)
     _note_widened(report, translation.widened(header))
     _note_cast(report, headers, target_dtype)
-    with checkpoint.new_folder(destination) as temporary:
+    writing = Writing(max_shard_bytes, workers)
+    writing.task = _task(
+        folder, native_config, as_written.headers, max_shard_bytes, "export", config.to_json_string(), report.folds
+    )
+
+    def tensors(but: Set[str]) -> Iterator[tuple[str, Any]]:
+        but = as_written.made_of_all(but)
+        beside = ((native, layout.stored(name)) for name, native in apart.items() if native not in but)
         unread = None if folding.rewrites else layout.stored
-        tensors = chain(
-            translation.tensors(unread=unread), ((native, layout.stored(name)) for name, native in apart.items())
-        )
-        tensors = as_written(_cast(tensors, target_dtype))
-        non_finite = write_checkpoint(
-            temporary, native_config, target, tensors, as_written.headers, max_shard_bytes, folder
+        return as_written(_cast(chain(translation.tensors(unread=unread, but=but), beside), target_dtype))
+
+    with checkpoint.new_folder(destination, writing.task) as temporary:
+        written = write_checkpoint(
+            temporary, native_config, target, tensors, as_written.headers, writing, folder, weights
         )
         report.tokenizer = copy_companions(folder, temporary, to_native=True)
-        _note_non_finite(report, non_finite)
+        _note_non_finite(report, written.non_finite)
         if verify:
-            report.verification = _verified(report, temporary, ())
-        write_record(temporary, report.to_dict(), folder)
+            report.verification = _verified(report, temporary, (), memory)
+        write_record(temporary, report.to_dict(), folder, written.digests)
         card.write_native_card(
             temporary,
             report,

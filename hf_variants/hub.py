@@ -52,7 +52,7 @@ def bundle(
     Args:
         source: a folder or Hub id of one of our checkpoints, with or without code, whatever version wrote it.
         destination: a folder that does not exist yet; it appears when everything is written.
-        max_shard_bytes: largest size of one file of weights, and about the memory that is needed.
+        max_shard_bytes: largest size of one file of weights.
         push_to: `owner/name` of a repository to upload it to; made if it does not exist, and the options that follow are
             as in `push_to_hub`.
 

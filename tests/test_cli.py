@@ -113,6 +113,8 @@ def test_convert_passes_what_was_asked(api, capsys):
     asked = {"dtype": torch.bfloat16, "ignore_keys": ["a", "b"], "max_shard_bytes": 2_000_000, "verify": False}
     assert convert.calls == [(("source", Path("made")), asked)]
     assert "| a | report |" in capsys.readouterr().out
+    assert hf_variants_cli.main([*argv, "--workers", "3"]) == 0
+    assert convert.calls[1][1]["workers"] == 3
 
 
 def test_convert_keeps_the_dtype_unless_told(api):

@@ -3,8 +3,10 @@
 import hashlib
 import json
 import resource
+import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_variants.conversion import checkpoint, convert, export
 from hf_variants.conversion.errors import ConversionError
+from hf_variants.conversion.record import RECORD, read_record, speaks_of
 from tests.faults.kills import digest, faults, make
 
 
@@ -134,14 +137,162 @@ def test_destinations_that_are_links_and_the_working_folder(native, tmp_path, mo
     assert not list(tmp_path.rglob(".*unfinished*"))
 
 
-def test_hashes_in_the_record_are_those_of_the_files(native, tmp_path):
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_hashes_in_the_record_are_those_of_the_tensors(native, tmp_path, dtype):
+    """Of both sides; those of files, which take another pass, where the conversion is verified or they are no tensors."""
+    convert(native, tmp_path / "variant", max_shard_bytes=50_000, dtype=dtype)
+    export(tmp_path / "variant", tmp_path / "native")
+    for source, folder in ((native, tmp_path / "variant"), (tmp_path / "variant", tmp_path / "native")):
+        record = json.loads((folder / RECORD).read_text())
+        assert record["sha256"] == record["source_sha256"] == {}
+        for key, place in (("tensor_sha256", folder), ("source_tensor_sha256", source)):
+            tensors = {name: each for path in place.glob("*.safetensors") for name, each in load_file(path).items()}
+            assert record[key] == {
+                name: hashlib.sha256(tensor.view(torch.uint8).numpy()).hexdigest() for name, tensor in tensors.items()
+            }
+    if dtype is None:
+        convert(native, tmp_path / "verified", verify=True)
+        record = json.loads((tmp_path / "verified" / RECORD).read_text())
+        for key, place in (("sha256", tmp_path / "verified"), ("source_sha256", native)):
+            assert record[key] == {
+                path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in place.glob("*.safetensors")
+            }
 
+
+def test_a_record_speaks_of_the_tensors_and_not_of_their_files(native, tmp_path):
     convert(native, tmp_path / "variant", max_shard_bytes=50_000)
-    record = json.loads((tmp_path / "variant" / "conversion_report.json").read_text())
-    for key, folder in (("sha256", tmp_path / "variant"), ("source_sha256", native)):
-        found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.safetensors")}
-        assert record[key] == found
-        assert len(found) >= 1
+    folder = tmp_path / "variant"
+    tensors = {name: each for path in folder.glob("*.safetensors") for name, each in load_file(path).items()}
+    for path in (*folder.glob("*.safetensors"), folder / "model.safetensors.index.json"):
+        path.unlink()
+    record = read_record(folder)
+    assert not speaks_of(record, folder)
+    # Another file with other names before it, and the same tensors.
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert speaks_of(record, folder)
+    next(iter(tensors.values())).view(-1)[-1] += 1
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert not speaks_of(record, folder)
+
+
+def test_tensors_of_every_layout_are_written_and_hashed(tmp_path, monkeypatch):
+    """Transposed, strided, empty and plain ones, by several threads, of which none waits for memory for ever."""
+    monkeypatch.setattr(checkpoint, "PIECE_BYTES", 128)
+    monkeypatch.setattr(checkpoint, "WAITING_BYTES", 64)
+    tensors = {
+        "transposed": torch.randn(37, 23).t(), "one row": torch.randn(40, 1).t(), "wide": torch.randn(2, 90).t(),
+        "strided": torch.randn(20, 20)[::2, ::3], "cube": torch.randn(3, 4, 5).permute(2, 0, 1),
+        "empty": torch.zeros(0, 3), "number": torch.ones(()), "half": torch.randn(8, 64).bfloat16().t(),
+    }  # fmt: skip
+    digests: dict[str, str] = {}
+    for workers in (1, 3):
+        folder = tmp_path / str(workers)
+        folder.mkdir()
+        checkpoint.write_safetensors(tensors.items(), tensors, folder, 2000, workers=workers, digests=digests)
+        written = {name: each for path in folder.glob("*.safetensors") for name, each in load_file(path).items()}
+        assert written.keys() == tensors.keys() == digests.keys()
+        for name, tensor in tensors.items():
+            assert torch.equal(written[name], tensor)
+            assert digests[name] == hashlib.sha256(written[name].reshape(-1).view(torch.uint8).numpy()).hexdigest()
+
+
+# Ends itself without a word when so many files of weights are on the disk.
+KILLED = """
+import os, signal, sys
+from hf_variants.conversion import checkpoint
+import hf_variants_cli
+add, count = checkpoint.Progress.add, [0]
+def add_and_die(self, *arguments):
+    add(self, *arguments)
+    count[0] += 1
+    if count[0] == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+checkpoint.Progress.add = add_and_die
+hf_variants_cli.main(sys.argv[1:])
+"""
+
+
+def killed(command, source, destination, *options):
+    """The folder that a run left which was killed after three files."""
+    argv = [command, str(source), str(destination), "--max-shard-size", "50KB", "--workers", "1", *options]
+    done = subprocess.run([sys.executable, "-c", KILLED, *argv], cwd=Path(__file__).parents[1], check=False)
+    assert done.returncode == -signal.SIGKILL
+    (left,) = (
+        path for path in destination.parent.iterdir() if path.name.startswith(f".{destination.name}.unfinished-")
+    )
+    return left
+
+
+@pytest.fixture
+def read_of(monkeypatch):
+    """How many bytes of each file were read as tensors."""
+    count: Counter[Path] = Counter()
+    pieces = checkpoint.Unread.pieces
+
+    def counted(self, *arguments):
+        for piece in pieces(self, *arguments):
+            count[self._path] += piece.nbytes
+            yield piece
+
+    monkeypatch.setattr(checkpoint.Unread, "pieces", counted)
+    return count
+
+
+@pytest.mark.parametrize("command", [convert, export])
+def test_a_killed_run_is_gone_on_with(command, native, tmp_path, read_of, caplog, monkeypatch):
+    source = native
+    if command is export:
+        source = tmp_path / "variant"
+        convert(native, source, max_shard_bytes=70_000)
+    command(source, tmp_path / "good", max_shard_bytes=50_000)
+    whole = sum(count for path, count in read_of.items() if path.parent == source)
+    left = killed(command.__name__, source, tmp_path / "out")
+    finished = [path.name for path in left.glob("*.safetensors")]
+    # Of the three that are whole, one lost a bit since; and a torn file lies there.
+    torn, bad = left / "model.safetensors.torn", left / sorted(finished)[0]
+    torn.write_bytes(b"torn")
+    bad.write_bytes(bad.read_bytes()[:-1] + b"!")
+    read_of.clear()
+    monkeypatch.setattr(checkpoint.logger, "propagate", True)
+    command(source, tmp_path / "out", max_shard_bytes=50_000, workers=2)
+    assert f"Going on in {left}" in caplog.text
+    assert "2 of" in caplog.text
+    assert digest(tmp_path / "out") == digest(tmp_path / "good")
+    assert read_of[bad] > 0
+    again = sum(count for path, count in read_of.items() if path.parent == source)
+    kept = sum(each.nbytes for name in sorted(finished)[1:3] for each in load_file(tmp_path / "out" / name).values())
+    assert again == whole - kept
+    records = [json.loads((tmp_path / name / RECORD).read_text()) for name in ("good", "out")]
+    for key in ("tensor_sha256", "source_tensor_sha256", "non_finite"):
+        assert records[0][key] == records[1][key]
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("change", ["source", "options", "progress", "none of them reads"])
+def test_what_a_killed_run_left_is_removed_where_it_is_of_another_task(change, native, tmp_path, caplog, monkeypatch):
+    source = tmp_path / "native"
+    source.mkdir()
+    for path in native.iterdir():
+        (source / path.name).write_bytes(path.read_bytes())
+    left = killed("convert", source, tmp_path / "out")
+    options = {"max_shard_bytes": 50_000}
+    if change == "source":
+        path = next(source.glob("*.safetensors"))
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
+    elif change == "options":
+        options["dtype"] = "bfloat16"
+    elif change == "progress":
+        (left / "progress.json").write_text('{"task": [], "files": 3}')
+    else:
+        content = json.loads((left / "progress.json").read_text())
+        (left / "progress.json").write_text(json.dumps({"task": content["task"], "files": [1], "source": 7}))
+    monkeypatch.setattr(checkpoint.logger, "propagate", True)
+    convert(source, tmp_path / "out", **options)
+    assert f"{'Going on in' if change.startswith('none') else 'Removing'} {left}" in caplog.text
+    assert not list(tmp_path.glob(".*"))
+    del options["max_shard_bytes"]
+    convert(source, tmp_path / "good", max_shard_bytes=50_000, **options)
+    assert digest(tmp_path / "out") == digest(tmp_path / "good")
 
 
 @pytest.mark.whole

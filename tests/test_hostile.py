@@ -87,7 +87,7 @@ def test_destinations(bench, tmp_path, monkeypatch, where):
 def test_a_full_disk_is_the_disk_s(bench, tmp_path, monkeypatch, command):
     source = bench.good["native" if command == "convert" else "variant"]["llama"]
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device", "x")
 
     monkeypatch.setattr(checkpoint, "write_safetensors", full)
@@ -101,7 +101,7 @@ def test_a_full_disk_is_the_disk_s(bench, tmp_path, monkeypatch, command):
 def test_ctrl_c_leaves_nothing(bench, tmp_path, monkeypatch, command):
     source = bench.good["native" if command == "convert" else "variant"]["llama"]
 
-    def stop(*_):
+    def stop(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(checkpoint, "write_safetensors", stop)

@@ -14,7 +14,7 @@ from ..conversion.companions import refuse_broken_files
 from ..conversion.errors import NotRepresentable
 from ..conversion.record import HashedMeanwhile, command_line, is_hub_id, last_part, weight_files, write_record
 from ..conversion.tokenization import load_tokenizer
-from ..conversion.translate import Report, export, open_variant, write_checkpoint
+from ..conversion.translate import Report, Writing, export, open_variant, write_checkpoint
 from . import tokenizer_data
 from .distill import Distillation, Recovery, distill
 from .measure import Difference, OnText, difference, on_text
@@ -157,18 +157,13 @@ def edit(
         recovery=recovery,
     )
     with checkpoint.new_folder(destination) as temporary:
-        # Hashes are computed while the rest is made.
+        # Those of the source are computed while the rest is made.
         with HashedMeanwhile(weight_files(opened.files)) as hashes:
-            report.non_finite = write_checkpoint(
-                temporary,
-                after.config,
-                after.skeleton,
-                after.tensors(),
-                headers,
-                max_shard_bytes,
-                opened.files,
-                hashes,
-            )
+            written = write_checkpoint(
+                temporary, after.config, after.skeleton, lambda but: after.tensors(), headers, Writing(max_shard_bytes),
+                opened.files, hashes=hashes,
+            )  # fmt: skip
+            report.non_finite = written.non_finite
             report.tokenizer = opened.write_companions(temporary)
             if after.tokenizer_json is not None:
                 report.tokenizer += tokenizer_data.write(after, temporary)
@@ -189,7 +184,7 @@ def edit(
                 report.text_unrecovered = on_text(before, changed, text, tokenizers)
         if recovery is not None:
             recovery.write(temporary)
-        write_record(temporary, report.to_dict(), opened.files)
+        write_record(temporary, report.to_dict(), opened.files, written.digests)
         lineage = card.lineage_of(opened.path) | ({"base_model": str(source)} if is_hub_id(source) else {})
         card.write_card(temporary, name=last_part(destination), lineage=lineage)
     if native is not None:

@@ -3,8 +3,8 @@ Ends conversions at random moments and looks at what is left: `python -m tests.f
 
 A checkpoint of some 200 MB in several shards is converted and exported by processes of their own, which get SIGKILL, SIGTERM
 or SIGINT at a moment drawn from the time that such a run takes. After each: no destination, the source as it was, nothing
-left where the process could clean up. Each run names and removes what the one before it left; the last ones are let end,
-and give what an undisturbed run gave.
+left where the process could clean up. Each run names what the one before it left, and goes on with it or removes it; the
+last ones are let end, and give what an undisturbed run gave.
 """
 
 import argparse
@@ -106,7 +106,7 @@ def faults(kills: int, place: Path, seed: int = 0) -> tuple[list[str], Counter[s
             for path in unmentioned:
                 # Before it came so far, a run that was ended has nothing to say.
                 if not path.exists() and str(path) not in said:
-                    found.append(f"{what}: {path.name} was removed without a word")
+                    found.append(f"{what}: {path.name} went without a word")
             new = leftovers() - unmentioned
             if new and number is not signal.SIGKILL:
                 found.append(f"{what}: left {sorted(path.name for path in new)}")
