@@ -23,7 +23,7 @@ from typing import Any
 # What the Hub knows of how a model is made from another.
 BASE_MODEL_RELATIONS = ("adapter", "finetune", "merge", "quantized")
 # Runtimes that checkpoints are written for.
-ENGINES = ("ctranslate2", "gguf")
+ENGINES = ("ctranslate2", "gguf", "onnx")
 # The names torch gives its own dtypes; "auto" keeps what the source has.
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -189,7 +189,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="write for this runtime instead, run the result beside ours and keep it if equal",
     )
     engine.add_argument(
-        "--quantization", metavar="KIND", help="of the engine's weights, such as int8 or q8_0 (default: as stored)"
+        "--quantization",
+        metavar="KIND",
+        help="of the engine's weights, such as int8, q8_0 or float16 (default: as stored)",
     )
     _add_ignore_key(engine)
 

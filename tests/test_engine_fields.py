@@ -5,7 +5,7 @@ import pytest
 import hf_variants_cli
 from hf_variants import VariantConfig, VariantSeq2SeqConfig
 from hf_variants.conversion import NotRepresentable
-from hf_variants.conversion.engines import ctranslate2
+from hf_variants.conversion.engines import ctranslate2, onnx
 from hf_variants.conversion.engines.ctranslate2 import lacks as ct2
 from hf_variants.conversion.engines.fields import architectural_fields, in_the_way, pair_fields
 
@@ -81,6 +81,34 @@ def test_ctranslate2_refuses_by_field(field):
     with pytest.raises(NotRepresentable, match=f"`{field}`") as caught:
         ctranslate2.refuse_unrepresentable(VariantConfig(**SIZES | REFUSED[field]))
     assert field in caught.value.fields
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "rope_parameters"),
+        (
+            {
+                "rope_parameters": {
+                    "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4,
+                    "original_max_position_embeddings": 32,
+                }
+            },
+            "rope_parameters",
+        ),
+        ({"add_cross_attention": True}, "add_cross_attention"),
+    ],
+)  # fmt: skip
+def test_onnx_refuses_by_field(fields, named):
+    with pytest.raises(NotRepresentable, match=f"`{named}`"):
+        onnx.refuse_unrepresentable(VariantConfig(**SIZES | fields))
+
+
+@pytest.mark.parametrize("fields", [{}, *REFUSED.values()])
+def test_onnx_takes_what_does_not_depend_on_the_length(fields):
+    config = VariantConfig(**SIZES | fields)
+    if "rope_parameters" not in fields:
+        onnx.refuse_unrepresentable(config)
 
 
 def test_a_window_as_wide_as_the_context_is_none():

@@ -2,7 +2,8 @@
 
 import copy
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from ... import card
 from ...model.block import Block
@@ -24,13 +26,13 @@ from ..verification import Check
 
 
 # Engines, as the rooms that write for them are called. Imported when asked for: each needs a package of its own.
-ENGINES = ("ctranslate2", "gguf")
+ENGINES = ("ctranslate2", "gguf", "onnx")
 
 
 def engine_room(name: str) -> ModuleType:
     """
-    The room of an engine: `refuse_unrepresentable`, `refuse_quantization`, `losses`, `write`, `prove`, `version`, and how
-    to `USE` what comes out.
+    The room of an engine: `refuse_unrepresentable`, `refuse_quantization`, `losses`, `write`, `prove`, `version`, how to
+    `USE` what comes out, and whether it `TAKES_COMPANIONS`, all that travels beside a model.
 
     Raises:
         ConversionError: if there is none.
@@ -145,11 +147,14 @@ def export_to_engine(
     )
     with checkpoint.new_folder(destination) as temporary:
         report.notes = [*room.write(model, tokenizer, temporary, quantization), *notes]
-        if tokenizer is not None:
+        if room.TAKES_COMPANIONS:
+            report.notes += opened.write_companions(temporary)
+        elif tokenizer is not None:
             tokenizer.save_pretrained(temporary)
             reread = load_tokenizer(temporary)
             report.notes += [reread] if isinstance(reread, str) else differences(tokenizer, reread)
-        report.checks, figures = room.prove(temporary, in_float32(model), tokenizer, quantization)
+        with _without_bars():
+            report.checks, figures = room.prove(temporary, in_float32(model), tokenizer, quantization)
         report.notes += figures
         if not report.ok:
             raise VerificationFailed(report, "Please report it; with rounded weights, try a wider quantization.")
@@ -157,6 +162,18 @@ def export_to_engine(
         lineage = lineage_of_source(report.source, opened.path)
         card.write_engine_card(temporary, report, room.USE, last_part(destination), lineage)
     return report
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Without transformers' progress bars, of which every reading of what was written would show another."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def in_float32(model: PreTrainedModel) -> PreTrainedModel:

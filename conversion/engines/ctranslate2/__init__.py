@@ -17,6 +17,7 @@ from .vocabulary import register, tokens_of
 
 
 NAME = "CTranslate2"
+TAKES_COMPANIONS = False
 USE = "Decoders run as `ctranslate2.Generator`, encoder-decoders as `Translator`, encoders as `Encoder`."
 # As the engine calls them -> what the proof calls what they round weights to.
 QUANTIZATIONS = {

@@ -22,6 +22,7 @@ from .vocabulary import NoVocabulary, vocabulary_of
 
 NAME = "GGUF, llama.cpp"
 FILE = "model.gguf"
+TAKES_COMPANIONS = False
 USE = f"llama.cpp and what is built on it run `{FILE}`; `hf-variants convert` reads it back."
 # What a file can hold of each kind of model; heads of encoders stay behind.
 WRITTEN = ("VariantForCausalLM", "VariantForConditionalGeneration", "VariantModel", "VariantForMaskedLM")
