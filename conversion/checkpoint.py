@@ -745,8 +745,8 @@ class _Flushing:
 
 def _write_header(stream: Any, headers: Mapping[str, torch.Tensor]) -> dict[str, int]:
     """Write the head of a safetensors file; returns where in the file the bytes of each tensor go."""
-    # The widest first, so that every tensor is aligned to its dtype; those of one width in the order in which they come.
-    ordered = sorted(headers.items(), key=lambda item: -item[1].element_size())
+    # The order in which safetensors writes them: the widest first, so that every tensor is aligned to its dtype, then by name.
+    ordered = sorted(headers.items(), key=lambda item: (-item[1].element_size(), item[0]))
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, header in ordered:
