@@ -204,6 +204,11 @@ RARER = {
     "norm inside the FFN": ({**BASE, "ffn_sub_norm": True}, BASE),
     "DynamicTanh": ({**BASE, "norm_type": "dynamic_tanh"}, {**BASE, "norm_type": "layernorm"}),
     "branch norms": ({**BASE, "norm_placement": "branch"}, BASE),
+    # In a batch with padding a norm has nothing but zeros, and its epsilon.
+    "tiny epsilon": (
+        {**BASE, "norm_placement": "branch", "norm_eps": 1e-8},
+        {**BASE, "norm_placement": "branch", "norm_eps": 1e-2},
+    ),
     "DeepNorm": ({**BASE, "norm_placement": "deepnorm"}, {**BASE, "norm_placement": "post"}),
     "squared ReLU": ({**BASE, "hidden_act": "relu2"}, BASE),
     "xIELU": ({**BASE, "hidden_act": "xielu", "ffn_type": "mlp"}, {**BASE, "ffn_type": "mlp"}),
