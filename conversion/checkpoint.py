@@ -745,7 +745,7 @@ class _Flushing:
 
 def _write_header(stream: Any, headers: Mapping[str, torch.Tensor]) -> dict[str, int]:
     """Write the head of a safetensors file; returns where in the file the bytes of each tensor go."""
-    # The order in which safetensors writes them: the widest first, so that every tensor is aligned to its dtype, then by name.
+    # As safetensors orders them: the widest first, so that every tensor is aligned to its dtype, then by name.
     ordered = sorted(headers.items(), key=lambda item: (-item[1].element_size(), item[0]))
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
