@@ -17,7 +17,8 @@ from tests.test_surgery_sizes import in_float64
 
 # Those that the tests of single operations do not have, one of each kind.
 QUICK = ("cohere2", "gptj", "marian", "modernbert")
-TYPES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.whole) for name in ROWS]
+FEW_MINUTES = (pytest.mark.whole, pytest.mark.exhaustive)
+TYPES = [pytest.param(name, marks=() if name in QUICK else FEW_MINUTES) for name in ROWS]
 # Their attention is in float32, whatever the weights are.
 BOUND = 1e-5
 

@@ -35,7 +35,8 @@ class DropLeastInfluential(Operation):
             raise SurgeryError("Influence is measured on a text. Give one with `--text`.")
         depth = subject.stacks[name].num_hidden_layers
         if not 0 < self.count < depth:
-            raise SurgeryError(f"{self.count} of {depth} layers cannot be dropped. Give 1 to {depth - 1}.")
+            some = f"Give 1 to {depth - 1}." if depth > 1 else "Leave it as it is."
+            raise SurgeryError(f"`num_hidden_layers` is {depth}, so {self.count} of them cannot be dropped. {some}")
         scores = influence(subject, self.text, name)
         least = sorted(sorted(range(depth), key=lambda layer: scores[layer])[: self.count])
         return DropLayers(least, name).apply(subject)

@@ -302,7 +302,8 @@ class HiddenSize(Operation):
             raise SurgeryError(f"A stream cannot be {self.size} channels wide. Give at least 1.")
         if len(sizes) > 1:
             raise SurgeryError(
-                f"The stacks have streams of {' and '.join(map(str, sorted(sizes)))} channels. Take the encoder alone."
+                f"`hidden_size` of the stacks is {' and '.join(map(str, sorted(sizes)))}. "
+                "Take the encoder alone (`--encoder-alone`)."
             )
         before = sizes.pop()
         for config in subject.stacks.values():

@@ -157,7 +157,12 @@ class Subject:
         if config._attn_implementation != "eager":
             config._attn_implementation = None
         # Chunks save memory and want lengths that are multiples of them.
-        config.chunk_size_feed_forward = 0
+        for stack in (config,) if isinstance(config, VariantConfig) else (config.encoder, config.decoder):
+            own = {
+                layer: {name: value for name, value in fields.items() if name != "ffn_chunk_size"}
+                for layer, fields in (stack.to_dict().get("per_layer_config") or {}).items()
+            }
+            stack.update({"ffn_chunk_size": 0, "per_layer_config": own or None})
         return build(
             self.model_class, config, weights, reduce(torch.promote_types, dtypes) if len(dtypes) > 1 else None
         )
