@@ -9,7 +9,16 @@ from ..conversion.folds import is_zero_centered
 from ..model.configuration_variant import VariantConfig
 from .operation import Operation
 from .sizes import ATTENTIONS, NEW, OF_ATTENTION
-from .subject import APPROXIMATE, SAME_BITS, SAME_FUNCTION, Outcome, Subject, SurgeryError, with_stacks
+from .subject import (
+    APPROXIMATE,
+    SAME_BITS,
+    SAME_FUNCTION,
+    Outcome,
+    Subject,
+    SurgeryError,
+    fields_by_layer,
+    with_stacks,
+)
 
 
 # Whose frequency of a pair depends on its place in a head, and on nothing else that the size decides.
@@ -39,11 +48,9 @@ class HeadSize(Operation):
         chosen: dict[str, tuple[VariantConfig, list[int], list[list[int]]]] = {}
         for stack in stacks:
             config, prefix = subject.stacks[stack], subject.prefix(stack)
-            own = {int(n): dict(fields) for n, fields in (config.to_dict().get("per_layer_config") or {}).items()}
             for number, layer in enumerate(config.per_layer_config):
                 before.add(layer.head_dim)
                 rotated = self._rotated(config, layer, number)
-                own.get(number, {}).pop("head_dim", None)
                 for kind in ATTENTIONS:
                     name = f"{prefix}layers.{number}.{kind}"
                     if f"{name}.q_proj.weight" in subject.stored:
@@ -55,7 +62,7 @@ class HeadSize(Operation):
                 changes[stack] = {"attention_scaling": config.per_layer_config[0].head_dim ** -0.5}
             changes[stack] = changes.get(stack, {}) | {
                 "head_dim": self.size,
-                "per_layer_config": {number: fields for number, fields in own.items() if fields} or None,
+                "per_layer_config": fields_by_layer(config, but="head_dim") or None,
             }
         exactness = SAME_BITS if before == {self.size} else SAME_FUNCTION
         if max(before) > self.size:

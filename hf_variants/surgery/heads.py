@@ -7,7 +7,16 @@ from typing import Any
 import torch
 
 from .operation import Operation
-from .subject import APPROXIMATE, SAME_BITS, SAME_FUNCTION, Outcome, Subject, SurgeryError, with_stacks
+from .subject import (
+    APPROXIMATE,
+    SAME_BITS,
+    SAME_FUNCTION,
+    Outcome,
+    Subject,
+    SurgeryError,
+    fields_by_layer,
+    with_stacks,
+)
 
 
 # The tensors of an attention that have a part per key/value head, `full` and `per_head` norms among them.
@@ -41,13 +50,9 @@ class KeyValueHeads(Operation):
             counts[subject.prefix(stack)] = [layer.num_key_value_heads for layer in layers]
             for number, layer in enumerate(layers):
                 self._refuse(number, layer.num_attention_heads, layer.num_key_value_heads)
-            own = {
-                layer: {name: value for name, value in fields.items() if name != "num_key_value_heads"}
-                for layer, fields in (config.to_dict().get("per_layer_config") or {}).items()
-            }
             changes[stack] = {
                 "num_key_value_heads": self.count,
-                "per_layer_config": {layer: fields for layer, fields in own.items() if fields} or None,
+                "per_layer_config": fields_by_layer(config, but="num_key_value_heads") or None,
             }
             if self.count > 1:
                 # Another kernel for one head, which there is no more.

@@ -14,7 +14,7 @@ from ..model.block import Block, LearnedScaleResidual
 from ..model.configuration_variant import FIELDS, VariantConfig
 from ..model.normalization import unchanged
 from .operation import Operation
-from .subject import APPROXIMATE, SAME_BITS, Outcome, Subject, SurgeryError, edited, with_stacks
+from .subject import APPROXIMATE, SAME_BITS, Outcome, Subject, SurgeryError, edited, fields_by_layer, with_stacks
 
 
 SUBLAYERS = ("self_attn", "cross_attn", "mlp")
@@ -179,7 +179,7 @@ def _fields_by_layer(config: VariantConfig, layers: tuple[int, ...], notes: list
     for name, field in FIELDS.items():
         if LIST_OF_LAYERS in field.metadata and (values := getattr(config, name)) is not None:
             changes[name] = [values[layer] for layer in layers]
-    old = {int(layer): dict(fields) for layer, fields in (config.to_dict().get("per_layer_config") or {}).items()}
+    old = fields_by_layer(config)
     overrides = {place: dict(old[layer]) for place, layer in enumerate(layers) if layer in old}
     if not config.first_layer_pre_norm:
         changes["first_layer_pre_norm"] = layers[0] != 0

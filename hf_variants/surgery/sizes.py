@@ -14,7 +14,16 @@ from ..model.configuration_variant import VariantConfig
 from ..model.normalization import unchanged
 from .observed import mean_squares
 from .operation import Operation
-from .subject import APPROXIMATE, SAME_BITS, SAME_FUNCTION, Outcome, Subject, SurgeryError, with_stacks
+from .subject import (
+    APPROXIMATE,
+    SAME_BITS,
+    SAME_FUNCTION,
+    Outcome,
+    Subject,
+    SurgeryError,
+    fields_by_layer,
+    with_stacks,
+)
 from .ties import HEAD, Untie
 from .width import FeedForwardWidth, body_prefix
 
@@ -53,12 +62,11 @@ class Heads(Operation):
             config = subject.stacks[stack]
             layers = list(config.per_layer_config)
             before |= {layer.num_attention_heads for layer in layers}
-            own = {int(n): dict(fields) for n, fields in (config.to_dict().get("per_layer_config") or {}).items()}
+            own = fields_by_layer(config, but="num_attention_heads")
             for number, layer in enumerate(layers):
                 self._refuse(number, layer)
                 has_own = layer.num_key_value_heads == layer.num_attention_heads
                 fields = own.setdefault(number, {})
-                fields.pop("num_attention_heads", None)
                 fields["num_key_value_heads"] = self.count if has_own else layer.num_key_value_heads
             shared = own[0]["num_key_value_heads"]
             for fields in own.values():

@@ -153,16 +153,14 @@ class Subject:
         """
         dtypes = {tensor.dtype for tensor in self.headers().values() if tensor.is_floating_point()}
         weights = {name: self.load(name).clone(memory_format=torch.contiguous_format) for name in self.stored}
-        config = copy.deepcopy(self.config)
+        # Chunks save memory and want lengths that are multiples of them.
+        whole = {
+            name: {"ffn_chunk_size": 0, "per_layer_config": fields_by_layer(stack, but="ffn_chunk_size") or None}
+            for name, stack in self.stacks.items()
+        }
+        config = with_stacks(self.config, whole)
         if config._attn_implementation != "eager":
             config._attn_implementation = None
-        # Chunks save memory and want lengths that are multiples of them.
-        for stack in (config,) if isinstance(config, VariantConfig) else (config.encoder, config.decoder):
-            own = {
-                layer: {name: value for name, value in fields.items() if name != "ffn_chunk_size"}
-                for layer, fields in (stack.to_dict().get("per_layer_config") or {}).items()
-            }
-            stack.update({"ffn_chunk_size": 0, "per_layer_config": own or None})
         return build(
             self.model_class, config, weights, reduce(torch.promote_types, dtypes) if len(dtypes) > 1 else None
         )
@@ -233,6 +231,15 @@ class Subject:
         # Built here, so that what no config expresses is refused before any weight is read.
         after.skeleton  # noqa: B018
         return after
+
+
+def fields_by_layer(config: VariantConfig, but: str = "") -> dict[int, dict[str, Any]]:
+    """What `per_layer_config` gives single layers alone, as a copy; without one field, and layers that have no other."""
+    found = {
+        int(layer): {name: value for name, value in fields.items() if name != but}
+        for layer, fields in (config.to_dict().get("per_layer_config") or {}).items()
+    }
+    return {layer: fields for layer, fields in found.items() if fields}
 
 
 def edited(config: PreTrainedConfig, **changes: Any) -> Any:

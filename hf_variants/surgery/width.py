@@ -9,7 +9,16 @@ import torch
 
 from .observed import mean_squares
 from .operation import Operation
-from .subject import APPROXIMATE, SAME_BITS, SAME_FUNCTION, Outcome, Subject, SurgeryError, with_stacks
+from .subject import (
+    APPROXIMATE,
+    SAME_BITS,
+    SAME_FUNCTION,
+    Outcome,
+    Subject,
+    SurgeryError,
+    fields_by_layer,
+    with_stacks,
+)
 
 
 @dataclass(frozen=True)
@@ -40,13 +49,9 @@ class FeedForwardWidth(Operation):
         inner_squares = self._observed(subject, stacks)
         for stack in stacks:
             config = subject.stacks[stack]
-            own = {
-                layer: {name: value for name, value in fields.items() if name != "intermediate_size"}
-                for layer, fields in (config.to_dict().get("per_layer_config") or {}).items()
-            }
             changes[stack] = {
                 "intermediate_size": self.width,
-                "per_layer_config": {layer: fields for layer, fields in own.items() if fields} or None,
+                "per_layer_config": fields_by_layer(config, but="intermediate_size") or None,
             }
             for number, layer in enumerate(config.per_layer_config):
                 if "mlp" in getattr(layer, "skip", ()):
