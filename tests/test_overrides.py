@@ -75,6 +75,10 @@ LINEAR = {"rope_type": "linear", "factor": 2.0}
         ({"rope_theta": 5e5}, {"rope_parameters": {**LINEAR, "rope_theta": 1e3}},
          {"rope_parameters": {**LINEAR, "rope_theta": 1e3}}),
         ({}, {"per_layer_config": {1: {"num_key_value_heads": 2}}}, {"per_layer_config": {1: {"num_key_value_heads": 2}}}),
+        ({"per_layer_config": {1: {"intermediate_size": 48}}}, {"hidden_size": 64},
+         {"per_layer_config": {1: {"intermediate_size": 48}}, "hidden_size": 64}),
+        ({"intermediate_size": 96, "per_layer_config": {1: {"head_dim": 16}}}, {"attention_dropout": 0.1},
+         {"intermediate_size": 96, "per_layer_config": {1: {"head_dim": 16}}, "attention_dropout": 0.1}),
         ({}, {"num_labels": 5, "use_cache": False}, {"num_labels": 5, "use_cache": False}),
     ],
 )  # fmt: skip
@@ -185,6 +189,7 @@ def assigned(config, overrides):
         ({}, {"layer_types": "SF", "sliding_window": 8}),
         ({"norm_type": "layernorm", "qk_norm": "head"}, {"norm_type": "rmsnorm", "norm_placement": "post"}),
         ({"per_layer_config": {1: {"num_key_value_heads": 2}}}, {"num_attention_heads": 8, "num_hidden_layers": 3}),
+        ({"per_layer_config": {1: {"intermediate_size": 48}}}, {"hidden_size": 64}),
         ({"head_dim": 16, "num_key_value_heads": 2}, {"num_attention_heads": 2}),
         ({}, {"ffn_type": "mlp", "is_causal": False}),
     ],

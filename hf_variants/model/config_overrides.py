@@ -76,10 +76,12 @@ class ConstructorRules:
         if field is None or field.default is not None or saved[name] is None:
             return False
         try:
-            return getattr(cls(**{other: saved[other] for other in saved if other != name}), name) == saved[name]
+            without = cls(**{other: saved[other] for other in saved if other != name})
         except (ValueError, AttributeError):
-            # Another field needs it; or layers have values of their own.
+            # Another field needs it.
             return False
+        # As it is saved: where layers have values of their own, a config has no attribute for all of them.
+        return without.to_dict().get(name) == saved[name]
 
     @classmethod
     def complete_overrides(cls, saved: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
