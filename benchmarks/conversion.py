@@ -23,8 +23,9 @@ import torch
 import transformers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedConfig
 
-from hf_variants.conversion.checkpoint import Weights, write_safetensors
+from hf_variants.conversion.checkpoint import Weights
 from hf_variants.conversion.skeleton import empty_model, stored_tensors
+from hf_variants.conversion.tensor_writer import write_safetensors
 
 
 # What a child process runs: a conversion, whose time without Python's start it prints, with the peaks of its memory.

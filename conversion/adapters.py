@@ -33,7 +33,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_variants.model.configuration_variant import VariantConfig
 
-from . import checkpoint, rules
+from . import checkpoint, output_folder, rules
 from .companions import copy_files
 from .errors import ConversionError
 from .family import Family, family_and_head, family_with_head, head_of_variant, is_variant, read_config
@@ -1122,11 +1122,11 @@ def export_adapter(
 def _written(
     adapter: Adapter, pair: Pair, source: str | Path, destination: str | Path, onto: str | Path | None, to_native: bool
 ) -> AdapterReport:
-    checkpoint.refuse_occupied(destination)
+    output_folder.refuse_occupied(destination)
     pair.fit(adapter, to_native)
     made, joined = translate_adapter(adapter, pair, to_native)
     made.config.base_model_name_or_path = None if onto is None else str(onto)
-    with checkpoint.new_folder(destination) as temporary:
+    with output_folder.new_folder(destination) as temporary:
         _save(made, temporary)
         copy_files(Path(source).expanduser(), temporary)
     whole = sum(_plain(key.removeprefix(made.prefix)) in _state(pair, to_native) for key in made.tensors)

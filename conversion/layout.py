@@ -22,11 +22,11 @@ from transformers.core_model_loading import (
 )
 from transformers.utils import logging
 
-from .checkpoint import FLOATS, StoredSource, TensorSource, Unread
 from .config_map import UNBUILDABLE
 from .errors import ConversionError
 from .rules import some
 from .skeleton import empty_model, stored_tensors
+from .tensor_files import FLOATS, StoredSource, TensorSource, Unread
 
 
 logger = logging.get_logger(__name__)

@@ -16,7 +16,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from .checkpoint import Safetensors
+from .tensor_files import Safetensors
 
 
 logger = logging.get_logger(__name__)

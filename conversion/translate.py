@@ -21,7 +21,7 @@ from hf_variants import card
 from hf_variants.model.configuration_variant import VariantConfig
 from hf_variants.model.custom_code import auto_map_of, write_code
 
-from . import block_configs, checkpoint, folds, gguf_files, rules
+from . import block_configs, checkpoint, folds, gguf_files, output_folder, rules, tensor_files, tensor_writer
 from .companions import belongs, copy_companions, refuse_broken_files
 from .config_map import leaves_out_the_pooler, quantisation_of, training_fields
 from .errors import ConversionError, NotRepresentable, VerificationFailed, reading
@@ -41,6 +41,7 @@ from .folds import Folding
 from .foreign import ForeignCheckpoint, is_foreign, open_foreign
 from .json_files import read_config_values
 from .layout import Layout, Stored, as_transformers_reads, output_embedding, refuse_other_shapes
+from .progress import Progress
 from .record import (
     Digests,
     HashedMeanwhile,
@@ -169,7 +170,7 @@ class Writing:
             from `new_folder` with this task.
     """
 
-    max_shard_bytes: int = checkpoint.MAX_SHARD_BYTES
+    max_shard_bytes: int = tensor_writer.MAX_SHARD_BYTES
     workers: int | None = None
     task: str | None = None
 
@@ -186,7 +187,7 @@ def _parameters(tensors: Mapping[str, torch.Tensor]) -> int:
     return sum(tensor.numel() for tensor in tensors.values())
 
 
-def _check_ties(model: PreTrainedModel, names: Iterable[str], load: checkpoint.TensorSource) -> list[str]:
+def _check_ties(model: PreTrainedModel, names: Iterable[str], load: tensor_files.TensorSource) -> list[str]:
     """
     The stored names; copies of tied tensors are left out after a look at their values.
 
@@ -212,15 +213,15 @@ class _Translation:
     """The steps from one model's tensors to another's; every check of names has run."""
 
     steps: list[rules.Step]
-    load: checkpoint.TensorSource
+    load: tensor_files.TensorSource
     config: VariantConfig
     shapes: Mapping[str, torch.Size]
     to_native: bool
 
     def tensors(
         self,
-        load: checkpoint.TensorSource | None = None,
-        unread: checkpoint.StoredSource | None = None,
+        load: tensor_files.TensorSource | None = None,
+        unread: tensor_files.StoredSource | None = None,
         but: Set[str] = frozenset(),
     ) -> Iterator[tuple[str, Any]]:
         """
@@ -252,7 +253,7 @@ class _Translation:
         """Names of the target's tensors that are made of no stored one."""
         return {name for step in self.steps if not step.sources for name in step.targets}
 
-    def lookup(self, load: checkpoint.TensorSource | None = None) -> checkpoint.TensorSource:
+    def lookup(self, load: tensor_files.TensorSource | None = None) -> tensor_files.TensorSource:
         """The same by name, in any order; what a step makes together is kept until another step is asked for."""
         step_of = {name: step for step in self.steps for name in step.targets}
         made: dict[str, torch.Tensor] = {}
@@ -274,7 +275,7 @@ class _Translation:
                 return torch.equal(tensor, computed.to(tensor.dtype))
         return False
 
-    def widened(self, header: checkpoint.TensorSource) -> list[str]:
+    def widened(self, header: tensor_files.TensorSource) -> list[str]:
         """Names of the target's tensors that join tensors of several dtypes, and take the wider one."""
         return [
             name
@@ -284,7 +285,7 @@ class _Translation:
             if len(step.targets) == 1
         ]
 
-    def headers(self, header: checkpoint.TensorSource | None) -> dict[str, torch.Tensor]:
+    def headers(self, header: tensor_files.TensorSource | None) -> dict[str, torch.Tensor]:
         """
         Shapes and dtypes of the target's tensors.
 
@@ -314,7 +315,7 @@ def _translation(
     source_model: PreTrainedModel,
     target_model: PreTrainedModel,
     names: Iterable[str],
-    load: checkpoint.TensorSource,
+    load: tensor_files.TensorSource,
     variant_config: VariantConfig,
     to_native: bool,
 ) -> _Translation:
@@ -330,7 +331,7 @@ def translation_to_native(
     source: PreTrainedModel,
     target: PreTrainedModel,
     names: Iterable[str],
-    load: checkpoint.TensorSource,
+    load: tensor_files.TensorSource,
     config: VariantConfig,
 ) -> _Translation:
     """The way from a variant's tensors to those of a native model without memory; every check of names has run."""
@@ -450,7 +451,7 @@ def _open_native(source: str | Path, ignore_keys: Iterable[str]) -> _NativeSourc
     refuse_more_layers_than_tensors(native_config, weights)
     family, head, config, native = _understood(path / CONFIG_NAME, native_config, weights, ignore_keys)
     layout = as_transformers_reads(native, weights)
-    dtype = native_config.dtype if native_config.dtype in checkpoint.FLOATS else weights.dtype()
+    dtype = native_config.dtype if native_config.dtype in tensor_files.FLOATS else weights.dtype()
     config.dtype = dtype
     opened = _NativeSource(family, head, native, config, layout, dtype, path, weights=weights)
     if weights.others:
@@ -602,7 +603,7 @@ def _leave_out_the_pooler(opened: _NativeSource) -> None:
 
 def _part_of(
     source: PreTrainedModel, native_class: type[PreTrainedModel]
-) -> tuple[PreTrainedModel, list[str], checkpoint.TensorSource]:
+) -> tuple[PreTrainedModel, list[str], tensor_files.TensorSource]:
     """A loaded model as one of this class, where it is another one that has all of its tensors (`BertForPreTraining`)."""
     state = source.state_dict()
     if type(source) is native_class or native_class.__name__ == type(source).__name__:
@@ -799,7 +800,7 @@ def _exported(
     head: str,
     model: PreTrainedModel,
     names: list[str],
-    load: checkpoint.TensorSource,
+    load: tensor_files.TensorSource,
     native_config: PreTrainedConfig,
     folding: Folding,
 ) -> tuple[PreTrainedModel, _Translation]:
@@ -942,13 +943,13 @@ def _convert_foreign(
     report.command = command_line("convert", source, destination, dtype=_named(dtype), verify=verify)
     _note_cast(report, headers, dtype)
     as_written = _cast_headers(headers, dtype)
-    states = [checkpoint.state_of(path) for path in opened.files]
+    states = [tensor_files.state_of(path) for path in opened.files]
     writing.task = _task(opened.path, opened.config, as_written, writing.max_shard_bytes, "foreign", states)
 
     def tensors(but: Set[str]) -> Iterator[tuple[str, Any]]:
         return _cast(opened.tensors(rules.without(steps, but), shapes), dtype)
 
-    with checkpoint.new_folder(destination, writing.task) as temporary:
+    with output_folder.new_folder(destination, writing.task) as temporary:
         written = write_checkpoint(temporary, opened.config, target, tensors, as_written, writing, opened.path)
         _note_non_finite(report, written.non_finite)
         GenerationConfig().save_pretrained(temporary)
@@ -983,8 +984,8 @@ def _named(dtype: torch.dtype | None) -> str | None:
 
 
 def _cast(
-    tensors: Iterable[tuple[str, torch.Tensor | checkpoint.Unread]], dtype: torch.dtype | None
-) -> Iterator[tuple[str, torch.Tensor | checkpoint.Unread]]:
+    tensors: Iterable[tuple[str, torch.Tensor | tensor_files.Unread]], dtype: torch.dtype | None
+) -> Iterator[tuple[str, torch.Tensor | tensor_files.Unread]]:
     """The tensors in another dtype."""
     return ((name, tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor) for name, tensor in tensors)
 
@@ -999,7 +1000,7 @@ def write_checkpoint(
     folder: Path,
     config: PreTrainedConfig,
     target: PreTrainedModel,
-    tensors: Callable[[Set[str]], Iterable[tuple[str, torch.Tensor | checkpoint.Unread]]],
+    tensors: Callable[[Set[str]], Iterable[tuple[str, torch.Tensor | tensor_files.Unread]]],
     headers: Mapping[str, torch.Tensor],
     writing: Writing,
     source: Path,
@@ -1020,8 +1021,8 @@ def write_checkpoint(
         digests.source = weights.digests
     progress = None
     if writing.task is not None:
-        shards = checkpoint.in_shards(headers, writing.max_shard_bytes)
-        progress = checkpoint.Progress(folder, writing.task, shards, digests.source)
+        shards = tensor_writer.in_shards(headers, writing.max_shard_bytes)
+        progress = Progress(folder, writing.task, shards, digests.source)
     kept = {} if progress is None else progress.kept
     config.architectures = [type(target).__name__]
     if is_variant(config):
@@ -1029,7 +1030,7 @@ def write_checkpoint(
         write_code(folder)
     files = weight_files(source) if digests.source is None else ()
     with nullcontext(hashes) if hashes is not None else HashedMeanwhile(files):
-        non_finite = checkpoint.write_safetensors(
+        non_finite = tensor_writer.write_safetensors(
             tensors({name for entry in kept.values() for name in entry.tensors}), headers, folder,
             writing.max_shard_bytes, workers=writing.workers, digests=digests.result, progress=progress,
         )  # fmt: skip
@@ -1056,7 +1057,7 @@ def _task(
     """
     files = [*weight_files(source), *([source / CONFIG_NAME] if source.is_dir() else [])]
     said = [
-        {str(path.resolve()): checkpoint.state_of(path) for path in files},
+        {str(path.resolve()): tensor_files.state_of(path) for path in files},
         config.to_json_string(use_diff=False),
         [(name, str(header.dtype), list(header.shape)) for name, header in headers.items()],
         max_shard_bytes,
@@ -1089,8 +1090,8 @@ class OpenedVariant:
     path: Path
     config: PreTrainedConfig
     model_class: type[PreTrainedModel]
-    load: checkpoint.TensorSource
-    header: checkpoint.TensorSource
+    load: tensor_files.TensorSource
+    header: tensor_files.TensorSource
     apart: list[str]
     model_type: str
     deviations: list[str]
@@ -1168,7 +1169,7 @@ def _open_own(source: str | Path, path: Path, config: PreTrainedConfig) -> Opene
             f"The checkpoint lacks the tensors {', '.join(missing[:6])}. It is incomplete, or the config does not belong "
             "to it."
         )
-    if config.dtype not in checkpoint.FLOATS:
+    if config.dtype not in tensor_files.FLOATS:
         config.dtype = weights.dtype()
     return OpenedVariant(
         source=str(source),
@@ -1204,7 +1205,7 @@ def convert(
     *,
     dtype: torch.dtype | str | None = None,
     ignore_keys: Iterable[str] = (),
-    max_shard_bytes: int = checkpoint.MAX_SHARD_BYTES,
+    max_shard_bytes: int = tensor_writer.MAX_SHARD_BYTES,
     workers: int | None = None,
     verify: bool = False,
     memory: int | None = None,
@@ -1230,7 +1231,7 @@ def convert(
         as `from_native`; FileExistsError if the destination is not empty; VerificationFailed, and nothing is written, if
             the two differ.
     """
-    checkpoint.refuse_occupied(destination)
+    output_folder.refuse_occupied(destination)
     target_dtype = _as_dtype(dtype)
     if memory is not None and (is_gguf(source) or is_foreign(source)):
         raise ConversionError(f"`memory` is for checkpoints in folders, and {source} is none. Leave it out.")
@@ -1287,7 +1288,7 @@ def _converted(
         beside = ((ours, layout.stored(name)) for name, ours in apart.items() if ours not in but)
         return _cast(chain(translation.tensors(unread=layout.stored, but=but), beside), dtype)
 
-    with checkpoint.new_folder(destination, writing.task) as temporary:
+    with output_folder.new_folder(destination, writing.task) as temporary:
         written = write_checkpoint(
             temporary, opened.config, target, tensors, as_written, writing, files, opened.weights
         )
@@ -1372,7 +1373,7 @@ def export(
     *,
     model_type: str | None = None,
     dtype: torch.dtype | str | None = None,
-    max_shard_bytes: int = checkpoint.MAX_SHARD_BYTES,
+    max_shard_bytes: int = tensor_writer.MAX_SHARD_BYTES,
     workers: int | None = None,
     verify: bool = False,
     memory: int | None = None,
@@ -1391,7 +1392,7 @@ def export(
             VerificationFailed, and nothing is written, if the two differ.
     """
     target_dtype = _as_dtype(dtype)
-    checkpoint.refuse_occupied(destination)
+    output_folder.refuse_occupied(destination)
     folder = checkpoint.resolve_folder(source)
     config = read_config(folder)
     if not is_variant(config):
@@ -1413,7 +1414,7 @@ def export(
     names = _check_ties(variant, layout.names, layout.load)
     target, translation = _exported(family, head, variant, names, layout.load, native_config, folding)
     _, header = folding.apply(names, layout.header)
-    stored = config.dtype if config.dtype in checkpoint.FLOATS else weights.dtype()
+    stored = config.dtype if config.dtype in tensor_files.FLOATS else weights.dtype()
     native_config.dtype = target_dtype or stored
     headers = translation.headers(header) | {native: layout.header(name) for name, native in apart.items()}
     as_written = Stored(
@@ -1440,7 +1441,7 @@ def export(
         unread = None if folding.rewrites else layout.stored
         return as_written(_cast(chain(translation.tensors(unread=unread, but=but), beside), target_dtype))
 
-    with checkpoint.new_folder(destination, writing.task) as temporary:
+    with output_folder.new_folder(destination, writing.task) as temporary:
         written = write_checkpoint(
             temporary, native_config, target, tensors, as_written.headers, writing, folder, weights
         )

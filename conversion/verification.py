@@ -17,7 +17,7 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from hf_variants.model.configuration_variant import VariantConfig
 
-from . import block_configs, checkpoint, folds, rules
+from . import block_configs, checkpoint, folds, rules, tensor_files
 from .companions import has_tokenizer
 from .config_map import differing_fields
 from .errors import ConversionError, NotRepresentable, reading
@@ -174,7 +174,7 @@ def _load(source: str | Path | PreTrainedModel, dtype: torch.dtype | None, ignor
         for name in weights.names():
             place = expected.get(name, expected.get(prefix + name))
             dtype_of = weights.header(name).dtype
-            if place is not None and place.is_floating_point() and dtype_of not in checkpoint.FLOATS:
+            if place is not None and place.is_floating_point() and dtype_of not in tensor_files.FLOATS:
                 faults.append(f"{dtype_of} {name}")
     return _Loaded(model, folder, faults)
 

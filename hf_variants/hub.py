@@ -12,7 +12,7 @@ from transformers.utils import CONFIG_NAME, logging
 import hf_variants
 
 from . import card
-from .conversion import checkpoint
+from .conversion import checkpoint, output_folder, tensor_writer
 from .conversion.companions import belongs, copy_files, refuse_broken_files
 from .conversion.errors import ConversionError
 from .conversion.family import is_variant, read_config
@@ -36,7 +36,7 @@ def bundle(
     source: str | Path,
     destination: str | Path,
     *,
-    max_shard_bytes: int = checkpoint.MAX_SHARD_BYTES,
+    max_shard_bytes: int = tensor_writer.MAX_SHARD_BYTES,
     push_to: str | None = None,
     private: bool | None = None,
     revision: str | None = None,
@@ -63,7 +63,7 @@ def bundle(
         ConversionError: if the source is no variant, is quantized, or its weights are not those of its config.
         FileNotFoundError: if there is no such source; FileExistsError: if the destination is not empty.
     """
-    checkpoint.refuse_occupied(destination)
+    output_folder.refuse_occupied(destination)
     folder = checkpoint.resolve_folder(source)
     if (folder / "adapter_config.json").is_file() and not (folder / CONFIG_NAME).is_file():
         raise ConversionError(
@@ -90,13 +90,13 @@ def bundle(
         raise ValueError(
             f"`{(given or ['create_pr'])[0]}` is about an upload, and there is none. Give `push_to` as well."
         )
-    with checkpoint.new_folder(destination) as temporary:
+    with output_folder.new_folder(destination) as temporary:
         config.architectures = [type(model).__name__]
         config.auto_map = auto_map_of(config, type(model).__name__)
         write_code(temporary)
         tensors = ((name, reader.stored(name)) for name in names)
         headers = {name: reader.header(name) for name in names}
-        warn_of_non_finite(checkpoint.write_safetensors(tensors, headers, temporary, max_shard_bytes))
+        warn_of_non_finite(tensor_writer.write_safetensors(tensors, headers, temporary, max_shard_bytes))
         config.save_pretrained(temporary)
         _copy_the_rest(folder, temporary)
         card.write_card(

@@ -24,7 +24,7 @@ from transformers import (
 import hf_variants
 from hf_variants.conversion import from_native
 from hf_variants.conversion.adapters import is_adapter, load_adapter
-from hf_variants.conversion.checkpoint import Weights, is_finite, resolve_folder
+from hf_variants.conversion.checkpoint import Weights, resolve_folder
 from hf_variants.conversion.companions import refuse_broken_files
 from hf_variants.conversion.errors import ConversionError, one_line, reading
 from hf_variants.conversion.family import is_variant, read_config, variant_class
@@ -32,6 +32,7 @@ from hf_variants.conversion.gguf_files import read_tokenizer
 from hf_variants.conversion.layout import checked_names
 from hf_variants.conversion.limits import bounded
 from hf_variants.conversion.skeleton import empty_model, loading
+from hf_variants.conversion.tensor_files import is_finite
 from hf_variants.conversion.translate import (
     is_gguf,
     refuse_more_layers_than_tensors,

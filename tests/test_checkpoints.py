@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import hf_variants
-from hf_variants.conversion import ConversionError, checkpoint, convert, export, verify
+from hf_variants.conversion import ConversionError, checkpoint, convert, export, output_folder, tensor_writer, verify
 from tests.layouts import differences, native_of, saved, write
 from tests.parity import hostile_
 
@@ -306,7 +306,7 @@ def test_files_are_no_larger_than_asked(limit, tmp_path):
     folder.mkdir()
     headers = {name: tensor.to("meta") for name, tensor in tensors.items()}
     # They need not come in the order in which they were announced.
-    checkpoint.write_safetensors(reversed(tensors.items()), headers, folder, limit)
+    tensor_writer.write_safetensors(reversed(tensors.items()), headers, folder, limit)
     reader = checkpoint.Weights(folder)
     assert set(reader.names()) == set(tensors)
     for name, tensor in tensors.items():
@@ -327,7 +327,7 @@ def test_weights_are_written_by_one_thread(tmp_path):
 
     try:
         torch.set_num_threads(3)
-        checkpoint.write_safetensors(tensors(), {"weight": torch.empty(3, device="meta")}, tmp_path)
+        tensor_writer.write_safetensors(tensors(), {"weight": torch.empty(3, device="meta")}, tmp_path)
         assert (seen, torch.get_num_threads()) == ([1], 3)
     finally:
         torch.set_num_threads(threads)
@@ -344,7 +344,7 @@ def test_the_command_takes_a_size(tmp_path):
 
 def run_on(destination, started) -> None:
     """A run that goes on until somebody ends it."""
-    with checkpoint.new_folder(destination) as folder:
+    with output_folder.new_folder(destination) as folder:
         (folder / "model.safetensors").write_bytes(bytes(10))
         started.send(str(folder))
         time.sleep(60)
@@ -361,13 +361,13 @@ def test_what_a_killed_run_leaves_is_removed_by_the_next(number, tmp_path):
     process.start()
     leftover = ours.recv()
     # A run that is still going is left alone.
-    with checkpoint.new_folder(tmp_path / "out") as folder:
+    with output_folder.new_folder(tmp_path / "out") as folder:
         (folder / "file").write_text("")
         assert os.path.isdir(leftover)
     os.kill(process.pid, number)
     process.join()
     assert os.path.isdir(leftover) == (number == signal.SIGKILL)
     (tmp_path / "out" / "file").unlink()
-    with checkpoint.new_folder(tmp_path / "out"):
+    with output_folder.new_folder(tmp_path / "out"):
         assert not os.path.isdir(leftover)
     assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "out", *others])

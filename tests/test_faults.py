@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hf_variants.conversion import checkpoint, convert, export
+from hf_variants.conversion import checkpoint, convert, export, output_folder, progress, tensor_files, tensor_writer
 from hf_variants.conversion.errors import ConversionError
 from hf_variants.conversion.record import RECORD, read_record, speaks_of
 from tests.faults.kills import digest, faults, make
@@ -49,13 +49,13 @@ def test_pieces_are_the_tensor(dtype, tmp_path, monkeypatch):
 
 def test_values_that_only_move_are_never_whole_in_memory(native, tmp_path, monkeypatch):
     """Names change both ways and the dtype may; NaN in the last value of a tensor is seen all the same."""
-    monkeypatch.setattr(checkpoint, "PIECE_BYTES", 256)
-    monkeypatch.setattr(checkpoint.Unread.pieces, "__defaults__", (256,))
+    monkeypatch.setattr(tensor_writer, "PIECE_BYTES", 256)
+    monkeypatch.setattr(tensor_files.Unread.pieces, "__defaults__", (256,))
 
     def load(self):
         raise AssertionError("A tensor was read as a whole.")
 
-    monkeypatch.setattr(checkpoint.Unread, "load", load)
+    monkeypatch.setattr(tensor_files.Unread, "load", load)
     convert(native, tmp_path / "variant", dtype="bfloat16")
     convert(native, tmp_path / "same")
     export(tmp_path / "same", tmp_path / "native")
@@ -82,7 +82,7 @@ def test_a_source_that_changes_meanwhile_is_noticed(change, native, tmp_path, mo
     for path in native.iterdir():
         (source / path.name).write_bytes(path.read_bytes())
     path = source / "config.json" if change == "config" else next(source.glob("*.safetensors"))
-    write, count = checkpoint._write, [0]
+    write, count = tensor_writer._write, [0]
 
     def write_and_change(stream, memory):
         write(stream, memory)
@@ -97,15 +97,15 @@ def test_a_source_that_changes_meanwhile_is_noticed(change, native, tmp_path, mo
             else:
                 path.write_bytes(content[: len(content) // 2] if change == "cut" else content[:-1] + b"}")
 
-    monkeypatch.setattr(checkpoint, "_write", write_and_change)
+    monkeypatch.setattr(tensor_writer, "_write", write_and_change)
     with pytest.raises((ConversionError, FileNotFoundError), match=path.name):
         convert(source, tmp_path / "variant")
     assert sorted(found.name for found in tmp_path.iterdir()) == ["native"]
 
 
 def test_a_full_disk_is_seen_before_the_work(native, tmp_path, monkeypatch):
-    usage = checkpoint.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    usage = tensor_writer.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(tensor_writer.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(OSError, match="1,000 left"):
         convert(native, tmp_path / "variant")
     assert not list(tmp_path.iterdir())
@@ -177,8 +177,8 @@ def test_a_record_speaks_of_the_tensors_and_not_of_their_files(native, tmp_path)
 
 def test_tensors_of_every_layout_are_written_and_hashed(tmp_path, monkeypatch):
     """Transposed, strided, empty and plain ones, by several threads, of which none waits for memory for ever."""
-    monkeypatch.setattr(checkpoint, "PIECE_BYTES", 128)
-    monkeypatch.setattr(checkpoint, "WAITING_BYTES", 64)
+    monkeypatch.setattr(tensor_writer, "PIECE_BYTES", 128)
+    monkeypatch.setattr(tensor_writer, "WAITING_BYTES", 64)
     tensors = {
         "transposed": torch.randn(37, 23).t(), "one row": torch.randn(40, 1).t(), "wide": torch.randn(2, 90).t(),
         "strided": torch.randn(20, 20)[::2, ::3], "cube": torch.randn(3, 4, 5).permute(2, 0, 1),
@@ -188,7 +188,7 @@ def test_tensors_of_every_layout_are_written_and_hashed(tmp_path, monkeypatch):
     for workers in (1, 3):
         folder = tmp_path / str(workers)
         folder.mkdir()
-        checkpoint.write_safetensors(tensors.items(), tensors, folder, 2000, workers=workers, digests=digests)
+        tensor_writer.write_safetensors(tensors.items(), tensors, folder, 2000, workers=workers, digests=digests)
         written = {name: each for path in folder.glob("*.safetensors") for name, each in load_file(path).items()}
         assert written.keys() == tensors.keys() == digests.keys()
         for name, tensor in tensors.items():
@@ -199,15 +199,15 @@ def test_tensors_of_every_layout_are_written_and_hashed(tmp_path, monkeypatch):
 # Ends itself without a word when so many files of weights are on the disk.
 KILLED = """
 import os, signal, sys
-from hf_variants.conversion import checkpoint
+from hf_variants.conversion.progress import Progress
 import hf_variants_cli
-add, count = checkpoint.Progress.add, [0]
+add, count = Progress.add, [0]
 def add_and_die(self, *arguments):
     add(self, *arguments)
     count[0] += 1
     if count[0] == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-checkpoint.Progress.add = add_and_die
+Progress.add = add_and_die
 hf_variants_cli.main(sys.argv[1:])
 """
 
@@ -227,14 +227,14 @@ def killed(command, source, destination, *options):
 def read_of(monkeypatch):
     """How many bytes of each file were read as tensors."""
     count: Counter[Path] = Counter()
-    pieces = checkpoint.Unread.pieces
+    pieces = tensor_files.Unread.pieces
 
     def counted(self, *arguments):
         for piece in pieces(self, *arguments):
             count[self._path] += piece.nbytes
             yield piece
 
-    monkeypatch.setattr(checkpoint.Unread, "pieces", counted)
+    monkeypatch.setattr(tensor_files.Unread, "pieces", counted)
     return count
 
 
@@ -253,7 +253,8 @@ def test_a_killed_run_is_gone_on_with(command, native, tmp_path, read_of, caplog
     torn.write_bytes(b"torn")
     bad.write_bytes(bad.read_bytes()[:-1] + b"!")
     read_of.clear()
-    monkeypatch.setattr(checkpoint.logger, "propagate", True)
+    for room in (output_folder, progress):
+        monkeypatch.setattr(room.logger, "propagate", True)
     command(source, tmp_path / "out", max_shard_bytes=50_000, workers=2)
     assert f"Going on in {left}" in caplog.text
     assert "2 of" in caplog.text
@@ -286,7 +287,7 @@ def test_what_a_killed_run_left_is_removed_where_it_is_of_another_task(change, n
     else:
         content = json.loads((left / "progress.json").read_text())
         (left / "progress.json").write_text(json.dumps({"task": content["task"], "files": [1], "source": 7}))
-    monkeypatch.setattr(checkpoint.logger, "propagate", True)
+    monkeypatch.setattr(output_folder.logger, "propagate", True)
     convert(source, tmp_path / "out", **options)
     assert f"{'Going on in' if change.startswith('none') else 'Removing'} {left}" in caplog.text
     assert not list(tmp_path.glob(".*"))

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import hf_variants_cli
-from hf_variants.conversion import checkpoint, convert, export
+from hf_variants.conversion import convert, export, tensor_writer
 from hf_variants.conversion.errors import ConversionError
 from hf_variants.conversion.json_files import read_config_values
 from tests.hostile import corpus, fuzz, harness
@@ -90,7 +90,7 @@ def test_a_full_disk_is_the_disk_s(bench, tmp_path, monkeypatch, command):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device", "x")
 
-    monkeypatch.setattr(checkpoint, "write_safetensors", full)
+    monkeypatch.setattr(tensor_writer, "write_safetensors", full)
     outcome = harness.run([command, str(source), str(tmp_path / "out")], tmp_path)
     assert not outcome.faults
     assert "disk is full" in outcome.said
@@ -104,7 +104,7 @@ def test_ctrl_c_leaves_nothing(bench, tmp_path, monkeypatch, command):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "write_safetensors", stop)
+    monkeypatch.setattr(tensor_writer, "write_safetensors", stop)
     outcome = harness.run([command, str(source), str(tmp_path / "out")], tmp_path)
     assert outcome.label == "stopped"
     assert list(tmp_path.iterdir()) == []

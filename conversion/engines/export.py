@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from ... import card
 from ...model.block import Block
-from .. import checkpoint
+from .. import output_folder
 from ..companions import has_tokenizer
 from ..errors import ConversionError, VerificationFailed
 from ..record import command_line, last_part, write_record
@@ -126,7 +126,7 @@ def export_to_engine(
     """
     room = engine_room(engine)
     room.refuse_quantization(quantization)
-    checkpoint.refuse_occupied(destination)
+    output_folder.refuse_occupied(destination)
     opened = open_variant(source, ignore_keys)
     room.refuse_unrepresentable(opened.config)
     version = room.version()
@@ -145,7 +145,7 @@ def export_to_engine(
         parameters=model.num_parameters(),
         command=command_line("export", source, destination, engine=engine, quantization=quantization),
     )
-    with checkpoint.new_folder(destination) as temporary:
+    with output_folder.new_folder(destination) as temporary:
         report.notes = [*room.write(model, tokenizer, temporary, quantization), *notes]
         if room.TAKES_COMPANIONS:
             report.notes += opened.write_companions(temporary)

@@ -9,9 +9,9 @@ import torch
 
 from hf_variants.model.configuration_variant import VariantConfig
 
-from ..checkpoint import FLOATS, StoredSource, TensorSource
 from ..errors import ConversionError
 from ..rules import Rule, Step, plan, run, some
+from ..tensor_files import FLOATS, StoredSource, TensorSource
 
 
 class Settings:

@@ -4,7 +4,7 @@ import importlib
 from pathlib import Path
 
 from .. import card
-from ..conversion import checkpoint
+from ..conversion import checkpoint, output_folder, tensor_writer
 from ..conversion.companions import copy_files, refuse_broken_files
 from ..conversion.family import read_config
 from ..conversion.layout import checked_names
@@ -19,7 +19,7 @@ def standalone(
     destination: str | Path,
     *,
     name: str | None = None,
-    max_shard_bytes: int = checkpoint.MAX_SHARD_BYTES,
+    max_shard_bytes: int = tensor_writer.MAX_SHARD_BYTES,
 ) -> None:
     """
     Write a variant as one model file and its config file, every axis resolved, with the weights under the same names. It
@@ -38,7 +38,7 @@ def standalone(
         ConversionError: if the source is no variant, is quantized, or its weights are not those of its config.
         FileNotFoundError: if there is no such source; FileExistsError: if the destination is not empty.
     """
-    checkpoint.refuse_occupied(destination)
+    output_folder.refuse_occupied(destination)
     folder = checkpoint.resolve_folder(source)
     config = read_config(folder)
     model = model_of(source, folder, config)
@@ -48,10 +48,12 @@ def standalone(
     head = type(model).__name__.removeprefix("Variant").removeprefix("Seq2Seq")
     written = write_source(config, name or Path(destination).expanduser().resolve().name, head)
     refuse_differences(written, config)
-    with checkpoint.new_folder(destination) as temporary:
+    with output_folder.new_folder(destination) as temporary:
         write_files(written, temporary)
         tensors = ((key, reader.stored(key)) for key in names)
-        checkpoint.write_safetensors(tensors, {key: reader.header(key) for key in names}, temporary, max_shard_bytes)
+        tensor_writer.write_safetensors(
+            tensors, {key: reader.header(key) for key in names}, temporary, max_shard_bytes
+        )
         with loaded(written) as module:
             configuration = importlib.import_module(f"{module.__package__}.configuration_{written.stem}")
             own = getattr(configuration, f"{written.name}Config")(

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from .. import card
-from ..conversion import checkpoint
+from ..conversion import output_folder, tensor_writer
 from ..conversion.companions import refuse_broken_files
 from ..conversion.errors import NotRepresentable
 from ..conversion.record import HashedMeanwhile, command_line, is_hub_id, last_part, weight_files, write_record
@@ -104,7 +104,7 @@ def edit(
     measure: bool = True,
     recover: Distillation | None = None,
     ignore_keys: Iterable[str] = (),
-    max_shard_bytes: int = checkpoint.MAX_SHARD_BYTES,
+    max_shard_bytes: int = tensor_writer.MAX_SHARD_BYTES,
     options: Mapping[str, Any] | None = None,
 ) -> EditReport:
     """
@@ -132,7 +132,7 @@ def edit(
         )
     for folder in (destination, native):
         if folder is not None:
-            checkpoint.refuse_occupied(folder)
+            output_folder.refuse_occupied(folder)
     opened = open_variant(source, ignore_keys)
     if opened.files.is_dir():
         refuse_broken_files(opened.path)
@@ -156,7 +156,7 @@ def edit(
         deviations=opened.deviations,
         recovery=recovery,
     )
-    with checkpoint.new_folder(destination) as temporary:
+    with output_folder.new_folder(destination) as temporary:
         # Those of the source are computed while the rest is made.
         with HashedMeanwhile(weight_files(opened.files)) as hashes:
             written = write_checkpoint(
