@@ -1,6 +1,6 @@
 """Native checkpoints in, variants out again, with proof. A family per native type, each written once for both ways."""
 
-import contextlib
+from typing import TYPE_CHECKING, Any
 
 from .errors import ConversionError, NotRepresentable, UnsupportedModelType, VerificationFailed
 from .family import supported_model_types
@@ -9,8 +9,7 @@ from .translate import Report, convert, export, from_native, to_native
 from .verification import VerificationReport, verify
 
 
-# Where peft is not installed, there are no adapters.
-with contextlib.suppress(ImportError):
+if TYPE_CHECKING:
     from .adapters import convert_adapter, export_adapter, load_adapter
 
 __all__ = [
@@ -33,3 +32,12 @@ __all__ = [
     "to_torch",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # With them comes peft, which takes as long to import as all else where bitsandbytes is installed.
+    if name in ("convert_adapter", "export_adapter", "load_adapter"):
+        from . import adapters
+
+        return getattr(adapters, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 from tqdm.auto import tqdm
-from transformers import PreTrainedConfig, PreTrainedModel, set_seed
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from hf_variants.model.configuration_variant import VariantConfig
@@ -467,7 +467,7 @@ def _first_divergence(a: PreTrainedModel, b: PreTrainedModel, inputs: dict[str, 
 
 
 def _greedy(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, tokens: int, beams: int) -> torch.Tensor:
-    set_seed(0)
+    torch.manual_seed(0)
     settings = copy.deepcopy(model.generation_config)
     settings.update(
         do_sample=False, num_beams=beams, max_new_tokens=tokens, min_new_tokens=tokens, max_length=None,
@@ -482,7 +482,7 @@ def _check_own_tokens(left: PreTrainedModel, right: PreTrainedModel, ids: torch.
     """What `generate` makes of one prompt with the checkpoint's own settings, sampling from one seed."""
     made: list[Any] = []
     for model in (left, right):
-        set_seed(0)
+        torch.manual_seed(0)
         settings = copy.deepcopy(model.generation_config)
         settings.max_new_tokens, settings.max_length = tokens, None
         try:

@@ -1,6 +1,6 @@
 """One config for every dense Transformer, at home in transformers. Importing this registers it with `Auto*`."""
 
-from . import auto_classes
+from . import auto_classes, peft_targets
 from .model.configuration_variant import VariantConfig
 from .model.configuration_variant_seq2seq import VariantSeq2SeqConfig
 from .model.modeling_variant import (
@@ -25,13 +25,7 @@ from .presets import presets
 
 auto_classes.register()
 
-try:
-    from . import peft_targets
-except ImportError:  # peft is not installed: nothing to tell it
-    pass
-else:
-    peft_targets.register(VariantConfig.model_type)
-    peft_targets.register(VariantSeq2SeqConfig.model_type)
+peft_targets.register(VariantConfig.model_type, VariantSeq2SeqConfig.model_type)
 
 from . import card  # noqa: E402 (these read the classes above)
 from .conversion import from_native, to_native  # noqa: E402

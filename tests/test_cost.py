@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import random
+import subprocess
+import sys
 from xml.etree import ElementTree
 
 import pytest
@@ -573,6 +575,35 @@ def test_command(capsys, tmp_path):
     assert all(text in shown for text in ("gemma2", "StaticCache"))
     assert hf_variants_cli.main(["cost", "no-such-preset"]) == 2
     assert "neither a file" in capsys.readouterr().err
+
+
+def test_70_billion_parameters_take_little_more_than_importing_transformers(tmp_path):
+    """In a process of its own, for its peak; of time, which is the machine's, nothing is asserted."""
+    from transformers import LlamaConfig
+
+    LlamaConfig(
+        hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8
+    ).save_pretrained(tmp_path)
+    script = f"""
+import contextlib, io, resource, sys
+import transformers.modeling_utils
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+before = peak()
+import hf_variants_cli
+with contextlib.redirect_stdout(io.StringIO()):
+    assert hf_variants_cli.main(["cost", {str(tmp_path)!r}, "--json"]) == 0
+print(peak() - before)
+for name in ("peft", "bitsandbytes"):
+    assert name not in sys.modules, name
+import peft
+table = peft.utils.constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+assert table["hf_variant"] == table["hf_variant_seq2seq"] == table["llama"]
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    # In MiB; 27 where this was written.
+    assert float(found.stdout) < 45
 
 
 def test_page(tmp_path, capsys):
