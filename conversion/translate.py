@@ -1083,6 +1083,7 @@ class OpenedVariant:
         deviations: where the arithmetic of a native class differs, and why.
         write_companions: put what travels beside weights and config into a folder whose config.json has been written;
             returns notes on the tokenizer.
+        skeleton: the model without memory for its weights.
         native: the same as its own class has it; `None` for one of ours.
     """
 
@@ -1096,6 +1097,7 @@ class OpenedVariant:
     model_type: str
     deviations: list[str]
     write_companions: Callable[[Path], list[str]]
+    skeleton: PreTrainedModel
     native: _NativeSource | None = None
 
     @property
@@ -1147,6 +1149,7 @@ def _as_variant(source: str, opened: _NativeSource, write_companions: Callable[[
         model_type=opened.family.model_type,
         deviations=[deviation.reason for deviation in opened.family.deviations_of(opened.config)],
         write_companions=write_companions,
+        skeleton=target,
         native=opened,
     )
 
@@ -1182,6 +1185,7 @@ def _open_own(source: str | Path, path: Path, config: PreTrainedConfig) -> Opene
         model_type=(config.native_leftovers or {}).get("model_type", config.model_type),
         deviations=[],
         write_companions=lambda folder: copy_companions(path, folder),
+        skeleton=model,
     )
 
 
