@@ -903,7 +903,7 @@ def _from_gguf(
 
 def _target_of_foreign(opened: ForeignCheckpoint) -> tuple[PreTrainedModel, dict[str, torch.Size]]:
     """The model to fill, without values, and the shapes of its tensors."""
-    target = empty_model(variant_class("VariantForCausalLM"), opened.config)
+    target = empty_model(variant_class(opened.class_name), opened.config)
     return target, {name: tensor.shape for name, tensor in stored_tensors(target).items()}
 
 
@@ -914,8 +914,14 @@ def _from_foreign(source: str | Path, dtype: torch.dtype | str | None, device_ma
     # As copies, which do not change with the file.
     in_memory = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors}
     model = build(type(target), opened.config, in_memory, dtype, device_map)
-    model.generation_config = GenerationConfig()
+    model.generation_config = _generation_of_foreign(opened)
     return model
+
+
+def _generation_of_foreign(opened: ForeignCheckpoint) -> GenerationConfig:
+    """The tokens that generation begins and ends with, where the code base has them."""
+    names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+    return GenerationConfig(**{name: getattr(opened.config, name, None) for name in names})
 
 
 def _convert_foreign(
@@ -934,7 +940,7 @@ def _convert_foreign(
         destination=str(destination),
         direction="convert",
         model_type=opened.code_base,
-        head="causal_lm",
+        head=head_of_variant(opened.class_name),
         tensors=len(headers),
         parameters=_parameters(headers),
         passed_over=dict.fromkeys(opened.computed, "the model computes it"),
@@ -952,7 +958,7 @@ def _convert_foreign(
     with output_folder.new_folder(destination, writing.task) as temporary:
         written = write_checkpoint(temporary, opened.config, target, tensors, as_written, writing, opened.path)
         _note_non_finite(report, written.non_finite)
-        GenerationConfig().save_pretrained(temporary)
+        _generation_of_foreign(opened).save_pretrained(temporary)
         _complete(temporary, report, opened.path, verify, (), written.digests)
     return report
 

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from ..checkpoint import SETS_OF_WEIGHTS
-from . import litgpt, meta, nanogpt
+from . import fairseq, litgpt, meta, nanochat, nanogpt
 from .source import ForeignCheckpoint
 
 
 # Each says by its `finds` which file or folder is its own.
-ROOMS = (meta, litgpt, nanogpt)
+ROOMS = (meta, litgpt, nanochat, fairseq, nanogpt)
 
 
 def _room(source: str | Path):
