@@ -456,6 +456,7 @@ def _open_native(source: str | Path, ignore_keys: Iterable[str]) -> _NativeSourc
     opened = _NativeSource(family, head, native, config, layout, dtype, path, weights=weights)
     if weights.others:
         opened.notes.append(f"Read {weights.file}, as transformers does; {', '.join(weights.others)} was left alone")
+    opened.notes += weights.notes
     _untie(opened, native_config, ignore_keys)
     _leave_out_the_pooler(opened)
     _follow_attention(opened)
@@ -1436,7 +1437,7 @@ def export(
     options = {"to": model_type, "dtype": _named(target_dtype), "verify": verify}
     report.command = command_line("export", source, destination, **options)
     report.tensors, report.parameters = len(as_written.headers), _parameters(as_written.headers)
-    report.passed_over = layout.passed_over_but(apart)
+    report.passed_over, report.notes = layout.passed_over_but(apart), list(weights.notes)
     _note_folds(report, folding, target_dtype or stored)
     _note_widened(report, translation.widened(header))
     _note_cast(report, headers, target_dtype)
