@@ -38,7 +38,7 @@ from .family import (
     variant_class,
 )
 from .folds import Folding
-from .foreign import ForeignCheckpoint, is_foreign, open_foreign
+from .foreign import ForeignCheckpoint, is_foreign, open_foreign, open_x_transformers
 from .json_files import read_config_values
 from .layout import Layout, Stored, as_transformers_reads, output_embedding, refuse_other_shapes
 from .progress import Progress
@@ -909,7 +909,36 @@ def _target_of_foreign(opened: ForeignCheckpoint) -> tuple[PreTrainedModel, dict
 
 
 def _from_foreign(source: str | Path, dtype: torch.dtype | str | None, device_map: Any) -> PreTrainedModel:
-    opened = open_foreign(source)
+    return _model_of_foreign(open_foreign(source), dtype, device_map)
+
+
+def from_x_transformers(
+    source: torch.nn.Module | Mapping[str, torch.Tensor],
+    arguments: Mapping[str, Any],
+    *,
+    dtype: torch.dtype | str | None = None,
+    device_map: Any = None,
+) -> PreTrainedModel:
+    """
+    A variant with the weights of a model of x-transformers (https://github.com/lucidrains/x-transformers).
+
+    Args:
+        source: a `TransformerWrapper`, an `AutoregressiveWrapper` of one, an `XTransformer`, or its state dict.
+        arguments: those that it was made with, which a module does not keep. Of a `TransformerWrapper`, `attn_layers` is a
+            map of the arguments of its layers, with `causal`: true for a `Decoder`, false for an `Encoder`.
+        dtype, device_map: see `from_native`.
+
+    Returns:
+        a `VariantForCausalLM` of a decoder, a `VariantForMaskedLM` of an encoder, a `VariantModel` with
+        `return_only_embed`, a `VariantForConditionalGeneration` of an `XTransformer`; in evaluation mode.
+
+    Raises:
+        ConversionError: naming arguments that no field expresses, or tensors that do not belong to them.
+    """
+    return _model_of_foreign(open_x_transformers(source, arguments), dtype, device_map)
+
+
+def _model_of_foreign(opened: ForeignCheckpoint, dtype: torch.dtype | str | None, device_map: Any) -> PreTrainedModel:
     target, shapes = _target_of_foreign(opened)
     tensors = opened.tensors(opened.plan(shapes), shapes, opened.load)
     # As copies, which do not change with the file.

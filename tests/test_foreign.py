@@ -15,9 +15,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import hf_variants
-from hf_variants.conversion import convert, verify
+from hf_variants.conversion import convert, from_x_transformers, verify
 from hf_variants.conversion.errors import ConversionError
 from hf_variants.conversion.foreign import litgpt as litgpt_room
+from hf_variants.conversion.foreign import open_x_transformers
 from hf_variants_cli import main
 
 
@@ -25,8 +26,8 @@ def randomise_(model):
     """Weights of which no two are alike, norms far from 1 and biases far from 0."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
-        spread = 0.5 if parameter.ndim == 1 else parameter.shape[-1] ** -0.5
-        parameter.data = torch.randn(parameter.shape, generator=generator) * spread + (parameter.ndim == 1) * 0.7
+        spread = 0.5 if parameter.ndim < 2 else parameter.shape[-1] ** -0.5
+        parameter.data = torch.randn(parameter.shape, generator=generator) * spread + (parameter.ndim < 2) * 0.7
     return model.eval()
 
 
@@ -720,3 +721,122 @@ def test_fairseq_with_other_objects_is_refused_with_the_way_out(tmp_path):
         with pytest.raises(ConversionError, match="load_checkpoint_to_cpu"):
             convert(source, tmp_path / "variant")
     assert not (tmp_path / "ran").exists()
+
+
+# The arguments of x-transformers' layers and of its wrapper, one row for each kind of model that fields express.
+X_TRANSFORMERS = {
+    "as it comes": ({}, {}),
+    "tied": ({"norm_add_unit_offset": False}, {"tie_embedding": True, "post_emb_norm": True}),
+    "rotary": ({"rotary_pos_emb": True, "ff_swish": True, "ff_glu": True, "use_rmsnorm": True, "ff_no_bias": True}, {}),
+    "rotary, scaled": (
+        {"rotary_pos_emb": True, "rotary_emb_dim": 8, "rotary_interpolation_factor": 2.0, "use_simple_rmsnorm": True,
+         "rotary_base_rescale_factor": 3.0, "attn_kv_heads": 2}, {},
+    ),
+    "alibi": ({"alibi_pos_bias": True, "ff_relu_squared": True, "attn_one_kv_head": True}, {"use_abs_pos_emb": False}),
+    "norms behind": ({"pre_norm": False, "ff_glu": True}, {}),
+    "norms around": ({"sandwich_norm": True, "attn_qk_norm": True, "attn_qk_norm_scale": 7}, {"tie_embedding": True}),
+    "norms of heads": ({"attn_qk_rmsnorm": True, "rotary_pos_emb": True, "attn_flash": True, "use_rmsnorm": True}, {}),
+    "no positions": ({"pre_norm_has_final_norm": False, "attn_softclamp_logits": True}, {"use_abs_pos_emb": False}),
+    "scales": ({"norm_add_unit_offset": False, "use_layerscale": True, "ff_post_act_ln": True, "ff_mult": 2.5}, {}),
+    "dynamic tanh": ({"norm_add_unit_offset": False, "use_dynamic_tanh": True, "depth_scale_residual": 0.5}, {}),
+    "sinks": ({"attn_head_learned_sink": True, "rotary_pos_emb": True, "attn_kv_heads": 2}, {}),
+    "windows": ({"attn_max_attend_past": 5, "rotary_pos_emb": True}, {}),
+    "bidirectional": ({"causal": False, "alibi_pos_bias": True}, {"max_seq_len": 0}),
+    "bidirectional, no head": ({"causal": False}, {"return_only_embed": True}),
+}  # fmt: skip
+
+
+def x_arguments(kind):
+    layers, wrapper = X_TRANSFORMERS[kind]
+    layers = {"dim": 32, "depth": 2, "heads": 4, "attn_dim_head": 16, "causal": True} | layers
+    return {"num_tokens": 50, "max_seq_len": 48, "attn_layers": layers} | wrapper
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("kind", X_TRANSFORMERS)
+def test_x_transformers(kind, tmp_path):
+    package = pytest.importorskip("x_transformers", reason="pip install x-transformers")
+    arguments = x_arguments(kind)
+    layers = dict(arguments["attn_layers"])
+    stack = (package.Decoder if layers.pop("causal") else package.Encoder)(**layers)
+    model = randomise_(package.TransformerWrapper(**arguments | {"attn_layers": stack}))
+    ours = from_x_transformers(model, arguments)
+    ids = torch.randint(0, 50, (2, 40), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        theirs = model(ids)
+        made = ours(ids)
+    made = made.last_hidden_state if arguments.get("return_only_embed") else made.logits
+    assert (made - theirs).abs().max() < 2e-5 * theirs.std()
+    if not arguments["attn_layers"]["causal"]:
+        return
+    # And as a folder.
+    torch.save(package.AutoregressiveWrapper(model).state_dict(), tmp_path / "model.pt")
+    (tmp_path / "x_transformers.json").write_text(json.dumps(arguments | {"version": "2.31.10"}))
+    convert(tmp_path, tmp_path / "variant", verify=True)
+    same(model, tmp_path / "variant", 40, 50)
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("shared", [False, True])
+def test_x_transformers_of_two_stacks(shared):
+    package = pytest.importorskip("x_transformers", reason="pip install x-transformers")
+    arguments = {
+        "dim": 32, "tie_token_emb": shared, "enc_num_tokens": 50, "enc_max_seq_len": 32, "enc_depth": 2, "enc_heads": 4,
+        "dec_num_tokens": 50, "dec_max_seq_len": 24, "dec_depth": 3, "dec_heads": 2, "dec_attn_dim_head": 16,
+        "enc_ff_glu": True, "dec_rotary_pos_emb": shared, "dec_attn_qk_norm": shared, "enc_use_rmsnorm": True,
+    }  # fmt: skip
+    model = randomise_(package.XTransformer(**arguments))
+    ours = from_x_transformers(model, arguments)
+    generator = torch.Generator().manual_seed(1)
+    source, ids = (torch.randint(0, 50, (2, length), generator=generator) for length in (20, 15))
+    mask = torch.ones_like(source)
+    mask[1, 12:] = 0
+    with torch.no_grad():
+        context = model.encoder(source, mask=mask.bool(), return_embeddings=True)
+        theirs = model.decoder.net(ids, context=context, context_mask=mask.bool())
+        made = ours(input_ids=source, attention_mask=mask, decoder_input_ids=ids).logits
+    assert (made - theirs).abs().max() < 2e-5 * theirs.std()
+
+
+@pytest.mark.parametrize("kind", X_TRANSFORMERS)
+def test_x_transformers_arguments_are_used_or_refused(kind):
+    """Without the package: of the tensors alone, every argument is known, and an unknown one is named."""
+    arguments = x_arguments(kind)
+    for where in ("attn_layers", None):
+        changed = {**arguments, "attn_layers": dict(arguments["attn_layers"]), "version": "2.31.10"}
+        (changed["attn_layers"] if where else changed)["unheard_of"] = 1
+        with pytest.raises(ConversionError, match="unheard_of"):
+            open_x_transformers({"token_emb.emb.weight": torch.zeros(50, 32)}, changed)
+
+
+@pytest.mark.parametrize(
+    ("layers", "wrapper", "message"),
+    [
+        ({"rel_pos_bias": True}, {}, "rel_pos_bias"),
+        ({"shift_tokens": 1}, {}, "shift_tokens"),
+        ({"attn_num_mem_kv": 4}, {}, "attn_num_mem_kv"),
+        ({"layer_dropout": [0.1, 0.2]}, {}, "layer_dropout"),
+        ({"alibi_pos_bias": True}, {}, "use_abs_pos_emb"),
+        ({"use_dynamic_tanh": True}, {}, "norm_add_unit_offset"),
+        ({"heads": 1}, {}, "[Oo]ne head"),
+        ({"attn_qk_rmsnorm": True}, {}, "attn_qk_rmsnorm"),
+        ({"alibi_pos_bias": True, "attn_kv_heads": 2}, {"use_abs_pos_emb": False}, "attn_kv_heads"),
+        ({"cross_attend": True}, {}, "cross_attend"),
+        ({"causal": None}, {}, "causal"),
+        ({"attn_max_attend_past": 4, "causal": False}, {}, "attn_max_attend_past"),
+        ({}, {"num_memory_tokens": 2}, "num_memory_tokens"),
+        ({}, {"scaled_sinu_pos_emb": True}, "scaled_sinu_pos_emb"),
+        ({}, {"emb_dim": 16}, "emb_dim"),
+        ({}, {"version": "1.29.0"}, "version"),
+        ({}, {"version": None}, "version"),
+        ({}, {}, "lacks|missing|no tensor"),
+    ],
+)
+def test_x_transformers_is_not_guessed(layers, wrapper, message, tmp_path):
+    arguments = {**x_arguments("as it comes"), "version": "2.31.10"} | wrapper
+    arguments["attn_layers"] |= layers
+    torch.save({"token_emb.emb.weight": torch.zeros(50, 32)}, tmp_path / "model.pt")
+    (tmp_path / "x_transformers.json").write_text(json.dumps(arguments))
+    with pytest.raises(ConversionError, match=message):
+        convert(tmp_path, tmp_path / "variant")
+    assert not (tmp_path / "variant").exists()

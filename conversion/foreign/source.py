@@ -51,6 +51,16 @@ class Settings:
         for key in keys:
             self._left.pop(key, None)
 
+    def peek(self, key: str, default: Any) -> Any:
+        """The value of a key that is taken later."""
+        return self._left.get(key, default)
+
+    def with_prefix(self, prefix: str) -> dict[str, Any]:
+        """Take all keys that begin so, by what follows."""
+        found = {key: value for key, value in self._left.items() if str(key).startswith(prefix)}
+        self._left = {key: value for key, value in self._left.items() if key not in found}
+        return {key.removeprefix(prefix): value for key, value in found.items()}
+
     def drop(self, prefix: str) -> None:
         """All keys that begin so: of a part that this model does not have."""
         self._left = {key: value for key, value in self._left.items() if not str(key).startswith(prefix)}
