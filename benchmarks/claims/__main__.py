@@ -168,8 +168,13 @@ def main() -> None:
         RESULTS.mkdir(exist_ok=True)
         for name in arguments.claims or names():
             print(f"{name}, {datetime.now(timezone.utc):%H:%M}", file=sys.stderr, flush=True)
+            result = RESULTS / f"{name}.json"
+            before = _found(result.read_text(encoding="utf-8")) if result.exists() else None
             summary = try_claim(name, arguments.output)
-            (RESULTS / f"{name}.json").write_text(_compact(summary), encoding="utf-8")
+            # A plan that had ended when another was stopped is looked through again, and says nothing new.
+            if _found(_compact(summary)) == before:
+                continue
+            result.write_text(_compact(summary), encoding="utf-8")
             with LOG.open("a", encoding="utf-8") as log:
                 log.write(log_entry(summary))
     write_pages()
@@ -178,6 +183,11 @@ def main() -> None:
 def _compact(summary: dict[str, Any]) -> str:
     """JSON with a line for each config and comparison."""
     return json.dumps(summary, indent=1) + "\n"
+
+
+def _found(text: str) -> dict[str, Any]:
+    """A result without the day of its summary."""
+    return {name: value for name, value in json.loads(text).items() if name != "date"}
 
 
 if __name__ == "__main__":

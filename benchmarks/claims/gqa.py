@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from hf_variants.ablate import Results
+from hf_variants.ablate import NOISE_SEEDS, Results
 from hf_variants.ablate.data import Data
 from hf_variants.ablate.plan import Arm, Plan
 from hf_variants.ablate.probes import score
@@ -68,33 +68,50 @@ def run(plan: Plan, arm: Arm, data: Data, output: Path) -> tuple[list[dict[str, 
         arms.append(Arm(f"{kind}, converted", fewer, none, count, 0))
         arms.append(Arm(f"{kind}, uptrained", fewer, short, count, round(share)))
     (rate,) = plan.learning_rates
-    for seed in range(plan.seeds):
-        if {each["config"] for each in kept if each["seed"] == seed} == {each.name for each in arms}:
+    for seed, role in _seeds(plan):
+        wanted = {each.name for each in arms} if role == "main" else {arm.name}
+        if {each["config"] for each in kept if each["seed"] == seed} == wanted:
             continue
         kept = [each for each in kept if each["seed"] != seed]
         torch.manual_seed(seed)
         model = structure(arm.config).cls(copy.deepcopy(arm.config))
         made = [(arm, train_model(model, arm.training, data, Settings(seed, rate)))]
-        # Other batches than before, at a lower rate: the schedule had come to its end.
-        later = Settings(seed + 500, rate / 3)
-        made.append((arms[1], train_model(copy.deepcopy(model), short, data, later)))
-        for number, kind in enumerate(KINDS):
-            student = converted(model, kind, seed)
-            # Of a model that is not trained, the runner looks at a part of the data alone.
-            whole = {
-                "test": score(student, data.held_out("test")),
-                "validation": score(student, data.held_out("validation")),
-            }
-            made.append((arms[2 + 2 * number], {**train_model(student, none, data, later), **whole}))
-            made.append((arms[3 + 2 * number], train_model(student, short, data, later)))
+        if role == "main":
+            made += _conversions(arms, model, data, seed, rate / 3)
         for each, found in made:
             kept.append(
-                {"config": each.name, "role": "main", "seed": seed, "learning_rate": rate, "steps": each.training.steps,
+                {"config": each.name, "role": role, "seed": seed, "learning_rate": rate, "steps": each.training.steps,
                  "parameters": each.parameters, "flops": each.flops, "seconds": 0.0, **found}
             )  # fmt: skip
         path.write_text("".join(json.dumps(each) + "\n" for each in kept), encoding="utf-8")
     # How a converted model begins is what is looked at, not a divergence.
     return [{**each, "initial_loss": max(each["initial_loss"], 1e3)} for each in kept], arms
+
+
+def _seeds(plan: Plan) -> list[tuple[int, str]]:
+    """Each with its role: of the claim, or of the noise floor, for which the model is trained and not converted."""
+    main = [(seed, "main") for seed in range(plan.seeds)]
+    return main + [(NOISE_SEEDS + seed, "noise") for seed in range(plan.seeds if plan.noise else 0)]
+
+
+def _conversions(arms: list[Arm], model: Any, data: Data, seed: int, rate: float) -> list[tuple[Arm, dict[str, Any]]]:
+    """
+    What becomes of a trained model: trained on, and converted in each way, before and after it is trained on.
+
+    Args:
+        arms: as `run` returns them.
+        rate: lower than before, where the schedule had come to its end.
+    """
+    # Other batches than before.
+    later = Settings(seed + 500, rate)
+    made = [(arms[1], train_model(copy.deepcopy(model), arms[1].training, data, later))]
+    for kind, before, after in zip(KINDS, arms[2::2], arms[3::2], strict=True):
+        student = converted(model, kind, seed)
+        # Of a model that is not trained, the runner looks at a part of the data alone.
+        whole = {part: score(student, data.held_out(part)) for part in ("test", "validation")}
+        made.append((before, {**train_model(student, before.training, data, later), **whole}))
+        made.append((after, train_model(student, after.training, data, later)))
+    return made
 
 
 def recovery(results: Results) -> str:
