@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
@@ -27,6 +28,7 @@ from hf_variants.cost.compute import backward_flops, forward_flops
 from hf_variants.cost.memory import rank_memory
 from hf_variants.cost.parameters import count_parameters, structure, weight_bytes, weights
 from hf_variants.cost.subject import subject_of
+from hf_variants.cost.training_step import step_memory
 from hf_variants.model.attention import seen_pairs
 from hf_variants.model.block import Block
 from hf_variants.model.part import Call
@@ -280,6 +282,86 @@ def test_fused_attention_keeps_no_weights_of_attention():
     # Eager attention copies keys and values for the heads of a group, and the order of its output.
     copies = 4 * tokens * (2 * width // 2)
     assert eager - fused == weights - statistics + copies
+
+
+def largest_step(config, class_name: str, call: Call, dtype: str, checkpointing: bool) -> int:
+    """What torch's allocator has given out at most in a real step, the second one."""
+    model = getattr(hf_variants, class_name)(config).to(getattr(torch, dtype)).train()
+    model.set_attn_implementation("eager")
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    optimizer = torch.optim.AdamW(model.parameters())
+    ids = torch.randint(3, 20, (call.batch, call.length))
+    inputs = {"input_ids": ids, "labels": ids}
+    if config.is_encoder_decoder:
+        inputs |= {"input_ids": torch.randint(3, 20, (call.batch, call.source)), "decoder_input_ids": ids}
+
+    def step():
+        model(**inputs, use_cache=False).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()
+    states = [value for state in optimizer.state.values() for value in state.values() if value.dim()]
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        step()
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *states)) + most
+
+
+LARGE_ENOUGH = {"vocab_size": 1000, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize(("moment", "length", "dtype", "checkpointing"), [
+    ("head and loss", 96, "float32", False),
+    ("head and loss", 96, "bfloat16", False),
+    ("layers, backward", 256, "float32", True),
+    ("embeddings", 4, "float32", False),
+])  # fmt: skip
+def test_a_step_takes_at_most_what_is_said(moment, length, dtype, checkpointing):
+    # Windowed and full layers, a tied table, and a head that holds less than layers do.
+    config = VariantConfig.from_preset("gemma3", **LARGE_ENOUGH, num_hidden_layers=7, head_dim=16)
+    call = Call(4, length)
+    found = step_memory(structure(config), call, Plan(checkpointing=checkpointing), dtype, fused=False)
+    assert found.moment == moment
+    assert found.total == pytest.approx(
+        largest_step(config, language_model(config), call, dtype, checkpointing), rel=0.02
+    )
+
+
+def test_a_step_of_an_encoder_and_of_two_stacks():
+    encoder = VariantConfig(**LARGE_ENOUGH, num_hidden_layers=3, is_causal=False, residual_dropout=0.1)
+    stack = {**LARGE_ENOUGH, "num_hidden_layers": 3, "max_position_embeddings": 64}
+    pair = hf_variants.VariantSeq2SeqConfig(encoder=stack, decoder=stack, decoder_start_token_id=1)
+    for config, call in ((encoder, Call(4, 48)), (pair, Call(4, 48, source=32))):
+        described = structure(config)
+        found = step_memory(described, call, Plan(), "float32", fused=False)
+        measured = largest_step(config, described.cls.__name__, call, "float32", False)
+        assert found.total == pytest.approx(measured, rel=0.02)
+
+
+def test_a_divided_model_or_adapters_have_no_step_of_one_device():
+    config = VariantConfig(**SMALL)
+    for options in ({"plan": Plan(fsdp=2)}, {"plan": Plan(dp=2, zero=1)}, {"lora_rank": 4}):
+        assert cost(config, length=8, **options).eager_step is None
+    optimizers = {
+        name: cost(config, length=8, plan=Plan(optimizer=name)) for name in ("sgd", "momentum", "adamw-mixed")
+    }
+    for found in optimizers.values():
+        assert found.fused_step.held == found.memory[0].weights + found.memory[0].optimizer
+        assert found.fused_step.total >= found.memory[0].total
+
+
+def test_layers_that_are_left_out_at_random_are_counted():
+    plain, random_ = (
+        activations(structure(VariantConfig(**SMALL, layerdrop=rate)), Call(2, 8), dtype="float32")
+        for rate in (0.0, 0.9)
+    )
+    assert plain == random_
 
 
 def cached_bytes(cache) -> int:

@@ -13,6 +13,7 @@ from .memory import Plan, RankMemory, largest_batch, largest_length, rank_memory
 from .parameters import DTYPE_BYTES, Parameters, count_parameters, structure, weight_bytes
 from .speed import Step, crossings, step
 from .subject import read_subject, subject_of
+from .training_step import StepMemory, step_memory
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Cost:
         fused_activations, eager_activations: what a training step on `batch` times `length` tokens keeps for its backward,
             with either attention, on one device.
         memory: of every pipeline stage's rank, without activations.
+        fused_step, eager_step: a training step on `batch` times `length` tokens at its largest, with either attention;
+            `None` with adapters, or where `plan` divides the model or its states among devices.
         largest_batch, largest_length: that fit `memory_limit` in generation; `None` without a limit or a cache.
         crossings: see `speed.crossings`.
         layers: see `layers.layer_kinds`.
@@ -55,6 +58,8 @@ class Cost:
     fused_activations: Activations
     eager_activations: Activations
     memory: list[RankMemory]
+    fused_step: StepMemory | None
+    eager_step: StepMemory | None
     largest_batch: int | None
     largest_length: int | None
     crossings: dict[str, int]
@@ -120,6 +125,7 @@ def cost(
         decode = step(model, cached, dtype, bandwidth, flops)
     forward = forward_flops(model, training)
     room = memory if cache is not None else None
+    is_whole = lora_rank is None and plan.is_whole
     return Cost(
         name=subject if isinstance(subject, str) else config.name_or_path or config.model_type,
         class_name=model.cls.__name__,
@@ -139,6 +145,8 @@ def cost(
         fused_activations=activations(model, training, dtype=dtype),
         eager_activations=activations(model, training, dtype=dtype, fused=False),
         memory=rank_memory(model, plan, dtype, lora_rank),
+        fused_step=step_memory(model, training, plan, dtype) if is_whole else None,
+        eager_step=step_memory(model, training, plan, dtype, fused=False) if is_whole else None,
         largest_batch=largest_batch(model, room, end, dtype, source) if room is not None else None,
         largest_length=largest_length(model, room, batch, dtype, source) if room is not None else None,
         crossings=crossings(model, config, batch, dtype),

@@ -59,6 +59,11 @@ class Plan:
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"`optimizer` is {self.optimizer!r}. Choose one of {', '.join(OPTIMIZERS)}.")
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether every device has all of the model, its gradients and states."""
+        return self.fsdp == self.tp == self.pp == 1 and not self.zero
+
 
 @dataclass(frozen=True)
 class RankMemory:

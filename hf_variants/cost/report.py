@@ -86,6 +86,9 @@ def sections_of(cost: Cost) -> Iterator[tuple[str, list[Row]]]:
         ]
         + [("whole heads on every rank", "yes")] * any(rank.gathered_heads for rank in cost.memory),
     )
+    steps = (("FlashAttention", cost.fused_step), ("eager attention", cost.eager_step))
+    if rows := [(f"{name}, in {found.moment}", readable(found.total)) for name, found in steps if found is not None]:
+        yield f"A step of training on {tokens} at its largest, one device", rows
     for name, step in (("Prefill", cost.prefill), ("A step of decoding", cost.decode)):
         if step is not None:
             timed = [("at least", f"{step.seconds * 1e3:,.3g} ms, bound by {step.bound}")] if step.seconds else []

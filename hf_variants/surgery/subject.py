@@ -80,7 +80,7 @@ class Subject:
     @classmethod
     def of(cls, opened: OpenedVariant) -> "Subject":
         """A checkpoint that was opened."""
-        made = cls(
+        return cls(
             opened.config,
             opened.model_class,
             opened.load,
@@ -88,8 +88,6 @@ class Subject:
             tuple(opened.apart),
             tokenizer_path=opened.files,
         )
-        made.__dict__["skeleton"] = opened.skeleton
-        return made
 
     @classmethod
     def of_model(cls, model: PreTrainedModel) -> "Subject":
