@@ -30,6 +30,14 @@ def test_the_page_is_made_of_the_results():
     assert page.PAGE.read_text() == page.page(), "run python benchmarks/speed_page.py"
 
 
+def test_the_page_of_other_packages_is_made_of_the_results():
+    held_out = load("held_out")
+    report = json.loads(held_out.RESULTS.read_text())
+    assert held_out.PAGE.read_text() == held_out.page(report), "run python benchmarks/held_out.py"
+    for found in report["configs"].values():
+        assert {name: found["ours"][name] for name in found["built"]} == found["built"]
+
+
 @pytest.mark.whole
 def test_decoding(tmp_path):
     report = run("decoding.py", "--shapes", "llama-8m", "t5-8m", "--contexts", "8", "--batches", "2", "--new-tokens", "4",
