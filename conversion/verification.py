@@ -727,7 +727,9 @@ def _runs(left: PreTrainedModel, right: PreTrainedModel, pair: _Pair) -> bool:
 
 def _use_cache(model: PreTrainedModel, *values: bool | None) -> list[bool | None]:
     """Whether a model makes caches, by its config and by its generation settings; set both where values are given."""
+    # OpenAI GPT's config has no such setting, and its class no cache.
     settings = [model.config, model.generation_config] if model.can_generate() else []
+    settings = [each for each in settings if hasattr(each, "use_cache")]
     for each, value in zip(settings, values):
         each.use_cache = value
     return [each.use_cache for each in settings]

@@ -299,6 +299,9 @@ RESIZED = {
     "shared, untied": lambda: seq2seq(tie_word_embeddings=False),
     "apart": lambda: seq2seq(source_vocabulary=80, share_embeddings=False, final_logits_bias=True),
     "apart, untied": lambda: seq2seq(source_vocabulary=80, share_embeddings=False, tie_word_embeddings=False),
+    "shared, multiplied by each": lambda: VariantForConditionalGeneration(VariantSeq2SeqConfig(
+        encoder={**SIZES, "embedding_multiplier": 2.0}, decoder_start_token_id=1,
+        decoder={**SIZES, "embedding_multiplier": 3.0, "embedding_multiplier_position": "stack"})),
     "unread": lambda: seq2seq(share_embeddings=False, tie_word_embeddings=False, unread_shared_embedding=True),
 }  # fmt: skip
 

@@ -62,8 +62,10 @@ NATIVES = {
     "gpt2": ("gpt2", {}),
     "opt": ("opt", {}),
     "bloom": ("bloom", {"vocab_size": 61, "hidden_size": 32, "n_layer": 3, "n_head": 4}),
+    "no cache": ("openai-gpt", {}),
 }
-OWN_SIZES = {"gpt2": GPT2, "opt": OPT, "gpt_neox": NEOX, "bloom": {}}
+OWN_SIZES = {"gpt2": GPT2, "openai-gpt": {n: v for n, v in GPT2.items() if n[0] == "n" or n == "vocab_size"}, "opt": OPT,
+             "gpt_neox": NEOX, "bloom": {}}  # fmt: skip
 
 
 def native_model(name):

@@ -164,7 +164,9 @@ class VariantSeq2SeqModel(VariantSeq2SeqPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.encoder.embed_tokens = value
         if self.config.share_embeddings:
-            self.decoder.embed_tokens = value
+            # The table alone: who multiplies its rows, and by what, is each stack's own (Marian, MVP).
+            self.decoder.embed_tokens.weight = value.weight
+            self.decoder.embed_tokens.num_embeddings = value.weight.shape[0]
 
     @can_return_tuple
     def forward(

@@ -216,12 +216,13 @@ def _scale_in_weight_dtype(normalised: torch.Tensor, weight: torch.Tensor, dtype
     return weight * normalised.to(weight.dtype)
 
 
-# casting_mode -> (dtype of the statistics, None for the input's own; how the weight is applied)
-_RMS_CASTS: dict[str, tuple[torch.dtype | None, Callable]] = {
-    "llama": (torch.float32, _scale_after_cast),
-    "gemma": (torch.float32, _scale_before_cast),
-    "none": (None, _scale_after_cast),
-    "weight": (torch.float32, _scale_in_weight_dtype),
+# casting_mode -> (dtype of the statistics and of what they divide, None for the input's own; how the weight is applied).
+# Where only the statistics are cast (T5), the gradients of both meet in the input's dtype.
+_RMS_CASTS: dict[str, tuple[torch.dtype | None, torch.dtype | None, Callable]] = {
+    "llama": (torch.float32, torch.float32, _scale_after_cast),
+    "gemma": (torch.float32, torch.float32, _scale_before_cast),
+    "none": (None, None, _scale_after_cast),
+    "weight": (torch.float32, None, _scale_in_weight_dtype),
 }
 
 
@@ -233,7 +234,7 @@ class RMSNorm(nn.Module):
         shape (`int` or `tuple[int, int]`): size of the last dimension, or (heads, head_dim) for own weights per head.
         eps (`float`): added to the mean square.
         casting_mode (`str`): order of casts below float32: `"llama"`, `"gemma"` or `"none"` (see `VariantConfig`), or
-            `"weight"`: as `"llama"`, with the weight's dtype as the result's.
+            `"weight"`: T5's, which casts for the statistics alone and rounds to the weight's dtype.
         affine (`bool`): learn a weight; without one the module has no parameters.
 
     Shape: (..., *shape) -> (..., *shape), in the input's dtype.
@@ -247,7 +248,7 @@ class RMSNorm(nn.Module):
         self.casting_mode = casting_mode
         # SGLang replaces classes of this name and reads the flag to know whether there is a weight.
         self.with_scale = affine
-        self.statistics_dtype, self.apply_weight = _RMS_CASTS[casting_mode]
+        self.statistics_dtype, self.product_dtype, self.apply_weight = _RMS_CASTS[casting_mode]
         self.weight = nn.Parameter(self._initial_weight(shape)) if affine else None
 
     @staticmethod
@@ -256,8 +257,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         dtype = hidden_states.dtype
-        hidden_states = hidden_states.to(self.statistics_dtype or dtype)
-        variance = hidden_states.pow(2).mean(-1, keepdim=True)
+        hidden_states = hidden_states.to(self.product_dtype or dtype)
+        variance = hidden_states.to(self.statistics_dtype or dtype).pow(2).mean(-1, keepdim=True)
         hidden_states = hidden_states * torch.rsqrt(variance + self.eps)
         return self.apply_weight(hidden_states, self.weight, dtype)
 
