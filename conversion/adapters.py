@@ -690,22 +690,22 @@ class _Translator:
         weight = _gathered(weights, place, 0)
         if place.columns is not None:
             weight = weight[:, place.columns]
-        bench = _with_adapter(
-            {f"source{i}": _layer_like(layer, w) for i, (layer, w) in enumerate(zip(sources, weights))}, config, 1
-        )
-        given = [_parameters(bench, f"source{i}") for i in range(len(sources))]
-        for name in equal:
-            for values in given[1:]:
-                values[name].data.copy_(given[0][name])
+        benches = {f"source{i}": _layer_like(layer, w) for i, (layer, w) in enumerate(zip(sources, weights))}
         target_config = copy.deepcopy(config)
         for name, pattern in _patterns(config).items():
             setattr(target_config, name, {"target": pattern["source0"]} if "source0" in pattern else {})
         if getattr(target_config, "feedforward_modules", None):
             target_config.feedforward_modules = ["target"]
+        # VeRA's matrices, for one, are not on a layer but shared by all.
         try:
+            bench = _with_adapter(benches, config, 1)
             made = _with_adapter({"target": _layer_like(target, weight)}, target_config, 2)
         except (ValueError, AttributeError, TypeError):
             return None
+        given = [_parameters(bench, f"source{i}") for i in range(len(sources))]
+        for name in equal:
+            for values in given[1:]:
+                values[name].data.copy_(given[0][name])
         wanted = _parameters(made, "target")
         if wanted.keys() != given[0].keys():
             return None

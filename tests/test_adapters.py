@@ -8,7 +8,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, VeraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
@@ -207,4 +207,12 @@ def test_what_cannot_be_moved_is_refused_by_name():
     pair = adapter_table.Pair.of_native(native.config, "causal_lm")
     adapter = adapter_of(get_peft_model(native, LoraConfig(task_type="CAUSAL_LM", init_lora_weights="pissa")))
     with pytest.raises(ConversionError, match=r"LORA adapter on gpt_neox.* initialised from the base's weights"):
+        adapter_table.translate_adapter(adapter, pair, to_native=False)
+
+
+def test_matrices_that_all_layers_share_do_not_follow_a_weight_that_lies_otherwise():
+    native = adapter_table.native_model("gpt2")
+    pair = adapter_table.Pair.of_native(native.config, "causal_lm")
+    adapter = adapter_of(get_peft_model(native, VeraConfig(r=4, target_modules=["attn.c_proj"])))
+    with pytest.raises(ConversionError, match=r"VERA adapter on .*c_proj has parameters that cannot be moved"):
         adapter_table.translate_adapter(adapter, pair, to_native=False)
