@@ -9,6 +9,7 @@ import json
 import lzma
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -19,9 +20,12 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hf_variants.conversion import convert, export, from_torch_seq2seq
+from hf_variants.conversion.skeleton import empty_model, stored_tensors
+from hf_variants.conversion.tensor_writer import write_safetensors
 from hf_variants.demo import decoder, encoder, seq2seq
 from hf_variants.demo._common import fetch
 
@@ -56,8 +60,6 @@ seconds = time.perf_counter() - start
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 print("\\n" + json.dumps({"seconds": seconds, "peak": peak}))
 """
-# Layers of the source, both ends.
-SLICES = ((0, 19), (12, 29))
 
 
 def child(python: str, code: str, arguments: Sequence[Any]) -> dict[str, Any]:
@@ -228,36 +230,72 @@ def _neighbours(folder: Path, pooling: str = "mean") -> list[int]:
     return similar.fill_diagonal_(-1.0).argmax(-1).tolist()
 
 
-def beside_mergekit(place: Path, source: Path, python: str, rounds: int) -> list[str]:
-    """The same layers of a Llama checkpoint, by turns: time, memory, and whether the tensors are the same."""
+def larger_llama(place: Path, native: Path, gigabytes: float, width: int = 2048) -> Path:
+    """A Llama of random weights in bfloat16, in files of 1 GB, with the tokenizer of `native`."""
+    folder = place / f"llama-{gigabytes:g}-gb"
+    if folder.exists():
+        return folder
+    values = transformers.AutoConfig.from_pretrained(native).to_dict()
+    # 10.6 widths^2 a layer, as Llama's proportions have them.
+    layers = round((gigabytes * 1e9 / 2 - 2 * values["vocab_size"] * width) / (10.6 * width**2))
+    values |= {
+        "hidden_size": width, "intermediate_size": 43 * width // 16, "num_attention_heads": 16,
+        "num_key_value_heads": 4, "head_dim": width // 16, "num_hidden_layers": layers, "tie_word_embeddings": False,
+        "dtype": "bfloat16",
+    }  # fmt: skip
+    config = transformers.LlamaConfig(**values)
+    headers = {
+        name: torch.empty(tensor.shape, dtype=torch.bfloat16, device="meta")
+        for name, tensor in stored_tensors(empty_model(transformers.LlamaForCausalLM, config)).items()
+    }
+    generator = torch.Generator().manual_seed(0)
+    tensors = ((name, torch.randn(h.shape, generator=generator).to(h.dtype)) for name, h in headers.items())
+    folder.mkdir()
+    write_safetensors(tensors, headers, folder, 10**9)
+    config.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(native).save_pretrained(folder)
+    return folder
+
+
+def beside_mergekit(place: Path, source: Path, python: str, rounds: int, gigabytes: float) -> list[str]:
+    """The same layers of Llama checkpoints, by turns: time, memory, and whether the tensors are the same."""
     native = place / "llama"
     if not native.exists():
         convert(source, place / "llama-variant")
         export(place / "llama-variant", native)
-    config = json.dumps(
-        {
-            "merge_method": "passthrough", "dtype": "float32",
-            "slices": [
-                {"sources": [{"model": str(native), "layer_range": [first, last + 1]}]} for first, last in SLICES
-            ],
-        }
-    )  # fmt: skip
-    layers = ",".join(f"{first}-{last}" for first, last in SLICES)
-    theirs, ours = [], []
-    for number in range(rounds):
-        theirs.append(child(python, MERGE, [config, str(place / f"merged-{number}")]))
-        ours.append(edited(native, place / f"stacked-{number}", [("SelectLayers", {"layers": layers})]))
-    lines = table("layers " + layers, "mergekit", "ours", "ratio")
-    for name, unit, scale in (("seconds", "s", 1), ("peak", "MB", 1e6)):
-        a, b = (statistics.median(one[name] for one in runs) / scale for runs in (theirs, ours))
-        add(lines, f"{name}, {unit}", f"{a:.3g}", f"{b:.3g}", f"{b / a:.2f}")
-    export(place / "stacked-0", place / "stacked-native")
-    merged, stacked = (
-        transformers.AutoModelForCausalLM.from_pretrained(place / name).state_dict()
-        for name in ("merged-0", "stacked-native")
-    )
-    same = merged.keys() == stacked.keys() and all(torch.equal(merged[name], stacked[name]) for name in merged)
-    add(lines, "tensors", "", "the same bits" if same else "OTHERS", "")
+    lines = table("checkpoint", "layers", "", "mergekit", "ours", "ratio")
+    for folder in [native] + [larger_llama(place, native, gigabytes)] * bool(gigabytes):
+        config = transformers.AutoConfig.from_pretrained(folder)
+        depth = config.num_hidden_layers
+        # Two thirds from the front, and three fifths to the end.
+        slices = ((0, depth * 2 // 3), (depth * 2 // 5, depth))
+        merge = json.dumps(
+            {
+                "merge_method": "passthrough", "dtype": str(config.dtype).removeprefix("torch."),
+                "slices": [{"sources": [{"model": str(folder), "layer_range": ends}]} for ends in slices],
+            }
+        )  # fmt: skip
+        layers = ",".join(f"{first}-{end - 1}" for first, end in slices)
+        theirs, ours = [], []
+        merged, stacked = place / "merged", place / "stacked"
+        for _ in range(rounds):
+            for made in (merged, stacked):
+                shutil.rmtree(made, ignore_errors=True)
+            theirs.append(child(python, MERGE, [merge, str(merged)]))
+            ours.append(edited(folder, stacked, [("SelectLayers", {"layers": layers})]))
+        for name, unit, scale in (("seconds", "s", 1), ("peak", "MB", 1e6)):
+            a, b = (statistics.median(one[name] for one in runs) / scale for runs in (theirs, ours))
+            size = f"{megabytes(folder) / 1e3:.2f} GB"
+            add(lines, size, layers, f"{name}, {unit}", f"{a:.3g}", f"{b:.3g}", f"{b / a:.2f}")
+        back = place / "stacked-native"
+        shutil.rmtree(back, ignore_errors=True)
+        export(stacked, back)
+        one, other = (
+            {name: tensor for file in made.glob("*.safetensors") for name, tensor in load_file(file).items()}
+            for made in (merged, back)
+        )
+        same = one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+        add(lines, "", "", "tensors", "", "the same bits" if same else "OTHERS", "")
     return lines
 
 
@@ -284,6 +322,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="of recovery; 0: none (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="beside mergekit (default: %(default)s)")
     parser.add_argument(
+        "--gb", type=float, default=3.0, help="of a second checkpoint beside mergekit; 0: none (default: %(default)s)"
+    )
+    parser.add_argument(
         "--characters",
         type=int,
         default=12_000,
@@ -307,7 +348,7 @@ def main() -> None:
     parts = {
         "encoder": lambda: sentence_encoder(place, downloads, texts, arguments.steps),
         "seq2seq": lambda: stress_marker(place, downloads, arguments.steps),
-        "mergekit": lambda: beside_mergekit(place, gguf, mergekit(place), arguments.rounds),
+        "mergekit": lambda: beside_mergekit(place, gguf, mergekit(place), arguments.rounds, arguments.gb),
         "llm": lambda: language_model(
             place, gguf, texts, arguments.steps, arguments.rows, _neighbours(sentences(downloads))
         ),
