@@ -32,7 +32,7 @@ from hf_variants.demo._common import fetch
 
 # An edit as a process; time without Python's start, and the largest memory.
 EDIT = """
-import json, resource, sys, time
+import json, sys, time
 from pathlib import Path
 from hf_variants import surgery
 source, destination, operations, options = json.load(sys.stdin)
@@ -44,12 +44,14 @@ if options.get("recover"):
 start = time.perf_counter()
 report = surgery.edit(source, destination, made, measure=False, **options)
 seconds = time.perf_counter() - start
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+# Of this program alone; `ru_maxrss` begins at what its parent had.
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+peak = int(status["VmHWM"].split()[0]) * 1024
 print("\\n" + json.dumps({"seconds": seconds, "peak": peak, "report": report.to_dict()}))
 """
 # The same for mergekit.
 MERGE = """
-import json, resource, sys, time
+import json, sys, time
 import yaml
 from mergekit.config import MergeConfiguration
 from mergekit.merge import MergeOptions, run_merge
@@ -57,7 +59,9 @@ config, destination = json.load(sys.stdin)
 start = time.perf_counter()
 run_merge(MergeConfiguration.model_validate(yaml.safe_load(config)), destination, options=MergeOptions())
 seconds = time.perf_counter() - start
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+# Of this program alone; `ru_maxrss` begins at what its parent had.
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+peak = int(status["VmHWM"].split()[0]) * 1024
 print("\\n" + json.dumps({"seconds": seconds, "peak": peak}))
 """
 
