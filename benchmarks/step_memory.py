@@ -16,7 +16,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import resource
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from decoding import command, machine
+from resident import most_resident
 from shapes import SHAPES
 
 
@@ -104,16 +104,11 @@ def resident(*row: Any) -> int:
 
     getattr(transformers, CONFIGS[row[0]][0])
     (torch.ones(8, 8, requires_grad=True) @ torch.ones(8, 8)).sum().backward()
-    before = _most_resident()
+    before = most_resident()
     _, _, step = steps(*row)
     step()
     step()
-    return _most_resident() - before
-
-
-def _most_resident() -> int:
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+    return most_resident() - before
 
 
 def said(shape: str, batch: int, length: int, dtype: str, attention: str, checkpointing: bool) -> dict[str, Any]:

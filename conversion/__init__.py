@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import ConversionError, NotRepresentable, UnsupportedModelType, VerificationFailed
 from .family import supported_model_types
 from .torch_modules import from_torch, from_torch_seq2seq, to_torch
-from .translate import Report, convert, export, from_native, to_native
+from .translate import Report, convert, export, from_native, from_x_transformers, to_native
 from .verification import VerificationReport, verify
 
 
@@ -26,6 +26,7 @@ __all__ = [
     "from_native",
     "from_torch",
     "from_torch_seq2seq",
+    "from_x_transformers",
     "load_adapter",
     "supported_model_types",
     "to_native",

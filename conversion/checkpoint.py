@@ -88,11 +88,12 @@ class Weights:
         files: tensor name -> name of the file that holds it.
         file: the file or index that was read.
         others: names of further sets of weights in the folder, which transformers leaves alone as well.
+        notes: where an index says something else than the files that it names.
         digests: tensor name -> SHA-256 of its bytes, of those that were read since `hash_what_is_read`; `None` before.
 
     Raises:
         FileNotFoundError: if there are no weights.
-        ConversionError: for an index that points outside the folder, duplicate names or a broken file.
+        ConversionError: for an index that points outside the folder, two values for one name or a broken file.
     """
 
     def __init__(self, folder: Path, file: str | None = None):
@@ -105,6 +106,7 @@ class Weights:
             )
         self.file = file or present[0]
         self.others = [name for name in present if name != self.file]
+        self.notes: list[str] = []
         self.digests: dict[str, str] | None = None
         self._open: dict[str, Mapping[str, torch.Tensor | Unread]] = {}
         self._seen = {path: state_of(path) for path in (folder / CONFIG_NAME, folder / self.file)}
@@ -128,14 +130,35 @@ class Weights:
                     f"{self.folder / self.file} names {file[:200]!r}, which is missing. The checkpoint is incomplete; "
                     "fetch it again."
                 )
-            present = set(self._tensors_of(file))
-            claimed = {name for name, where in weight_map.items() if where == file}
-            if present != claimed:
-                raise ConversionError(
-                    f"{file} and {self.file} disagree about {sorted(present ^ claimed)[:5]}. "
-                    "The checkpoint is damaged or two were mixed; fetch it again."
-                )
-        return weight_map
+        return self._in_files(weight_map)
+
+    def _in_files(self, weight_map: Mapping[str, Any]) -> dict[str, str]:
+        """
+        The same by what the files of an index hold: transformers reads them whole, and the index only for their names.
+
+        Raises:
+            ConversionError: if two of them have other values for one name.
+        """
+        files: dict[str, str] = {}
+        for file in sorted(set(weight_map.values())):
+            for name in self._tensors_of(file):
+                if name in files and not self._are_equal(name, files[name], file):
+                    raise ConversionError(
+                        f"{files[name]} and {file} have different values for {name}, and {self.file} names both files. Two "
+                        "checkpoints were mixed; fetch one of them again into an empty folder."
+                    )
+                files.setdefault(name, file)
+        right = {name: file for name, file in weight_map.items() if name in self._tensors_of(file)}
+        if differing := sorted({*files, *weight_map} - right.keys()):
+            some = ", ".join(differing[:5]) + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
+            self.notes.append(f"Read what the files hold, as transformers does; {self.file} says otherwise of {some}")
+        # In the order of the index, which older files keep.
+        return {name: files[name] for name in weight_map if name in files} | files
+
+    def _are_equal(self, name: str, *files: str) -> bool:
+        first, second = (self._tensors_of(file)[name] for file in files)
+        a, b = (tensor.load() if isinstance(tensor, Unread) else tensor for tensor in (first, second))
+        return a.dtype == b.dtype and torch.equal(a, b)
 
     def _tensors_of(self, file: str) -> Mapping[str, torch.Tensor | Unread]:
         """The tensors of a file by name: those of a safetensors file unread, those of a pickle mapped from it."""

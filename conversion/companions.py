@@ -113,7 +113,8 @@ def copy_files(source: Path, destination: Path) -> None:
     for path in sorted(source.iterdir()):
         if path.is_file() and _is_companion(path.name) and belongs(path, source):
             shutil.copyfile(path, destination / path.name)
-            if path.suffix == ".json":
+            # tokenizer.json is long, and read by the tokenizers library alone, which knows no code.
+            if path.suffix == ".json" and path.name != "tokenizer.json":
                 _forget_code(destination / path.name)
     _copy_tree(source / utils.CHAT_TEMPLATE_DIR, destination / utils.CHAT_TEMPLATE_DIR, source)
     for module in _modules(source):

@@ -835,19 +835,21 @@ class ConfigMap:
         entries = self._all_entries(values)
         values[HEAD_KEY] = head
         fields = self._fields(values)
+        by_class = {"eager_by_default": self.runs_eager(head), **self._losses(head)}
         if self.config_class is VariantSeq2SeqConfig:
             fields = _nested(fields)
+            for stack in STACKS:
+                fields[stack] |= by_class
+        else:
+            fields |= by_class
         with nobody_chose():
             config = self.config_class(**fields, dtype=native.dtype)
-        for stack in [config] if isinstance(config, VariantConfig) else [config.encoder, config.decoder]:
-            stack.eager_by_default = self.runs_eager(head)
-            for name, value in self._losses(head).items():
-                setattr(stack, name, value)
         unread = self.unread(native, head)
         _refuse_other_positions(config, unread)
         restored = self.native_class().to_dict()
+        own = _fields_of(config)
         for entry in entries:
-            restored.update(entry.backward(_fields_of(config)))
+            restored.update(entry.backward(own))
         undetermined = [key for entry in entries for key in entry.kept]
         # The way back knows those only that the class declares.
         undeclared = set(entries[0].keys) - self.native_class().to_dict().keys()

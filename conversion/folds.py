@@ -442,9 +442,24 @@ class TypesAmongTokens(Fold):
         return load(name)
 
 
+class WhoMultiplies(Fold):
+    """The embeddings' multiplier in the stack or in the embedding, which token ids cannot tell apart."""
+
+    name = "`inputs_embeds` are multiplied as the native class does, which makes no difference to token ids"
+    fields = ("embedding_multiplier_position",)
+
+    def applies(self, model, wanted):
+        position = wanted.get("embedding_multiplier_position", (None, None))[1]
+        return position and {"embedding_multiplier_position": position}
+
+    def tensor(self, rewrite, name, load):
+        return load(name)
+
+
 FOLDS: tuple[Fold, ...] = (
     RoundingOrder(),
     TypesAmongTokens(),
+    WhoMultiplies(),
     NeutralParameters(),
     UnitOffset(),
     InterleavedRope("rope_interleaved", "rotary channels are reordered between pairs and halves"),

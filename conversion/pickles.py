@@ -11,16 +11,20 @@ import torch
 from .errors import ConversionError
 
 
-def load_pickle(path: Path) -> Any:
+def load_pickle(path: Path, harmless: tuple[type, ...] = ()) -> Any:
     """
     What torch saved in a file, its tensors mapped from it.
+
+    Args:
+        harmless: classes whose objects may be in it, because making one runs nothing.
 
     Raises:
         ConversionError: if it cannot be read, or holds more than tensors and plain values: nothing of it is run.
     """
     try:
         # Only zipped files can be mapped.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+        with torch.serialization.safe_globals(list(harmless)):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except Exception as error:  # the unpickler meets damage with errors of every kind
         unsafe = isinstance(error, pickle.UnpicklingError)
         why = "holds other objects than tensors, and could run code" if unsafe else f"cannot be read ({error})"

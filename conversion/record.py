@@ -135,8 +135,9 @@ def write_record(folder: Path, report: dict[str, Any], source: Path, digests: Di
         "versions": {name: version(name) for name in ("hf-variants", "transformers", "torch")},
         "sha256": _hashes(folder) if all_files else {},
         "source_sha256": _hashes(source) if all_files or (digests is not None and digests.source is None) else {},
-        "tensor_sha256": digests.result if digests is not None else {},
-        "source_tensor_sha256": (digests.source or {}) if digests is not None else {},
+        # By name: threads came by them in any order.
+        "tensor_sha256": dict(sorted(digests.result.items())) if digests is not None else {},
+        "source_tensor_sha256": dict(sorted((digests.source or {}).items())) if digests is not None else {},
     }
     (folder / RECORD).write_text(json.dumps(_finite(record), indent=2) + "\n", encoding="utf-8")
 

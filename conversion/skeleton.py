@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from .errors import reading
@@ -27,8 +28,11 @@ def empty_model(model_class: type[PreTrainedModel], config: PreTrainedConfig, **
     # Names and shapes are the same with every attention, and a machine that only converts may lack some.
     backend = config._attn_implementation
     config._attn_implementation = "eager"
-    with reading(f"{config.name_or_path or 'The config'} makes no {model_class.__name__}"), torch.device("meta"):
+    what = f"{config.name_or_path or 'The config'} makes no {model_class.__name__}"
+    with reading(what), torch.device("meta"), no_init_weights():
         model = model_class(config, **arguments)
+        # Which the initialisation that is left out would have done.
+        model.tie_weights()
     model.config._attn_implementation = backend
     return model
 

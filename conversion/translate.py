@@ -38,7 +38,7 @@ from .family import (
     variant_class,
 )
 from .folds import Folding
-from .foreign import ForeignCheckpoint, is_foreign, open_foreign
+from .foreign import ForeignCheckpoint, is_foreign, open_foreign, open_x_transformers
 from .json_files import read_config_values
 from .layout import Layout, Stored, as_transformers_reads, output_embedding, refuse_other_shapes
 from .progress import Progress
@@ -456,6 +456,7 @@ def _open_native(source: str | Path, ignore_keys: Iterable[str]) -> _NativeSourc
     opened = _NativeSource(family, head, native, config, layout, dtype, path, weights=weights)
     if weights.others:
         opened.notes.append(f"Read {weights.file}, as transformers does; {', '.join(weights.others)} was left alone")
+    opened.notes += weights.notes
     _untie(opened, native_config, ignore_keys)
     _leave_out_the_pooler(opened)
     _follow_attention(opened)
@@ -903,19 +904,54 @@ def _from_gguf(
 
 def _target_of_foreign(opened: ForeignCheckpoint) -> tuple[PreTrainedModel, dict[str, torch.Size]]:
     """The model to fill, without values, and the shapes of its tensors."""
-    target = empty_model(variant_class("VariantForCausalLM"), opened.config)
+    target = empty_model(variant_class(opened.class_name), opened.config)
     return target, {name: tensor.shape for name, tensor in stored_tensors(target).items()}
 
 
 def _from_foreign(source: str | Path, dtype: torch.dtype | str | None, device_map: Any) -> PreTrainedModel:
-    opened = open_foreign(source)
+    return _model_of_foreign(open_foreign(source), dtype, device_map)
+
+
+def from_x_transformers(
+    source: torch.nn.Module | Mapping[str, torch.Tensor],
+    arguments: Mapping[str, Any],
+    *,
+    dtype: torch.dtype | str | None = None,
+    device_map: Any = None,
+) -> PreTrainedModel:
+    """
+    A variant with the weights of a model of x-transformers (https://github.com/lucidrains/x-transformers).
+
+    Args:
+        source: a `TransformerWrapper`, an `AutoregressiveWrapper` of one, an `XTransformer`, or its state dict.
+        arguments: those that it was made with, which a module does not keep. Of a `TransformerWrapper`, `attn_layers` is a
+            map of the arguments of its layers, with `causal`: true for a `Decoder`, false for an `Encoder`.
+        dtype, device_map: see `from_native`.
+
+    Returns:
+        a `VariantForCausalLM` of a decoder, a `VariantForMaskedLM` of an encoder, a `VariantModel` with
+        `return_only_embed`, a `VariantForConditionalGeneration` of an `XTransformer`; in evaluation mode.
+
+    Raises:
+        ConversionError: naming arguments that no field expresses, or tensors that do not belong to them.
+    """
+    return _model_of_foreign(open_x_transformers(source, arguments), dtype, device_map)
+
+
+def _model_of_foreign(opened: ForeignCheckpoint, dtype: torch.dtype | str | None, device_map: Any) -> PreTrainedModel:
     target, shapes = _target_of_foreign(opened)
     tensors = opened.tensors(opened.plan(shapes), shapes, opened.load)
     # As copies, which do not change with the file.
     in_memory = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors}
     model = build(type(target), opened.config, in_memory, dtype, device_map)
-    model.generation_config = GenerationConfig()
+    model.generation_config = _generation_of_foreign(opened)
     return model
+
+
+def _generation_of_foreign(opened: ForeignCheckpoint) -> GenerationConfig:
+    """The tokens that generation begins and ends with, where the code base has them."""
+    names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+    return GenerationConfig(**{name: getattr(opened.config, name, None) for name in names})
 
 
 def _convert_foreign(
@@ -934,7 +970,7 @@ def _convert_foreign(
         destination=str(destination),
         direction="convert",
         model_type=opened.code_base,
-        head="causal_lm",
+        head=head_of_variant(opened.class_name),
         tensors=len(headers),
         parameters=_parameters(headers),
         passed_over=dict.fromkeys(opened.computed, "the model computes it"),
@@ -952,7 +988,7 @@ def _convert_foreign(
     with output_folder.new_folder(destination, writing.task) as temporary:
         written = write_checkpoint(temporary, opened.config, target, tensors, as_written, writing, opened.path)
         _note_non_finite(report, written.non_finite)
-        GenerationConfig().save_pretrained(temporary)
+        _generation_of_foreign(opened).save_pretrained(temporary)
         _complete(temporary, report, opened.path, verify, (), written.digests)
     return report
 
@@ -1083,6 +1119,7 @@ class OpenedVariant:
         deviations: where the arithmetic of a native class differs, and why.
         write_companions: put what travels beside weights and config into a folder whose config.json has been written;
             returns notes on the tokenizer.
+        skeleton: the model without memory for its weights.
         native: the same as its own class has it; `None` for one of ours.
     """
 
@@ -1096,6 +1133,7 @@ class OpenedVariant:
     model_type: str
     deviations: list[str]
     write_companions: Callable[[Path], list[str]]
+    skeleton: PreTrainedModel
     native: _NativeSource | None = None
 
     @property
@@ -1147,6 +1185,7 @@ def _as_variant(source: str, opened: _NativeSource, write_companions: Callable[[
         model_type=opened.family.model_type,
         deviations=[deviation.reason for deviation in opened.family.deviations_of(opened.config)],
         write_companions=write_companions,
+        skeleton=target,
         native=opened,
     )
 
@@ -1182,6 +1221,7 @@ def _open_own(source: str | Path, path: Path, config: PreTrainedConfig) -> Opene
         model_type=(config.native_leftovers or {}).get("model_type", config.model_type),
         deviations=[],
         write_companions=lambda folder: copy_companions(path, folder),
+        skeleton=model,
     )
 
 
@@ -1426,7 +1466,7 @@ def export(
     options = {"to": model_type, "dtype": _named(target_dtype), "verify": verify}
     report.command = command_line("export", source, destination, **options)
     report.tensors, report.parameters = len(as_written.headers), _parameters(as_written.headers)
-    report.passed_over = layout.passed_over_but(apart)
+    report.passed_over, report.notes = layout.passed_over_but(apart), list(weights.notes)
     _note_folds(report, folding, target_dtype or stored)
     _note_widened(report, translation.widened(header))
     _note_cast(report, headers, target_dtype)

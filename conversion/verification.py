@@ -252,7 +252,9 @@ def _vocab_size(model: PreTrainedModel) -> int:
 
 def _position_limit(config: VariantConfig) -> int | None:
     """How many positions the model has a table for; `None` where it computes any."""
-    has_table = config.position_embedding_type in ("learned", "sinusoidal") or config.rope_table_stored
+    has_table = config.position_embedding_type in ("learned", "sinusoidal") or (
+        config.rope_table_stored or config.rope_table_in_checkpoint
+    )
     if not has_table or config.sinusoidal_table_grows:
         return None
     # RoBERTa counts from behind the padding token, in a table of this size.

@@ -282,6 +282,7 @@ PRESETS: dict[str, Preset] = {
         {
             "norm_eps": 1e-5,
             "embedding_multiplier": 12.0,
+            "embedding_multiplier_position": "stack",
             "residual_multiplier": 0.22,
             # The released 2B and 8B models: 1/64 and 1/128 of the scores, 1/8 and 1/16 of the logits.
             "attention_scaling": lambda fields: 1 / _head_dim(fields),

@@ -250,10 +250,18 @@ def draw_rope(draw, sizes: dict, layers: dict, source: str) -> dict:
     if fixed and source == "sequence":
         fields["rope_table_stored"] = chance(draw, 20)
     fields["rope_frequencies_in_float32"] = not fields.get("rope_table_stored") and chance(draw, 20)
+    fields["rope_table_in_checkpoint"] = source == "sequence" and chance(draw, 15)
+    if fields["rope_table_in_checkpoint"]:
+        # Of plain angles, in the dtype of the weights.
+        theta = one_of(draw, 100.0, 10000.0)
+        fields["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
+        fields |= dict.fromkeys(("rope_table_stored", "rope_frequencies_in_float32", "rope_table_in_float32"), False)
     if chance(draw, 15):
         fields["layer_rope_theta"] = [one_of(draw, 0, 100.0, 5000.0) for _ in range(sizes["num_hidden_layers"])]
     if sizes.get("qk_norm", "none") == "none" and chance(draw, 20):
         fields["heads_first_from"] = "scores"
+    if sizes.get("qk_norm", "none") == "none" and "heads_first_from" not in fields:
+        fields["rope_turns_values"] = chance(draw, 15)
     return fields
 
 

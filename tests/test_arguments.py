@@ -1,6 +1,7 @@
 """Arguments that the stock classes take: by name, in their order, with the same effect."""
 
 import inspect
+import random
 
 import pytest
 import torch
@@ -40,6 +41,7 @@ from hf_variants import (
 from hf_variants.conversion import supported_model_types
 from hf_variants.conversion.family import family_of
 
+from .native_rows import all_rows
 from .parity import hostile_, relative_error
 
 
@@ -131,6 +133,27 @@ def test_generation_from_embeddings_is_that_from_tokens(fields, options):
     options = {"attention_mask": mask, "max_new_tokens": 6, "do_sample": False, **options}
     expected = model.generate(IDS, **options)
     assert torch.equal(model.generate(inputs_embeds=model.get_input_embeddings()(IDS), **options), expected[:, 9:])
+
+
+@pytest.mark.parametrize("model_type", ["granite", "granite_swa", "hyperclovax", "t5gemma", "marian", "pegasus", "bart",
+                                        "m2m_100", "xglm", "gemma"])  # fmt: skip
+def test_embeddings_that_are_given_are_multiplied_where_the_stock_class_multiplies_them(model_type):
+    family, row = family_of(model_type), all_rows()[model_type]
+    known = inspect.signature(family.config_map.native_class).parameters
+    scales = {
+        name: value for name, value in (("scale_embedding", True), ("embedding_multiplier", 3.0)) if name in known
+    }
+    config = family.config_map.native_class(**{**row.draw(random.Random(f"{model_type}-0")), **scales})
+    stock = hostile_(family.native_class(family.primary)(config)).eval()
+    ours = hf_variants.from_native(stock)
+    vectors = torch.randn(2, 9, stock.get_input_embeddings().embedding_dim)
+    batches = [{"inputs_embeds": vectors}]
+    if config.is_encoder_decoder:
+        batches = [{"inputs_embeds": vectors, "decoder_input_ids": IDS % 50},
+                   {"input_ids": IDS % 50, "decoder_inputs_embeds": vectors}]  # fmt: skip
+    with torch.no_grad():
+        for batch in batches:
+            assert torch.equal(ours(**batch).logits, stock(**batch).logits), batch.keys()
 
 
 GPTS = ("gpt2", "openai-gpt", "gptj", "codegen", "gpt_neo", "gpt_bigcode")

@@ -291,7 +291,19 @@ REFUSED = [
     ),
     (
         {"rope_table_stored": True, "position_ids_source": "attention_mask"},
-        "`position_ids_source` attention_mask gives padding the position -1, which `rope_table_stored` lacks.",
+        "`position_ids_source` attention_mask gives padding the position -1, which the table of",
+    ),
+    (
+        {"rope_table_in_checkpoint": True, "rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+        "`rope_table_in_checkpoint` is set, but `rope_parameters` asks for more than the plain angles",
+    ),
+    (
+        {"rope_table_in_checkpoint": True, "rope_frequencies_in_float32": True},
+        "`rope_table_in_checkpoint` is set with `rope_table_stored`, `rope_frequencies_in_float32` or",
+    ),
+    (
+        {"rope_turns_values": True, "qk_norm": "head"},
+        "`rope_turns_values` is set with `qk_norm` or `heads_first_from`.",
     ),
     (
         {"rope_frequencies_in_float32": True, "rope_table_stored": True},

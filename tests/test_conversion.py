@@ -241,12 +241,47 @@ def test_an_index_cannot_leave_the_folder(tmp_path, path):
             function(folder)
 
 
-def test_an_index_that_disagrees_with_its_shards(tmp_path):
+def beside_others(weight_map):
+    """A tensor whose file is still named for others where the index forgets it."""
+    files = list(weight_map.values())
+    return next(name for name, file in weight_map.items() if files.count(file) > 1)
+
+
+def lacks_a_name(weight_map, folder):
+    del weight_map[beside_others(weight_map)]
+
+
+def names_what_no_file_has(weight_map, folder):
+    weight_map["model.layers.0.self_attn.rotary_emb.inv_freq"] = weight_map[min(weight_map)]
+
+
+def names_another_file(weight_map, folder):
+    name = beside_others(weight_map)
+    weight_map[name] = next(file for file in weight_map.values() if file != weight_map[name])
+
+
+def in_two_files(weight_map, folder, change=0.0):
+    name = min(weight_map)
+    other = next(file for file in weight_map.values() if file != weight_map[name])
+    tensor = load_file(folder / weight_map[name])[name]
+    save_file({**load_file(folder / other), name: tensor + change}, folder / other, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("mistake", [lacks_a_name, names_what_no_file_has, names_another_file, in_two_files])
+def test_the_files_of_an_index_are_read_whatever_it_says_of_their_tensors(mistake, tmp_path):
+    """As transformers reads them."""
     folder, index = sharded(tmp_path)
-    names = list(index["weight_map"])
-    index["weight_map"][names[0]] = index["weight_map"][names[-1]]
+    mistake(index["weight_map"], folder)
     write_index(folder, index)
-    with pytest.raises(ConversionError, match="disagree"):
+    report = convert(folder, tmp_path / "variant")
+    assert any("says otherwise" in note for note in report.notes) == (mistake is not in_two_files)
+    assert verify(folder, tmp_path / "variant", progress=False).ok
+
+
+def test_two_files_of_an_index_with_other_values_for_one_tensor(tmp_path):
+    folder, index = sharded(tmp_path)
+    in_two_files(index["weight_map"], folder, change=1.0)
+    with pytest.raises(ConversionError, match="different values"):
         convert(folder, tmp_path / "out")
 
 

@@ -61,6 +61,8 @@ REFUSED = {
     },
     "alibi_divisor": {"position_embedding_type": "alibi", "alibi_divisor": 2.5},
     "rope_parameters": {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+    "rope_turns_values": {"rope_turns_values": True},
+    "rope_table_in_checkpoint": {"rope_table_in_checkpoint": True},
     "embedding_projection_position": {
         "embedding_size": 16, "embedding_projection_position": "after_norm", "position_embedding_type": "rope"
     },

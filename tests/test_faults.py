@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import hf_variants_cli
 from hf_variants.conversion import checkpoint, convert, export, output_folder, progress, tensor_files, tensor_writer
 from hf_variants.conversion.errors import ConversionError
 from hf_variants.conversion.record import RECORD, read_record, speaks_of
@@ -196,27 +198,26 @@ def test_tensors_of_every_layout_are_written_and_hashed(tmp_path, monkeypatch):
             assert digests[name] == hashlib.sha256(written[name].reshape(-1).view(torch.uint8).numpy()).hexdigest()
 
 
-# Ends itself without a word when so many files of weights are on the disk.
-KILLED = """
-import os, signal, sys
-from hf_variants.conversion.progress import Progress
-import hf_variants_cli
-add, count = Progress.add, [0]
-def add_and_die(self, *arguments):
-    add(self, *arguments)
-    count[0] += 1
-    if count[0] == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-Progress.add = add_and_die
-hf_variants_cli.main(sys.argv[1:])
-"""
-
-
 def killed(command, source, destination, *options):
     """The folder that a run left which was killed after three files."""
     argv = [command, str(source), str(destination), "--max-shard-size", "50KB", "--workers", "1", *options]
-    done = subprocess.run([sys.executable, "-c", KILLED, *argv], cwd=Path(__file__).parents[1], check=False)
-    assert done.returncode == -signal.SIGKILL
+    # A fork of this process, in place of one that imports everything again.
+    if not (child := os.fork()):
+        try:
+            add, count = progress.Progress.add, [0]
+
+            def add_and_die(self, *arguments):
+                add(self, *arguments)
+                count[0] += 1
+                if count[0] == 3:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            progress.Progress.add = add_and_die
+            hf_variants_cli.main(argv)
+        finally:
+            # Reached by no run that was killed; nothing of the tests may go on here.
+            os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     (left,) = (
         path for path in destination.parent.iterdir() if path.name.startswith(f".{destination.name}.unfinished-")
     )

@@ -99,6 +99,7 @@ CASES = {
         {"embedding_multiplier": 3.3, "tie_word_embeddings": True},
         "into the embeddings",
     ),
+    "embedding multiplier, in the embedding": ("granite", {"embedding_multiplier": 3.3}, "token ids"),
     "logit scale": ("llama", {"logit_scale": 0.3, "lm_head_bias": False}, "into the head"),
     "logit scale, tied": ("llama", {"logit_scale": 0.3, "tie_word_embeddings": True}, "into the head"),
     "scale of the head's input": ("llama", {"lm_head_input_scale": 0.3, "tie_word_embeddings": True}, "into the head"),

@@ -3,6 +3,7 @@
 import json
 import math
 import pickle
+from argparse import Namespace
 from dataclasses import asdict
 
 import pytest
@@ -11,12 +12,13 @@ import torch.nn.functional as F
 import yaml
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import hf_variants
-from hf_variants.conversion import convert, verify
+from hf_variants.conversion import convert, from_x_transformers, verify
 from hf_variants.conversion.errors import ConversionError
 from hf_variants.conversion.foreign import litgpt as litgpt_room
+from hf_variants.conversion.foreign import open_x_transformers
 from hf_variants_cli import main
 
 
@@ -24,15 +26,15 @@ def randomise_(model):
     """Weights of which no two are alike, norms far from 1 and biases far from 0."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
-        spread = 0.5 if parameter.ndim == 1 else parameter.shape[-1] ** -0.5
-        parameter.data = torch.randn(parameter.shape, generator=generator) * spread + (parameter.ndim == 1) * 0.7
+        spread = 0.5 if parameter.ndim < 2 else parameter.shape[-1] ** -0.5
+        parameter.data = torch.randn(parameter.shape, generator=generator) * spread + (parameter.ndim < 2) * 0.7
     return model.eval()
 
 
-def same(expected, folder, length, vocab_size, bound=2e-5):
-    """Logits to rounding, relative to their spread, and greedy tokens."""
+def same(expected, folder, length, vocab_size, bound=2e-5, first=0):
+    """Logits to rounding, relative to their spread, and greedy tokens; of ids from `first` on."""
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    ids = torch.randint(0, vocab_size, (2, length), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(first, vocab_size, (2, length), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         theirs, ours = expected(ids), model(ids).logits
     assert (ours - theirs).abs().max() < bound * theirs.std()
@@ -406,3 +408,435 @@ def test_litgpt_config_with_every_key(kind, tmp_path):
 def test_litgpt_is_not_guessed(change, message):
     with pytest.raises(ConversionError, match=message):
         litgpt_room.config_of(SIZES | change, "model_config.yaml")
+
+
+# nanochat, as its README describes the model: norms without weights, and a rotation by the negative angle.
+class NanoChat(nn.Module):
+    def __init__(self, width, heads, kv_heads, layers, vocab_size, rows):
+        super().__init__()
+        self.heads, self.size, self.vocab_size = heads, width // heads, vocab_size
+
+        def linear(a, b):
+            return nn.Linear(a, b, bias=False)
+
+        def block():
+            attention = {
+                "c_q": linear(width, width), "c_k": linear(width, kv_heads * self.size),
+                "c_v": linear(width, kv_heads * self.size), "c_proj": linear(width, width),
+            }  # fmt: skip
+            network = {"c_fc": linear(width, 4 * width), "c_proj": linear(4 * width, width)}
+            return nn.ModuleDict({"attn": nn.ModuleDict(attention), "mlp": nn.ModuleDict(network)})
+
+        self.transformer = nn.ModuleDict(
+            {"wte": nn.Embedding(rows, width), "h": nn.ModuleList(block() for _ in range(layers))}
+        )
+        self.lm_head = linear(width, rows)
+
+    def forward(self, ids):
+        def norm(x):
+            return x / (x.pow(2).mean(-1, keepdim=True) + 2**-23).sqrt()
+
+        angles = torch.arange(ids.shape[1])[:, None] * 10000.0 ** (-torch.arange(0, self.size, 2) / self.size)
+        turn = torch.polar(torch.ones_like(angles), -angles)
+
+        def rotated(x):
+            turned = torch.complex(*x.chunk(2, dim=-1)) * turn[:, None]
+            return torch.cat([turned.real, turned.imag], dim=-1)
+
+        states = norm(self.transformer["wte"](ids))
+        for block in self.transformer["h"]:
+            inside, parts = norm(states), block["attn"]
+            q, k, v = (parts[f"c_{name}"](inside).unflatten(-1, (-1, self.size)) for name in "qkv")
+            q, k, v = (x.transpose(1, 2) for x in (norm(rotated(q)), norm(rotated(k)), v))
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+            states = states + parts["c_proj"](mixed.transpose(1, 2).flatten(2))
+            states = states + block["mlp"]["c_proj"](F.relu(block["mlp"]["c_fc"](norm(states))).square())
+        logits = self.lm_head(norm(states))[..., : self.vocab_size]
+        return 15 * torch.tanh(logits / 15)
+
+
+def nanochat(folder, step=7, tensors=None, **more):
+    model = randomise_(NanoChat(32, 4, 2, 3, 50, 64))
+    # As nanochat keeps it.
+    model.transformer["wte"].weight.data = model.transformer["wte"].weight.data.bfloat16().float()
+    state = {f"_orig_mod.{name}": tensor for name, tensor in model.state_dict().items()}
+    state["_orig_mod.transformer.wte.weight"] = state["_orig_mod.transformer.wte.weight"].bfloat16()
+    folder.mkdir(exist_ok=True)
+    torch.save(state | (tensors or {}), folder / f"model_{step:06d}.pt")
+    sizes = {"sequence_len": 48, "vocab_size": 50, "n_layer": 3, "n_head": 4, "n_kv_head": 2, "n_embd": 32} | more
+    description = {"step": step, "val_bpb": 1.2, "model_config": sizes, "user_config": {"run": "dummy"}}
+    (folder / f"meta_{step:06d}.json").write_text(json.dumps(description))
+    return model
+
+
+def test_nanochat(tmp_path):
+    neutral = {"resid_lambdas": torch.ones(3), "x0_lambdas": torch.zeros(3)}
+    model = nanochat(tmp_path / "d3", 40, neutral, window_pattern="L")
+    nanochat(tmp_path / "d3", 7)
+    torch.save({}, tmp_path / "d3" / "model_000050.pt")
+    report = convert(tmp_path / "d3", tmp_path / "variant", verify=True)
+    assert report.verification.ok
+    assert any("14 rows" in note for note in report.notes)
+    same(model, tmp_path / "variant", 40, 50)
+    convert(tmp_path / "d3" / "model_000007.pt", tmp_path / "of an earlier step")
+    same(model, tmp_path / "of an earlier step", 8, 50)
+    # And what transformers has of this name.
+    native = hf_variants.to_native(hf_variants.from_native(tmp_path / "d3"), "nanochat")
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        assert (native(ids).logits - model(ids)).abs().max() < 2e-5 * model(ids).std()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"window_pattern": "SSSL"}, "window_pattern"),
+        ({"n_kv_head": 4}, "shape"),
+        ({"n_layer": 4}, r"model\.layers\.3"),
+        ({"unheard_of": 1}, "unheard_of"),
+        ({"tensors": {"x0_lambdas": torch.full((3,), 0.1)}}, "x0_lambdas"),
+        ({"tensors": {"resid_lambdas": torch.full((3,), 1.1)}}, "resid_lambdas"),
+        ({"tensors": {"value_embeds.2.weight": torch.zeros(64, 16)}}, "value_embeds"),
+        ({"tensors": {"transformer.h.2.attn.ve_gate.weight": torch.zeros(2, 12)}}, "ve_gate"),
+        ({"tensors": {"smear_lambda": torch.zeros(1)}}, "smear_lambda"),
+    ],
+)
+def test_nanochat_is_not_guessed(change, message, tmp_path):
+    nanochat(tmp_path / "d3", **change)
+    with pytest.raises(ConversionError, match=message):
+        convert(tmp_path / "d3", tmp_path / "variant")
+    assert not (tmp_path / "variant").exists()
+
+
+# fairseq's Transformer, as its papers describe it: a function of a state dict that has fairseq's names.
+class Fairseq:
+    def __init__(self, pair, before, learned, tied, one_table, norm_after_embedding, act, old):
+        self.state, self.heads, self.width = {}, 4, 32
+        self.pair, self.before, self.learned, self.old = pair, before, learned, old
+        self.act = {"relu": F.relu, "gelu": F.gelu, "gelu_accurate": lambda x: F.gelu(x, approximate="tanh")}[act]
+        generator = torch.Generator().manual_seed(0)
+
+        def draw(name, *shape):
+            drawn = torch.randn(*shape, generator=generator)
+            self.state[name] = drawn * shape[-1] ** -0.5 if len(shape) > 1 else drawn * 0.5 + 0.7
+
+        def affine(name, rows, columns=None):
+            draw(f"{name}.weight", *(rows, columns) if columns else (rows,))
+            draw(f"{name}.bias", rows)
+
+        for stack, layers, hidden in (("encoder", 3, 40), ("decoder", 2, 48))[0 if pair else 1 :]:
+            draw(f"{stack}.embed_tokens.weight", 44 if stack == "encoder" and not one_table else 50, 32)
+            if learned:
+                draw(f"{stack}.embed_positions.weight", 24 + 2, 32)
+            else:
+                self.state[f"{stack}.embed_positions._float_tensor"] = torch.ones(1)
+            if norm_after_embedding:
+                affine(f"{stack}.layernorm_embedding", 32)
+            self.state[f"{stack}.version"] = torch.tensor([1.0 if old else 3.0])
+            for n in range(layers):
+                layer = f"{stack}.layers.{n}."
+                kinds = ["self_attn", "encoder_attn"] if pair and stack == "decoder" else ["self_attn"]
+                for kind in kinds:
+                    if old:
+                        draw(f"{layer}{kind}.in_proj_weight", 96, 32)
+                        draw(f"{layer}{kind}.in_proj_bias", 96)
+                    for name in () if old else ("q_proj", "k_proj", "v_proj"):
+                        affine(f"{layer}{kind}.{name}", 32, 32)
+                    affine(f"{layer}{kind}.out_proj", 32, 32)
+                for number, name in enumerate([*(f"{kind}_layer_norm" for kind in kinds), "final_layer_norm"]):
+                    affine(layer + (f"layer_norms.{number}" if old else name), 32)
+                affine(f"{layer}fc1", hidden, 32)
+                affine(f"{layer}fc2", 32, hidden)
+            if before and not old:
+                affine(f"{stack}.layer_norm", 32)
+        if one_table:
+            self.state["encoder.embed_tokens.weight"] = self.state["decoder.embed_tokens.weight"]
+        if not tied:
+            draw("decoder.embed_out" if old else "decoder.output_projection.weight", 50, 32)
+        elif not old:
+            self.state["decoder.output_projection.weight"] = self.state["decoder.embed_tokens.weight"]
+
+    def linear(self, x, name):
+        return F.linear(x, self.state[f"{name}.weight"], self.state[f"{name}.bias"])
+
+    def norm(self, x, name):
+        if f"{name}.weight" not in self.state:
+            return x
+        return F.layer_norm(x, (32,), self.state[f"{name}.weight"], self.state[f"{name}.bias"])
+
+    def attend(self, x, memory, name, mask):
+        if self.old:
+            parts = zip(*(self.state[f"{name}.in_proj_{leaf}"].chunk(3) for leaf in ("weight", "bias")), strict=True)
+            q, k, v = (F.linear(y, *part) for y, part in zip((x, memory, memory), parts, strict=True))
+        else:
+            q, k, v = (self.linear(y, f"{name}.{z}_proj") for y, z in zip((x, memory, memory), "qkv", strict=True))
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (q, k, v))
+        scores = (q @ k.mT / 8**0.5).masked_fill(~mask, -torch.inf)
+        return self.linear((scores.softmax(-1) @ v).transpose(1, 2).flatten(2), f"{name}.out_proj")
+
+    def stack(self, name, ids, layers, memory=None, memory_mask=None):
+        real = ids != 1
+        places = real.long().cumsum(1) * real + 1
+        if self.learned:
+            positions = self.state[f"{name}.embed_positions.weight"][places]
+        else:
+            angles = places[..., None] * 10000.0 ** (-torch.arange(16) / 15)
+            positions = torch.cat([angles.sin(), angles.cos()], -1) * real[..., None]
+        x = self.norm(
+            self.state[f"{name}.embed_tokens.weight"][ids] * 32**0.5 + positions, f"{name}.layernorm_embedding"
+        )
+        mask = real[:, None, None]
+        if name == "decoder":
+            mask = mask & torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
+        for n in range(layers):
+            layer, number = f"{name}.layers.{n}.", 0
+
+            def sublayer(x, kind, compute, layer=layer):
+                nonlocal number
+                norm = layer + (f"layer_norms.{number}" if self.old else f"{kind}_layer_norm")
+                number += 1
+                return x + compute(self.norm(x, norm)) if self.before else self.norm(x + compute(x), norm)
+
+            x = sublayer(x, "self_attn", lambda x: self.attend(x, x, f"{layer}self_attn", mask))  # noqa: B023
+            if memory is not None:
+                x = sublayer(
+                    x, "encoder_attn",
+                    lambda x: self.attend(x, memory, f"{layer}encoder_attn", memory_mask),  # noqa: B023
+                )  # fmt: skip
+            x = sublayer(x, "final", lambda x: self.linear(self.act(self.linear(x, f"{layer}fc1")), f"{layer}fc2"))  # noqa: B023
+        return self.norm(x, f"{name}.layer_norm")
+
+    def __call__(self, ids, source=None):
+        memory = None if source is None else self.stack("encoder", source, 3)
+        x = self.stack("decoder", ids, 2, memory, None if source is None else (source != 1)[:, None, None])
+        heads = ("decoder.output_projection.weight", "decoder.embed_out", "decoder.embed_tokens.weight")
+        return x @ self.state[next(name for name in heads if name in self.state)].T
+
+
+def fairseq(folder, pair, form, before, learned, tied, one_table, norm_after_embedding=False, act="relu", change=None):
+    model = Fairseq(pair, before, learned, tied, one_table, norm_after_embedding, act, form == "old")
+    values = {
+        "activation_fn": act, "dropout": 0.1, "attention_dropout": 0.1, "activation_dropout": 0.0, "relu_dropout": 0.0,
+        "layernorm_embedding": norm_after_embedding, "share_decoder_input_output_embed": tied, "decoder_embed_dim": 32,
+        "decoder_output_dim": 32, "decoder_input_dim": 32, "decoder_ffn_embed_dim": 48, "decoder_layers": 2,
+        "decoder_attention_heads": 4, "decoder_normalize_before": before, "decoder_learned_pos": learned,
+        "max_target_positions": 24, "adaptive_softmax_cutoff": None, "quant_noise_pq": 0,
+    }  # fmt: skip
+    if pair:
+        values |= {
+            "share_all_embeddings": one_table, "encoder_embed_dim": 32, "encoder_ffn_embed_dim": 40, "encoder_layers": 3,
+            "encoder_attention_heads": 4, "encoder_normalize_before": before, "encoder_learned_pos": learned,
+            "max_source_positions": 24, "encoder_embed_path": None,
+        }  # fmt: skip
+    kind = "transformer_iwslt_de_en" if pair else "transformer_lm_gpt"
+    change = dict(change or {})
+    tensors = change.pop("tensors", {})
+    values |= change
+    content = {"model": model.state | tensors, "extra_state": {"epoch": 3}, "last_optimizer_state": {}, "args": None}
+    training = {"arch": kind, "lr": [0.1], "optimizer": "adam", "data": "data-bin", "task": "translation"}
+    if form == "flat in cfg":
+        content["cfg"] = {"_name": None, "model": Namespace(**training | values), "task": Namespace()}
+    elif form == "cfg":
+        del values["max_target_positions"]
+        values["_name"] = "transformer" if pair else "transformer_lm"
+        content["cfg"] = {
+            "model": values,
+            "task": {"_name": "x", "max_target_positions": 24, "tokens_per_sample": 512},
+        }
+    else:
+        content["args"] = Namespace(**training | values)
+    folder.mkdir(exist_ok=True)
+    torch.save(content, folder / "checkpoint_best.pt")
+    (folder / "dict.txt").write_text("a 3\n")
+    return model
+
+
+@pytest.mark.parametrize(
+    ("pair", "form", "before", "learned", "tied", "one_table", "norm_after_embedding", "act"),
+    [
+        (True, "args", False, False, True, True, False, "relu"),
+        (True, "flat in cfg", True, False, True, False, False, "gelu_accurate"),
+        (True, "cfg", False, True, False, False, True, "gelu"),
+        (True, "old", True, False, False, False, False, "relu"),
+        (False, "cfg", True, False, True, False, False, "relu"),
+        (False, "args", False, True, False, False, True, "gelu"),
+    ],
+)
+def test_fairseq(pair, form, before, learned, tied, one_table, norm_after_embedding, act, tmp_path):
+    model = fairseq(tmp_path / "out", pair, form, before, learned, tied, one_table, norm_after_embedding, act)
+    report = convert(tmp_path / "out", tmp_path / "variant", verify=True)
+    assert report.verification.ok
+    if not pair:
+        same(model, tmp_path / "variant", 20, 50, first=4)
+        return
+    ours = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "variant").eval()
+    generator = torch.Generator().manual_seed(1)
+    source, ids = (torch.randint(4, 44, (2, length), generator=generator) for length in (17, 13))
+    # Padding on either side, as fairseq has it in a source and in a target.
+    source[1, :5], ids[1, 10:] = 1, 1
+    with torch.no_grad():
+        theirs = model(ids, source)
+        made = ours(input_ids=source, attention_mask=(source != 1).long(), decoder_input_ids=ids).logits
+    assert (made - theirs)[ids != 1].abs().max() < 2e-5 * theirs.std()
+    tokens = torch.tensor([[2], [2]])
+    for _ in range(9):
+        tokens = torch.cat([tokens, model(tokens, source)[:, -1:].argmax(-1)], dim=1)
+    out = ours.generate(source, max_new_tokens=9, do_sample=False)
+    for theirs, made in zip(tokens.tolist(), out.tolist(), strict=True):
+        end = theirs.index(2, 1) + 1 if 2 in theirs[1:] else None
+        assert made[:end] == theirs[:end]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"arch": "lightconv"}, "lightconv"),
+        ({"adaptive_softmax_cutoff": "10,20"}, "adaptive_softmax_cutoff"),
+        ({"scale_heads": True}, "scale_heads"),
+        ({"decoder_unheard_of": 1}, "decoder_unheard_of"),
+        ({"decoder_layers": 3}, r"layers\.2"),
+        ({"decoder_ffn_embed_dim": 32}, "shape"),
+        ({"decoder_input_dim": 16}, "decoder_input_dim"),
+        ({"activation_fn": "swish"}, "swish"),
+        (
+            {"share_decoder_input_output_embed": False, "tensors": {"decoder.adaptive_softmax.head": torch.ones(2)}},
+            "adap",
+        ),
+        ({"tensors": {"decoder.output_projection.weight": torch.zeros(50, 32)}}, "output_projection"),
+    ],
+)
+def test_fairseq_is_not_guessed(change, message, tmp_path):
+    fairseq(tmp_path / "out", False, "args", True, False, True, False, change=change)
+    with pytest.raises(ConversionError, match=message):
+        convert(tmp_path / "out", tmp_path / "variant")
+    assert not (tmp_path / "variant").exists()
+
+
+def test_fairseq_with_other_objects_is_refused_with_the_way_out(tmp_path):
+    folder = tmp_path / "out"
+    fairseq(folder, False, "args", True, False, True, False)
+    content = torch.load(folder / "checkpoint_best.pt", weights_only=False)
+    torch.save(content | {"extra_state": {"meters": _Touch(tmp_path / "ran")}}, folder / "checkpoint_best.pt")
+    for source in (folder, folder / "checkpoint_best.pt"):
+        with pytest.raises(ConversionError, match="load_checkpoint_to_cpu"):
+            convert(source, tmp_path / "variant")
+    assert not (tmp_path / "ran").exists()
+
+
+# The arguments of x-transformers' layers and of its wrapper, one row for each kind of model that fields express.
+X_TRANSFORMERS = {
+    "as it comes": ({}, {}),
+    "tied": ({"norm_add_unit_offset": False}, {"tie_embedding": True, "post_emb_norm": True}),
+    "rotary": ({"rotary_pos_emb": True, "ff_swish": True, "ff_glu": True, "use_rmsnorm": True, "ff_no_bias": True}, {}),
+    "rotary, scaled": (
+        {"rotary_pos_emb": True, "rotary_emb_dim": 8, "rotary_interpolation_factor": 2.0, "use_simple_rmsnorm": True,
+         "rotary_base_rescale_factor": 3.0, "attn_kv_heads": 2}, {},
+    ),
+    "alibi": ({"alibi_pos_bias": True, "ff_relu_squared": True, "attn_one_kv_head": True}, {"use_abs_pos_emb": False}),
+    "norms behind": ({"pre_norm": False, "ff_glu": True}, {}),
+    "norms around": ({"sandwich_norm": True, "attn_qk_norm": True, "attn_qk_norm_scale": 7}, {"tie_embedding": True}),
+    "norms of heads": ({"attn_qk_rmsnorm": True, "rotary_pos_emb": True, "attn_flash": True, "use_rmsnorm": True}, {}),
+    "no positions": ({"pre_norm_has_final_norm": False, "attn_softclamp_logits": True}, {"use_abs_pos_emb": False}),
+    "scales": ({"norm_add_unit_offset": False, "use_layerscale": True, "ff_post_act_ln": True, "ff_mult": 2.5}, {}),
+    "dynamic tanh": ({"norm_add_unit_offset": False, "use_dynamic_tanh": True, "depth_scale_residual": 0.5}, {}),
+    "sinks": ({"attn_head_learned_sink": True, "rotary_pos_emb": True, "attn_kv_heads": 2}, {}),
+    "windows": ({"attn_max_attend_past": 5, "rotary_pos_emb": True}, {}),
+    "bidirectional": ({"causal": False, "alibi_pos_bias": True}, {"max_seq_len": 0}),
+    "bidirectional, no head": ({"causal": False}, {"return_only_embed": True}),
+}  # fmt: skip
+
+
+def x_arguments(kind):
+    layers, wrapper = X_TRANSFORMERS[kind]
+    layers = {"dim": 32, "depth": 2, "heads": 4, "attn_dim_head": 16, "causal": True} | layers
+    return {"num_tokens": 50, "max_seq_len": 48, "attn_layers": layers} | wrapper
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("kind", X_TRANSFORMERS)
+def test_x_transformers(kind, tmp_path):
+    package = pytest.importorskip("x_transformers", reason="pip install x-transformers")
+    arguments = x_arguments(kind)
+    layers = dict(arguments["attn_layers"])
+    stack = (package.Decoder if layers.pop("causal") else package.Encoder)(**layers)
+    model = randomise_(package.TransformerWrapper(**arguments | {"attn_layers": stack}))
+    ours = from_x_transformers(model, arguments)
+    ids = torch.randint(0, 50, (2, 40), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        theirs = model(ids)
+        made = ours(ids)
+    made = made.last_hidden_state if arguments.get("return_only_embed") else made.logits
+    assert (made - theirs).abs().max() < 2e-5 * theirs.std()
+    if not arguments["attn_layers"]["causal"]:
+        return
+    # And as a folder.
+    torch.save(package.AutoregressiveWrapper(model).state_dict(), tmp_path / "model.pt")
+    (tmp_path / "x_transformers.json").write_text(json.dumps(arguments | {"version": "2.31.10"}))
+    convert(tmp_path, tmp_path / "variant", verify=True)
+    same(model, tmp_path / "variant", 40, 50)
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("shared", [False, True])
+def test_x_transformers_of_two_stacks(shared):
+    package = pytest.importorskip("x_transformers", reason="pip install x-transformers")
+    arguments = {
+        "dim": 32, "tie_token_emb": shared, "enc_num_tokens": 50, "enc_max_seq_len": 32, "enc_depth": 2, "enc_heads": 4,
+        "dec_num_tokens": 50, "dec_max_seq_len": 24, "dec_depth": 3, "dec_heads": 2, "dec_attn_dim_head": 16,
+        "enc_ff_glu": True, "dec_rotary_pos_emb": shared, "dec_attn_qk_norm": shared, "enc_use_rmsnorm": True,
+    }  # fmt: skip
+    model = randomise_(package.XTransformer(**arguments))
+    ours = from_x_transformers(model, arguments)
+    generator = torch.Generator().manual_seed(1)
+    source, ids = (torch.randint(0, 50, (2, length), generator=generator) for length in (20, 15))
+    mask = torch.ones_like(source)
+    mask[1, 12:] = 0
+    with torch.no_grad():
+        context = model.encoder(source, mask=mask.bool(), return_embeddings=True)
+        theirs = model.decoder.net(ids, context=context, context_mask=mask.bool())
+        made = ours(input_ids=source, attention_mask=mask, decoder_input_ids=ids).logits
+    assert (made - theirs).abs().max() < 2e-5 * theirs.std()
+
+
+@pytest.mark.parametrize("kind", X_TRANSFORMERS)
+def test_x_transformers_arguments_are_used_or_refused(kind):
+    """Without the package: of the tensors alone, every argument is known, and an unknown one is named."""
+    arguments = x_arguments(kind)
+    for where in ("attn_layers", None):
+        changed = {**arguments, "attn_layers": dict(arguments["attn_layers"]), "version": "2.31.10"}
+        (changed["attn_layers"] if where else changed)["unheard_of"] = 1
+        with pytest.raises(ConversionError, match="unheard_of"):
+            open_x_transformers({"token_emb.emb.weight": torch.zeros(50, 32)}, changed)
+
+
+@pytest.mark.parametrize(
+    ("layers", "wrapper", "message"),
+    [
+        ({"rel_pos_bias": True}, {}, "rel_pos_bias"),
+        ({"shift_tokens": 1}, {}, "shift_tokens"),
+        ({"attn_num_mem_kv": 4}, {}, "attn_num_mem_kv"),
+        ({"layer_dropout": [0.1, 0.2]}, {}, "layer_dropout"),
+        ({"alibi_pos_bias": True}, {}, "use_abs_pos_emb"),
+        ({"use_dynamic_tanh": True}, {}, "norm_add_unit_offset"),
+        ({"heads": 1}, {}, "[Oo]ne head"),
+        ({"attn_qk_rmsnorm": True}, {}, "attn_qk_rmsnorm"),
+        ({"alibi_pos_bias": True, "attn_kv_heads": 2}, {"use_abs_pos_emb": False}, "attn_kv_heads"),
+        ({"cross_attend": True}, {}, "cross_attend"),
+        ({"causal": None}, {}, "causal"),
+        ({"attn_max_attend_past": 4, "causal": False}, {}, "attn_max_attend_past"),
+        ({}, {"num_memory_tokens": 2}, "num_memory_tokens"),
+        ({}, {"scaled_sinu_pos_emb": True}, "scaled_sinu_pos_emb"),
+        ({}, {"emb_dim": 16}, "emb_dim"),
+        ({}, {"version": "1.29.0"}, "version"),
+        ({}, {"version": None}, "version"),
+        ({}, {}, "lacks|missing|no tensor"),
+    ],
+)
+def test_x_transformers_is_not_guessed(layers, wrapper, message, tmp_path):
+    arguments = {**x_arguments("as it comes"), "version": "2.31.10"} | wrapper
+    arguments["attn_layers"] |= layers
+    torch.save({"token_emb.emb.weight": torch.zeros(50, 32)}, tmp_path / "model.pt")
+    (tmp_path / "x_transformers.json").write_text(json.dumps(arguments))
+    with pytest.raises(ConversionError, match=message):
+        convert(tmp_path, tmp_path / "variant")
+    assert not (tmp_path / "variant").exists()

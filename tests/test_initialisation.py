@@ -35,6 +35,7 @@ OTHERS = {
     "learned positions": {"position_embedding_type": "learned"},
     "stored table": {"position_embedding_type": "sinusoidal", "sinusoidal_table_stored": True},
     "stored rotation": {"rope_table_stored": True, "rope_in_float32": True},
+    "rotation in the checkpoint": {"rope_table_in_checkpoint": True},
     "relative": {"position_embedding_type": "relative_bias", "relative_attention_per_layer": True},
 }  # fmt: skip
 

@@ -317,6 +317,22 @@ def test_a_stored_table_stays_frozen_and_as_it_is(tmp_path):
     assert not reloaded.requires_grad
 
 
+def test_a_rotation_in_the_checkpoint_turns_as_loaded_and_stays_frozen(tmp_path):
+    plain, model = (VariantModel(variant(rope_table_in_checkpoint=stored)).eval() for stored in (False, True))
+    model.load_state_dict(plain.state_dict(), strict=False)
+    ids = torch.randint(3, 64, (2, 20), generator=torch.Generator().manual_seed(0))
+    computed, looked_up = (m(ids).last_hidden_state for m in (plain, model))
+    assert torch.allclose(computed, looked_up, atol=1e-5)
+    table = model.rotary_emb["table_0"].weight
+    with torch.no_grad():
+        table.copy_(table.flip(0))
+    model.save_pretrained(tmp_path)
+    loaded = VariantModel.from_pretrained(tmp_path).eval()
+    assert not loaded.rotary_emb["table_0"].weight.requires_grad
+    assert torch.equal(model(ids).last_hidden_state, loaded(ids).last_hidden_state)
+    assert not torch.allclose(computed, loaded(ids).last_hidden_state, atol=1e-2)
+
+
 def test_learned_positions_with_an_offset_equal_opt():
     ours, stock = LearnedPositions(20, 8, offset=2), OPTLearnedPositionalEmbedding(20, 8)
     assert ours.weight.shape == stock.weight.shape
@@ -479,6 +495,7 @@ TABLES = {
     "sinusoidal": {"position_embedding_type": "sinusoidal"},
     "opt": {"position_embedding_type": "learned", "position_ids_source": "attention_mask", "position_offset": 2},
     "gptj": {"rope_table_stored": True},
+    "roformer": {"rope_table_in_checkpoint": True, "rope_turns_values": True},
 }
 
 

@@ -392,14 +392,3 @@ def test_preset_reloads(preset, tmp_path):
 @given(fields=variant_fields())
 def test_random_reloads(fields, tmp_path_factory):
     reload(VariantConfig(**fields), tmp_path_factory.mktemp("model"))
-
-
-@pytest.mark.compiler
-@pytest.mark.slow
-def test_compiled_flex_attention_equals_eager():
-    config = preset_config("gemma2")
-    model = build(config)
-    with torch.no_grad():
-        eager = model(sentences()).logits
-        model.set_attn_implementation("flex_attention")
-        assert_close(model(sentences()).logits, eager, eager)

@@ -12,6 +12,11 @@ def unread(reason: str, *keys: str) -> tuple[Irrelevant, ...]:
     return tuple(Irrelevant(key, reason) for key in keys)
 
 
+def multiplied_by_stack(multiplied: bool) -> dict[str, str]:
+    """The field that says so, where there is a multiplier: the native stack multiplies `inputs_embeds` as well."""
+    return {"embedding_multiplier_position": "stack"} if multiplied else {}
+
+
 SUMMARY = unread(
     "read by double-head models only",
     "summary_type",

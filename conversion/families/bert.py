@@ -54,9 +54,8 @@ ENCODER_BLOCK = Fixed(
     norm_casting_mode="none",
     ffn_type="mlp",
     attention_softmax_in_float32=False,
-    lm_head_transform=True,
-    lm_head_bias=True,
 )
+DENSE_LM_HEAD = Fixed(lm_head_transform=True, lm_head_bias=True)
 # Where the embeddings are tied, the head's bias has two names for one tensor; else there are two, one of them unread.
 TIED_BIAS = Computed(
     ("tie_word_embeddings",),
@@ -75,7 +74,7 @@ NO_CROSS_ATTENTION = Required("add_cross_attention", False, reason="stacks of th
 ENCODER: tuple[Entry, ...] = (
     SIZES, Same("type_vocab_size", "hidden_act"), Renamed("layer_norm_eps", "norm_eps"), HIDDEN_DROPOUT,
     Renamed("attention_probs_dropout_prob", "attention_dropout"), LEARNED_POSITIONS, CHUNKED_FFN, ENCODER_BLOCK,
-    ALL_BIASES, NO_DECODER, NO_CROSS_ATTENTION,
+    DENSE_LM_HEAD, ALL_BIASES, NO_DECODER, NO_CROSS_ATTENTION,
 )  # fmt: skip
 # What BERT, RoBERTa, ELECTRA and ERNIE have in common.
 COMMON = (*ENCODER, CLASSIFIER_DROPOUT)

@@ -4,7 +4,7 @@ from ..config_map import Computed, Fixed, Irrelevant, Mapped, Renamed, Same
 from ..family import Deviation, Family
 from ..rules import Rule
 from ._common import ALL_BIASES
-from .bert import CHUNKED_FFN, CLASSIFIER, ENCODER_BLOCK, LEARNED_POSITIONS, POST_NORM
+from .bert import CHUNKED_FFN, CLASSIFIER, DENSE_LM_HEAD, ENCODER_BLOCK, LEARNED_POSITIONS, POST_NORM
 
 
 CHUNKED_GRADIENTS = Deviation(
@@ -38,7 +38,7 @@ FAMILIES = (
             ),
             Renamed("seq_classif_dropout", "classifier_dropout"),
             Same("qa_dropout"),
-            LEARNED_POSITIONS, CHUNKED_FFN, ENCODER_BLOCK, POST_NORM, ALL_BIASES,
+            LEARNED_POSITIONS, CHUNKED_FFN, ENCODER_BLOCK, DENSE_LM_HEAD, POST_NORM, ALL_BIASES,
             Fixed(norm_eps=1e-12, attention_residual_dropout=False, classifier_transform_dropout=False),
             Fixed(classifier_transform=True, classifier_transform_act="relu"),
             Mapped("sinusoidal_pos_embds", "initializer_positions", {False: "normal", True: "sinusoidal"}),

@@ -15,6 +15,7 @@ from ._common import (
     UNDECLARED_HEAD_DIM,
     WHOLE_ROPE,
     layer_norms,
+    multiplied_by_stack,
 )
 
 
@@ -36,6 +37,7 @@ def layer_rope_theta(fields):
 SHARED = (
     SIZES, KV_HEADS, RMS_EPS, DROPOUT, WHOLE_ROPE, ONE_ATTENTION_BIAS,
     Same("hidden_act", "mlp_bias", "embedding_multiplier", "residual_multiplier"),
+    Computed((), lambda native: multiplied_by_stack(native["embedding_multiplier"] != 1.0), lambda fields: {}),
     Computed(
         ("attention_multiplier",),
         lambda native: {"attention_scaling": native["attention_multiplier"]},

@@ -6,6 +6,7 @@ from ..config_map import HEAD_KEY, Computed, Fixed, OnBothStacks, OnStack, Renam
 from ..errors import ConversionError
 from ..family import Family
 from ..rules import Rule
+from ._common import multiplied_by_stack
 from .bart import (
     CLAMP,
     CLAMP_INFINITE,
@@ -81,6 +82,10 @@ _DECODER_VOCABULARY = Computed(
 _HEAD_OF_DECODER = Computed(
     ("vocab_size",), _head_of_decoder, lambda fields: {"vocab_size": fields["vocab_size"]}, kept=("vocab_size",)
 )
+# The decoder multiplies `decoder_inputs_embeds` as well, the encoder the embeddings of its tokens alone.
+_SCALED_BY_DECODER = OnStack(
+    "decoder", Computed((), lambda native: multiplied_by_stack(native["scale_embedding"]), lambda fields: {})
+)
 _SINUSOIDS = Fixed(position_embedding_type="sinusoidal", sinusoidal_layout="half", sinusoidal_table_stored=True)
 
 FAMILIES = (
@@ -88,7 +93,7 @@ FAMILIES = (
         model_type="marian",
         primary="seq2seq_lm",
         config=(
-            *COMMON, DECODER_START, CLAMP_INFINITE,
+            *COMMON, DECODER_START, CLAMP_INFINITE, _SCALED_BY_DECODER,
             OnBothStacks(Fixed(norm_placement="post"), _SINUSOIDS),
             OnStack("encoder", Renamed("vocab_size", "vocab_size")),
             OnStack("decoder", _DECODER_VOCABULARY),
@@ -105,7 +110,7 @@ FAMILIES = (
         model_type="pegasus",
         primary="seq2seq_lm",
         config=(
-            *COMMON, SHARED_TABLE, DECODER_START, CLAMP,
+            *COMMON, SHARED_TABLE, DECODER_START, CLAMP, _SCALED_BY_DECODER,
             OnBothStacks(Fixed(norm_placement="pre"), _SINUSOIDS),
             # Not a key of the class, but of some checkpoints.
             Computed(

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from ..checkpoint import SETS_OF_WEIGHTS
-from . import litgpt, meta, nanogpt
+from . import fairseq, litgpt, meta, nanochat, nanogpt, x_transformers
 from .source import ForeignCheckpoint
 
 
 # Each says by its `finds` which file or folder is its own.
-ROOMS = (meta, litgpt, nanogpt)
+ROOMS = (meta, litgpt, nanochat, x_transformers, fairseq, nanogpt)
 
 
 def _room(source: str | Path):
@@ -35,4 +35,6 @@ def open_foreign(source: str | Path) -> ForeignCheckpoint:
     return _room(source).open_checkpoint(Path(source).expanduser())
 
 
-__all__ = ["ForeignCheckpoint", "is_foreign", "open_foreign"]
+open_x_transformers = x_transformers.open_module
+
+__all__ = ["ForeignCheckpoint", "is_foreign", "open_foreign", "open_x_transformers"]

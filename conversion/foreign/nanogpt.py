@@ -10,11 +10,9 @@ from hf_variants.model.configuration_variant import VariantConfig
 from ..errors import ConversionError
 from ..pickles import load_pickle
 from ..rules import Rule, Split
-from .source import ForeignCheckpoint, Settings
+from .source import ForeignCheckpoint, Settings, without_prefix
 
 
-# What torch.compile puts before every name.
-COMPILED = "_orig_mod."
 LAYER, OURS = "transformer.h.{layer}.", "model.layers.{layer}."
 RULES = (
     Rule("transformer.wte.weight", "model.embed_tokens.weight"),
@@ -79,9 +77,7 @@ def open_checkpoint(path: Path) -> ForeignCheckpoint:
     state, arguments = content.take("model", dict), content.take("model_args", dict)
     content.pass_over("optimizer", "iter_num", "best_val_loss", "config")
     content.finish()
-    state = {name.removeprefix(COMPILED): tensor for name, tensor in state.items()}
-    if strange := [name for name, tensor in state.items() if not isinstance(tensor, torch.Tensor)]:
-        raise ConversionError(f"`model` in {file} has {strange[0]!r}, which is no tensor. The file is damaged.")
+    state = without_prefix(state, f"`model` in {file}")
     config = config_of(arguments, f"`model_args` in {file}")
     return ForeignCheckpoint(
         code_base="nanoGPT",

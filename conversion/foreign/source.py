@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hf_variants.model.configuration_variant import VariantConfig
+from hf_variants.model.configuration_variant_seq2seq import VariantSeq2SeqConfig
 
 from ..errors import ConversionError
 from ..rules import Rule, Step, plan, run, some
@@ -49,6 +51,20 @@ class Settings:
         for key in keys:
             self._left.pop(key, None)
 
+    def peek(self, key: str, default: Any) -> Any:
+        """The value of a key that is taken later."""
+        return self._left.get(key, default)
+
+    def with_prefix(self, prefix: str) -> dict[str, Any]:
+        """Take all keys that begin so, by what follows."""
+        found = {key: value for key, value in self._left.items() if str(key).startswith(prefix)}
+        self._left = {key: value for key, value in self._left.items() if key not in found}
+        return {key.removeprefix(prefix): value for key, value in found.items()}
+
+    def drop(self, prefix: str) -> None:
+        """All keys that begin so: of a part that this model does not have."""
+        self._left = {key: value for key, value in self._left.items() if not str(key).startswith(prefix)}
+
     def refuse_but(self, **expected: Any) -> None:
         """Keys of mechanisms that no field expresses, unless they have the values that mean that there is none."""
         for key, value in expected.items():
@@ -82,12 +98,13 @@ class ForeignCheckpoint:
         ties: names of copies -> of what they are copies of.
         computed: names of tensors that the model computes -> whether one has the values that it should.
         notes: what is to be known about the translation.
+        class_name: of the variant.
     """
 
     code_base: str
     path: Path
     files: list[Path]
-    config: VariantConfig
+    config: VariantConfig | VariantSeq2SeqConfig
     rules: tuple[Rule, ...]
     weights: dict[str, torch.Tensor]
     load: TensorSource
@@ -95,6 +112,7 @@ class ForeignCheckpoint:
     ties: dict[str, str] = field(default_factory=dict)
     computed: dict[str, Callable[[torch.Tensor], bool]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    class_name: str = "VariantForCausalLM"
 
     def __post_init__(self) -> None:
         if strange := [name for name, header in self.weights.items() if header.dtype not in FLOATS]:
@@ -103,7 +121,18 @@ class ForeignCheckpoint:
                 f"{strange[0]} is {str(dtype).removeprefix('torch.')}, and weights are floating-point numbers. Convert "
                 "the model as it was before it was packed."
             )
-        self.config.dtype = next(header.dtype for header in self.weights.values())
+        dtypes = {header.dtype for name, header in self.weights.items() if name not in self.computed}
+        # Of several, the one that holds the values of all, in which no value changes.
+        dtype = reduce(torch.promote_types, dtypes)
+        if len(dtypes) > 1:
+            load = self.load
+            self.load = self.stored = lambda name: load(name).to(dtype)
+            self.weights = {name: header.to(dtype) for name, header in self.weights.items()}
+            names = ", ".join(sorted(str(other).removeprefix("torch.") for other in dtypes - {dtype}))
+            self.notes.append(
+                f"Tensors in {names} are written in {str(dtype).removeprefix('torch.')}, as the others are"
+            )
+        self.config.dtype = dtype
 
     def plan(self, targets: Iterable[str]) -> list[Step]:
         """
@@ -131,6 +160,17 @@ class ForeignCheckpoint:
     ) -> Iterator[tuple[str, Any]]:
         """Ours, one by one; those that only change names as `load` or `stored` gives them."""
         return run(steps, load or self.load, self.config, shapes, unread=load or self.stored)
+
+
+# What torch.compile puts before every name.
+COMPILED = "_orig_mod."
+
+
+def without_prefix(state: Mapping[str, Any], where: str | Path) -> dict[str, torch.Tensor]:
+    """A state dict with the names of the model that was compiled; `ConversionError` for what is no tensor."""
+    if strange := [name for name, tensor in state.items() if not isinstance(tensor, torch.Tensor)]:
+        raise ConversionError(f"{where} has {strange[0]!r}, which is no tensor. The file is damaged.")
+    return {name.removeprefix(COMPILED): tensor for name, tensor in state.items()}
 
 
 def leaf(names: Iterable[str], value: Mapping[str, torch.Tensor], ending: str) -> torch.Tensor:

@@ -93,7 +93,7 @@ def _kind(name: str, part: Part) -> str:
         return "norms"
     if owner.endswith("_residual"):
         return "scales"
-    if "self_attn" in names or "cross_attn" in names or "position_bias" in names:
+    if {"self_attn", "cross_attn", "position_bias", "rotary_emb"}.intersection(names):
         return "attention"
     if "mlp" in names:
         return "feed_forward"
@@ -149,7 +149,7 @@ def count_parameters(
 
 def is_frozen(weight: Weight) -> bool:
     """Whether it is a table that is stored and not learned."""
-    return weight.name.endswith("embed_positions.weight") and not weight.is_looked_up
+    return (weight.name.endswith("embed_positions.weight") and not weight.is_looked_up) or "rotary_emb" in weight.name
 
 
 def weight_bytes(model: Part) -> dict[str, int]:

@@ -496,6 +496,9 @@ class Attention(NormGuard, nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return self.rotation(query, key, position_embeddings)
 
+    def turn_value(self, value: torch.Tensor, position_embeddings: tuple[torch.Tensor, ...] | None) -> torch.Tensor:
+        return value
+
     def attend(
         self,
         hidden_states: torch.Tensor,
@@ -558,6 +561,7 @@ class Attention(NormGuard, nn.Module):
         key = self.project_key(hidden_states)
         value = self.project_value(hidden_states)
         query, key = self.rotate(query, key, position_embeddings)
+        value = self.turn_value(value, position_embeddings)
         cache = self_attention_half(past_key_values)
         if cache is not None:
             key, value = cache.update(key.to(value.dtype), value, self.layer_idx)
@@ -605,6 +609,13 @@ class NormAfterRotationAttention(Attention):
     def rotate(self, query, key, position_embeddings):
         query, key = self.rotation(query, key, position_embeddings)
         return self.q_norm(query), self.k_norm(key)
+
+
+class TurnedValueAttention(Attention):
+    """Attention that rotates values as it does keys (RoFormer)."""
+
+    def turn_value(self, value, position_embeddings):
+        return self.rotation(value, value, position_embeddings)[1]
 
 
 class CrossAttentionMixin:

@@ -21,6 +21,7 @@ from .attention import (
     HeadNormCrossAttention,
     HeadsFirstNormAttention,
     NormAfterRotationAttention,
+    TurnedValueAttention,
     multiply,
 )
 from .block import (
@@ -56,6 +57,7 @@ from .normalization import NORM_KINDS, BatchStatistics, NoBatchStatistics, choos
 from .part import Part
 from .positions import (
     AlibiBias,
+    CheckpointRotaryEmbedding,
     Float32RotaryEmbedding,
     GrowingSinusoidalPositions,
     InputIdPaddingMask,
@@ -183,6 +185,8 @@ def rotary_embedding_parts(config: VariantConfig) -> tuple[Part, list[str | None
         if key not in known:
             known[key] = f"table_{len(known)}"
             table_class = StoredRotaryEmbedding if config.rope_table_stored else RotaryEmbedding
+            if config.rope_table_in_checkpoint:
+                table_class = CheckpointRotaryEmbedding
             if config.rope_frequencies_in_float32:
                 table_class = Float32RotaryEmbedding
             if "llama_4_scaling_beta" in parameters:
@@ -248,6 +252,8 @@ def self_attention_part(config: VariantConfig, layer_idx: int) -> Part:
         attention_class = NormAfterRotationAttention
     elif config.heads_first_from == "norm":
         attention_class = HeadsFirstNormAttention
+    elif config.rope_turns_values:
+        attention_class = TurnedValueAttention
     return Part(
         attention_class,
         config=config,
@@ -478,7 +484,7 @@ def position_limit(config: VariantConfig) -> int | None:
     has_table = (
         config.position_embedding_type == "learned"
         or (config.position_embedding_type == "sinusoidal" and not config.sinusoidal_table_grows)
-        or (config.position_embedding_type == "rope" and config.rope_table_stored)
+        or (config.position_embedding_type == "rope" and (config.rope_table_stored or config.rope_table_in_checkpoint))
     )
     return config.max_position_embeddings if has_table else None
 

@@ -19,7 +19,7 @@ class EmbeddingAxis(Axis):
     tie_word_embeddings (`bool`): the LM head uses the token embedding's weight.
     embedding_multiplier (`float`): multiplies the token embeddings.
     embedding_multiplier_position (`str`): who multiplies: the token embedding (`"embedding"`), or the stack, which
-        multiplies `inputs_embeds` as well (`"stack"`, T5Gemma).
+        multiplies `inputs_embeds` as well (`"stack"`; T5Gemma, Granite, the decoders of Marian and Pegasus).
     padding_embedding_frozen (`bool`): the embedding of `pad_token_id` starts at zero and gets no gradient.
     type_vocab_size (`int`): token types, whose learned vectors are added; 0: none.
     token_type_table (`str`): where token types are looked up: in a table of `type_vocab_size` rows, `"own"` (BERT), or,

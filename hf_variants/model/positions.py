@@ -45,6 +45,9 @@ class PositionsAxis(Axis):
     rope_parameters (`dict`): transformers' standard dictionary, flat or per layer type (`None`: no rotation).
     rope_interleaved (`bool`): rotate pairs (0, 1), (2, 3) (GPT-J, Cohere) instead of halves (Llama).
     rope_reversed (`bool`): rotate by the negative angle (nanochat).
+    rope_turns_values (`bool`): values are rotated as keys are (RoFormer's `rotary_value`).
+    rope_table_in_checkpoint (`bool`): sin and cos of `max_position_embeddings` positions are a frozen parameter, so that a
+        checkpoint decides how far a position turns (RoFormer).
     longrope_recomputes_cache (`bool`): generation drops the cache where the length passes the original context of
         rope type `"longrope"`, so that all keys get the long factors (Phi-3).
     no_rope_layers (`list[int]`): as in SmolLM3: per layer, 1 where the rotation is applied and 0 where not.
@@ -92,6 +95,8 @@ class PositionsAxis(Axis):
     rope_parameters: dict | None = None
     rope_interleaved: bool = False
     rope_reversed: bool = False
+    rope_turns_values: bool = False
+    rope_table_in_checkpoint: bool = False
     longrope_recomputes_cache: bool = False
     no_rope_layers: list[int] | None = setting(None, LIST_OF_LAYERS)
     layer_rope_theta: list[int | float] | None = setting(None, LIST_OF_LAYERS)
@@ -162,6 +167,8 @@ class PositionsAxis(Axis):
                         self.rope_in_float32,
                         self.rope_table_in_float32,
                         self.rope_reversed,
+                        self.rope_turns_values,
+                        self.rope_table_in_checkpoint,
                         self.rope_result_in_float32,
                         self.rope_table_stored,
                         self.rope_frequencies_in_float32,
@@ -209,6 +216,30 @@ class PositionsAxis(Axis):
                 ),
                 "`rope_frequencies_in_float32` is set with `rope_table_stored` or `llama_4_scaling_beta`.",
                 "Set `rope_frequencies_in_float32=False`.",
+            ),
+            Check(
+                rope
+                and self.rope_table_in_checkpoint
+                and any(
+                    entry.get("rope_type", "default") != "default" or "llama_4_scaling_beta" in entry
+                    for entry in self._flat_rope_parameters()
+                ),
+                "`rope_table_in_checkpoint` is set, but `rope_parameters` asks for more than the plain angles that such a "
+                "table begins with.",
+                "Set `rope_table_in_checkpoint=False`, or `rope_type` to 'default'.",
+            ),
+            Check(
+                rope
+                and self.rope_table_in_checkpoint
+                and (self.rope_table_stored or self.rope_frequencies_in_float32 or self.rope_table_in_float32),
+                "`rope_table_in_checkpoint` is set with `rope_table_stored`, `rope_frequencies_in_float32` or "
+                "`rope_table_in_float32`, which describe other tables.",
+                "Leave the others unset: a parameter has the dtype of the weights.",
+            ),
+            Check(
+                rope and self.rope_turns_values and (self.qk_norm != "none" or self.heads_first_from != "rotation"),
+                "`rope_turns_values` is set with `qk_norm` or `heads_first_from`.",
+                "Leave those unset, or set `rope_turns_values=False`.",
             ),
             Check(
                 rope and bool(self.head_dim) and self._rotary_dims_are_misfits(),
@@ -274,9 +305,12 @@ class PositionsAxis(Axis):
                 "Set `position_offset` to at least 1 (OPT: 2), or another `position_ids_source`.",
             ),
             Check(
-                self.position_ids_source == "attention_mask" and rope and self.rope_table_stored,
-                "`position_ids_source` attention_mask gives padding the position -1, which `rope_table_stored` lacks.",
-                "Set `rope_table_stored=False`, or another `position_ids_source`.",
+                self.position_ids_source == "attention_mask"
+                and rope
+                and (self.rope_table_stored or self.rope_table_in_checkpoint),
+                "`position_ids_source` attention_mask gives padding the position -1, which the table of "
+                "`rope_table_stored` or `rope_table_in_checkpoint` lacks.",
+                "Unset them, or choose another `position_ids_source`.",
             ),
             Check(
                 self.sinusoidal_padding_zero and self.pad_token_id is None,
@@ -326,13 +360,14 @@ class PositionsAxis(Axis):
         # transformers fills the parameters in everywhere, with these.
         told = self.rope_parameters not in (None, {"rope_type": "default", "rope_theta": self.default_theta})
         tables = ["position_offset", "position_ids_source", "generation_counts_padding"]
+        absolute = self.rope_turns_values or self.rope_table_in_checkpoint
         return [
             Idle(kind != "rope", of_rope + ["rope_parameters"] * told, because),
             Idle(kind != "alibi", self.named("alibi_"), because),
             Idle(kind != "relative_bias", self.named("relative_attention_"), because),
             Idle(kind != "sinusoidal", self.named("sinusoidal_"), because),
             # A rotation by other position ids turns queries and keys alike, which only rounds differently.
-            Idle(kind not in ("learned", "sinusoidal"), tables, because),
+            Idle(kind not in ("learned", "sinusoidal") and not absolute, tables, because),
         ]
 
     @property
@@ -585,6 +620,77 @@ class StoredRotaryEmbedding(RotaryEmbedding):
         return tuple(tables)
 
 
+class CheckpointRotaryEmbedding(nn.Module):
+    """
+    Cosines and sines from a frozen parameter (max_position_embeddings, rotary_dim): sines, then cosines (RoFormer).
+
+    Args: see `RotaryEmbedding`; the parameters' type is `"default"`.
+    """
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        rope_parameters: dict,
+        interleaved: bool = False,
+        table_in_float32: bool = False,
+        reversed: bool = False,
+    ):
+        super().__init__()
+        self.num_positions = config.max_position_embeddings
+        self.rope_theta = rope_parameters["rope_theta"]
+        self.dim = rotary_width(config, rope_parameters)
+        self.interleaved = interleaved
+        self.sign = -1.0 if reversed else 1.0
+        # In the dtype that the model is loaded in: transformers keeps a parameter's own otherwise.
+        self.weight = nn.Parameter(self.compute_table().to(torch.get_default_dtype()))
+
+    def compute_table(self) -> torch.Tensor:
+        return sinusoidal_table(self.num_positions, self.dim, "half", base=self.rope_theta)
+
+    def register_parameter(self, name: str, param: nn.Parameter) -> None:
+        # Here, because `from_pretrained` makes all that it loads trainable.
+        super().register_parameter(name, param.requires_grad_(False))
+
+    def reset_weights(self) -> None:
+        init.copy_(self.weight, self.compute_table())
+
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            x: any tensor of the activations' dtype and device.
+            position_ids: (batch or 1, length).
+
+        Returns:
+            cos, sin: (batch or 1, length, rotary_dim).
+        """
+        sin, cos = look_up(self.weight, position_ids).to(x.device).chunk(2, dim=-1)
+        if self.sign < 0:
+            sin = -sin
+        spread = repeat_pairs if self.interleaved else repeat_halves
+        return spread(cos), spread(sin)
+
+
+def rotary_width(config: PreTrainedConfig, rope_parameters: dict) -> int:
+    """How many channels of a head are rotated; a table has whole pairs."""
+    dim = int(config.head_dim * (rope_parameters.get("partial_rotary_factor") or 1.0))
+    return dim + dim % 2
+
+
+def repeat_pairs(angles: torch.Tensor) -> torch.Tensor:
+    """(..., pairs) -> (..., 2 * pairs), for rotations of pairs."""
+    return angles.repeat_interleave(2, dim=-1)
+
+
+def repeat_halves(angles: torch.Tensor) -> torch.Tensor:
+    """(..., pairs) -> (..., 2 * pairs), for rotations of halves."""
+    return torch.cat((angles, angles), dim=-1)
+
+
+@states(SHAPES, CheckpointRotaryEmbedding)
+def rotary_table_shapes(config: PreTrainedConfig, rope_parameters: dict, **_: Any) -> dict[str, tuple[int, ...]]:
+    return {"weight": (config.max_position_embeddings, rotary_width(config, rope_parameters))}
+
+
 class QueryScalingRotaryEmbedding(RotaryEmbedding):
     """Adds the scale of the queries that grows with the logarithm of the position (Llama 4, Ministral 3)."""
 
@@ -728,7 +834,9 @@ class LearnedPositions(nn.Embedding):
         return embeddings + look_up(self.weight, position_ids + self.offset, self.padding_idx).to(embeddings.device)
 
 
-def sinusoidal_table(num_positions: int, dim: int, layout: str, padding_idx: int | None = None) -> torch.Tensor:
+def sinusoidal_table(
+    num_positions: int, dim: int, layout: str, padding_idx: int | None = None, base: float = 10000.0
+) -> torch.Tensor:
     """
     Table of sinusoids, float32 (num_positions, dim).
 
@@ -737,15 +845,16 @@ def sinusoidal_table(num_positions: int, dim: int, layout: str, padding_idx: int
             (https://arxiv.org/abs/1706.03762); `"half"`: all sines, then all cosines (Marian); `"tensor2tensor"`:
             as half, with frequencies 10000^(-i/(dim/2 - 1)) computed in float32 (XGLM, M2M-100).
         padding_idx (`int`): a row of zeros.
+        base (`float`): in place of 10000.
     """
     half = dim // 2
     if layout == "tensor2tensor":
         steps = torch.arange(half, dtype=torch.int64).float()
-        frequencies = torch.exp(steps * -(math.log(10000) / (half - 1)))
+        frequencies = torch.exp(steps * -(math.log(base) / (half - 1)))
         angles = torch.arange(num_positions, dtype=torch.int64).float().unsqueeze(1) * frequencies.unsqueeze(0)
     else:
         exponents = 2 * torch.arange(half, dtype=torch.float64) / dim
-        angles = torch.arange(num_positions, dtype=torch.float64).unsqueeze(1) / torch.pow(10000.0, exponents)
+        angles = torch.arange(num_positions, dtype=torch.float64).unsqueeze(1) / torch.pow(base, exponents)
     parts = (angles.sin().float(), angles.cos().float())
     table = torch.stack(parts, dim=-1).flatten(1) if layout == "interleaved" else torch.cat(parts, dim=-1)
     if padding_idx is not None:

@@ -92,6 +92,9 @@ class HeadSize(Operation):
         parameters = config.rope_parameters_of(number)
         if parameters is None:
             return 0
+        if config.rope_table_in_checkpoint or config.rope_turns_values:
+            field = "rope_table_in_checkpoint" if config.rope_table_in_checkpoint else "rope_turns_values"
+            raise SurgeryError(f"The rotation is bound to the size of a head (`{field}`). Leave `--head-size` out.")
         rotated = int(old * (parameters.get("partial_rotary_factor") or 1.0))
         becomes = int(self.size * (parameters.get("partial_rotary_factor") or 1.0))
         if parameters.get("rope_type", "default") not in FREQUENCIES:

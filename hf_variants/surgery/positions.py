@@ -80,6 +80,10 @@ class ContextLength(Operation):
         return after
 
     def _changes(self, config: VariantConfig) -> dict[str, Any]:
+        if config.rope_table_in_checkpoint:
+            raise SurgeryError(
+                "The rotation is a table of the checkpoint (`rope_table_in_checkpoint`). Leave its length."
+            )
         changes: dict[str, Any] = {"max_position_embeddings": self.length}
         if self.scaling == "none":
             flat = [entry for entry in [config.rope_parameters, *(config.rope_parameters or {}).values()] if entry]

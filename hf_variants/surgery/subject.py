@@ -80,7 +80,7 @@ class Subject:
     @classmethod
     def of(cls, opened: OpenedVariant) -> "Subject":
         """A checkpoint that was opened."""
-        return cls(
+        made = cls(
             opened.config,
             opened.model_class,
             opened.load,
@@ -88,6 +88,8 @@ class Subject:
             tuple(opened.apart),
             tokenizer_path=opened.files,
         )
+        made.__dict__["skeleton"] = opened.skeleton
+        return made
 
     @classmethod
     def of_model(cls, model: PreTrainedModel) -> "Subject":

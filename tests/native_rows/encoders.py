@@ -50,6 +50,13 @@ def electra(rng: random.Random):
     return bert(rng, embedding_size=rng.choice((16, 24, 32, 40)), summary_type=rng.choice(("first", "mean")))
 
 
+def bert_generation(rng: random.Random):
+    # The class generates, and fails on lengths that are no multiples of a chunk.
+    config = bert(rng, pad_token_id=rng.choice((None, 0, 5)), chunk_size_feed_forward=rng.choice((0, 1)))
+    del config["classifier_dropout"], config["type_vocab_size"]
+    return config
+
+
 def distilbert(rng: random.Random):
     return {
         "vocab_size": 71,
@@ -72,7 +79,9 @@ def distilbert(rng: random.Random):
 
 ROWS = (
     Row("bert", bert_without_padding, heads=HEADS),
+    Row("bert-generation", bert_generation, heads=("base",)),
     Row("roberta", bert, heads=HEADS),
+    Row("data2vec-text", bert, heads=HEADS),
     Row("camembert", bert, heads=HEADS),
     Row("xlm-roberta", bert, heads=HEADS),
     Row("distilbert", distilbert, heads=HEADS),

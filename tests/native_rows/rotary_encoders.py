@@ -28,12 +28,25 @@ def gte(rng: random.Random):
     return _rotary(rng, type_vocab_size=rng.choice((0, 1, 2)), pad_token_id=rng.choice((None, 0, 5)), **head_dim)
 
 
+def roformer(rng: random.Random):
+    config = bert(
+        rng,
+        embedding_size=rng.choice((None, 16, 24, 32, 40)),
+        rotary_value=rng.random() < 0.5,
+        pad_token_id=rng.choice((None, 0, 5)),
+    )
+    del config["classifier_dropout"]
+    return config
+
+
 # Neither has a head for question answering.
 ROTARY_HEADS = ("base", "sequence_classification", "token_classification")
 
 ROWS = (
     Row("roberta-prelayernorm", bert, heads=HEADS),
     Row("xlm-roberta-xl", bert, heads=HEADS),
+    # The class has eager attention only.
+    Row("roformer", roformer, heads=HEADS, backends=("eager",)),
     Row("nomic_bert", nomic_bert, heads=ROTARY_HEADS),
     Row("gte", gte, heads=ROTARY_HEADS),
 )

@@ -176,6 +176,10 @@ def _attention(config: VariantConfig, layer: VariantConfig) -> Iterator[Lack]:
 def _positions(config: VariantConfig, layer: VariantConfig) -> Iterator[Lack]:
     kind, heads, encoder = config.position_embedding_type, layer.num_attention_heads, not config.is_causal
     alibi = kind == "alibi"
+    yield Lack(config.rope_turns_values, "rope_turns_values", "its rotation turns queries and keys")
+    yield Lack(
+        config.rope_table_in_checkpoint, "rope_table_in_checkpoint", "it computes the angles of its rotation itself"
+    )
     yield Lack(alibi and encoder, "position_embedding_type", "its encoders have no ALiBi")
     yield Lack(alibi and config.alibi_bias_max != 8, "alibi_bias_max", "its slopes are the paper's")
     yield Lack(
