@@ -141,6 +141,23 @@ def _in_fresh_process(function: Any, row: tuple) -> Any:
         return pool.apply(function, row)
 
 
+def table(report: dict[str, Any]) -> str:
+    """As docs/cost.md has it, in MiB."""
+    lines = ["| step | said | allocated | said / allocated | resident | resident by default | all at once / allocated |",
+             "|---|---|---|---|---|---|---|"]  # fmt: skip
+    for row in report["rows"]:
+        name = f"{row['shape']}, {row['batch']} × {row['length']}, {row['dtype']}, {row['attention']}"
+        said, measured = row["said"], row["measured"]
+        sizes = (said["step"], measured["allocated"], measured["resident"], measured["resident_by_default"])
+        step, allocated, resident, by_default = (f"{size / 2**20:,.1f}" for size in sizes)
+        lines.append(
+            f"| {name}{', checkpointing' if row['checkpointing'] else ''} | {step} | {allocated} "
+            f"| {said['step'] / measured['allocated']:.4f} | {resident} | {by_default} "
+            f"| {said['at_once'] / measured['allocated']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=range(len(ROWS)), help="by number (default: all)")

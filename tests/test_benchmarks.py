@@ -38,6 +38,18 @@ def test_the_page_of_other_packages_is_made_of_the_results():
         assert {name: found["ours"][name] for name in found["built"]} == found["built"]
 
 
+def test_a_real_step_takes_what_is_said(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    module = load("step_memory")
+    report = json.loads((ROOT / "benchmarks" / "results" / "step-memory.json").read_text())
+    assert module.table(report) in (ROOT / "docs" / "cost.md").read_text()
+    names = ("shape", "batch", "length", "dtype", "attention", "checkpointing")
+    for row in report["rows"]:
+        assert row["said"] == module.said(*(row[name] for name in names))
+        assert row["said"]["step"] == pytest.approx(row["measured"]["allocated"], rel=0.1)
+        assert row["said"]["step"] == pytest.approx(row["measured"]["resident"], rel=0.1)
+
+
 @pytest.mark.whole
 def test_decoding(tmp_path):
     report = run("decoding.py", "--shapes", "llama-8m", "t5-8m", "--contexts", "8", "--batches", "2", "--new-tokens", "4",

@@ -118,7 +118,7 @@ def _spans(stand_in: StandIn, call: Call, plan: Plan, fused: bool) -> list[_Span
         for handle in _mark(layer, (number, kind), alive)
     ]
     if plan.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        _method(model, "checkpointing_enable")({"use_reentrant": False})
     try:
         with alive:
             alive.begin("embeddings")
@@ -139,10 +139,15 @@ def _spans(stand_in: StandIn, call: Call, plan: Plan, fused: bool) -> list[_Span
         for handle in handles:
             handle.remove()
         if plan.checkpointing:
-            model.gradient_checkpointing_disable()
+            _method(model, "checkpointing_disable")()
         for parameter in model.parameters():
             parameter.grad = None
     return alive.spans
+
+
+def _method(model: nn.Module, ending: str) -> Callable[..., Any]:
+    """What transformers calls `activation_...` of late, and `gradient_...` before."""
+    return getattr(model, f"activation_{ending}", None) or getattr(model, f"gradient_{ending}")
 
 
 def _settle(spans: list[_Span], stand_in: StandIn) -> None:
