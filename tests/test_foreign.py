@@ -828,6 +828,8 @@ def test_x_transformers_arguments_are_used_or_refused(kind):
         ({}, {"scaled_sinu_pos_emb": True}, "scaled_sinu_pos_emb"),
         ({}, {"emb_dim": 16}, "emb_dim"),
         ({}, {"version": "1.29.0"}, "version"),
+        ({}, {"version": "2.30.0"}, "version"),
+        ({}, {"version": "2.40.0"}, "version"),
         ({}, {"version": None}, "version"),
         ({}, {}, "lacks|missing|no tensor"),
     ],

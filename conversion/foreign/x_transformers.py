@@ -1,4 +1,4 @@
-"""x-transformers' TransformerWrapper and XTransformer (https://github.com/lucidrains/x-transformers), releases 2.x.
+"""x-transformers' TransformerWrapper and XTransformer (https://github.com/lucidrains/x-transformers), of late releases.
 
 Neither a module nor its state dict says what it was made with, so the arguments are given beside them: in Python, or as
 x_transformers.json beside a state dict that torch saved as model.pt, a convention of ours.
@@ -23,6 +23,8 @@ from ..rules import Rule, Split
 from .source import ForeignCheckpoint, Settings, without_prefix
 
 
+# Compared with; of others the same arguments mean other models.
+FIRST, END = (2, 30, 5), (2, 32)
 WEIGHTS, ARGUMENTS = "model.pt", "x_transformers.json"
 
 # Mechanisms that no field expresses, and the values at which they are not there.
@@ -359,13 +361,18 @@ def _sorted(
 
 
 def _release(settings: Settings, source: Any) -> None:
-    """Refuse what another release wrote: its rotation and norms differ, and tensors do not tell."""
+    """
+    Refuse what another release wrote: with the same arguments and tensors, some rotate other channels, scale the logits of
+    tied embeddings otherwise, or leave out the last norm.
+    """
     here = metadata.version("x-transformers") if isinstance(source, nn.Module) else None
     release = settings.take("version", str, here)
-    if release is None or not release.startswith("2."):
+    numbers = tuple(int(part) for part in re.findall(r"\d+", release or ""))
+    if not FIRST <= numbers < END:
         raise ConversionError(
-            f"`version` of x-transformers in {settings.where} is {release}, and models of releases 2.x are converted. Name "
-            "the release that the model was trained with; those before rotate other channels."
+            f"`version` of x-transformers in {settings.where} is {release}, and models of releases "
+            f"{'.'.join(map(str, FIRST))} up to below {'.'.join(map(str, END))} are converted. Name the release that the "
+            "model was trained with; if one of these gives the same outputs with these arguments, name that one."
         )
 
 
