@@ -59,6 +59,76 @@ assert function != "verify" or result.ok, result.to_markdown()
 print(json.dumps({"seconds": seconds, "processor": processor, "own": peak[0] - before, "resident": peak[1]}))
 """
 
+# What a process of another converter's environment runs, on the same checkpoint and measured in the same way.
+OTHERS = {
+    "mergekit": """
+from mergekit.config import MergeConfiguration
+from mergekit.merge import run_merge
+from mergekit.options import MergeOptions
+from importlib.metadata import version
+release = version("mergekit")
+
+def run(source, destination, shard_bytes):
+    # What takes every tensor of one model as it is.
+    plan = {"models": [{"model": source}], "merge_method": "passthrough", "dtype": "bfloat16"}
+    options = MergeOptions(out_shard_size=shard_bytes, copy_tokenizer=False, write_model_card=False, quiet=True)
+    run_merge(MergeConfiguration.model_validate(plan), destination, options)
+""",
+    "LitGPT": """
+import json, os
+from pathlib import Path
+from litgpt import Config
+from litgpt.scripts import convert_hf_checkpoint as room
+from importlib.metadata import version
+release = version("litgpt")
+
+def run(source, destination, shard_bytes):
+    # It reads and writes one folder, and knows sizes by the names of published models alone.
+    source, destination = Path(source), Path(destination)
+    destination.mkdir()
+    for path in source.iterdir():
+        os.link(path, destination / path.name)
+    values = json.loads((source / "config.json").read_text())
+    config = Config(
+        name="Llama", vocab_size=values["vocab_size"], padded_vocab_size=values["vocab_size"],
+        n_layer=values["num_hidden_layers"], n_head=values["num_attention_heads"], n_embd=values["hidden_size"],
+        n_query_groups=values["num_key_value_heads"], intermediate_size=values["intermediate_size"], bias=False,
+        rotary_percentage=1.0, parallel_residual=False, norm_class_name="RMSNorm", mlp_class_name="LLaMAMLP",
+    )
+    room.Config.from_name = lambda name: config
+    room.convert_hf_checkpoint(destination, model_name="Llama")
+""",
+}
+MEASURED = """
+import json, os, sys, threading, time
+
+def memory(what):
+    with open("/proc/self/status") as stream:
+        return next(int(line.split()[1]) * 1024 for line in stream if line.startswith(what))
+
+source, destination, small, small_destination, shard_bytes = sys.argv[1:]
+run(small, small_destination, int(shard_bytes))
+print("ready", flush=True)
+sys.stdin.readline()
+before, peak, stop = memory("RssAnon"), [0, 0], threading.Event()
+def watch():
+    while not stop.wait(0.005):
+        peak[:] = max(peak[0], memory("RssAnon")), max(peak[1], memory("VmRSS"))
+watcher = threading.Thread(target=watch)
+watcher.start()
+start, processor = time.perf_counter(), time.process_time()
+run(source, destination, int(shard_bytes))
+for name in os.listdir(destination):
+    with open(os.path.join(destination, name), "rb") as stream:
+        os.fsync(stream.fileno())
+seconds, processor = time.perf_counter() - start, time.process_time() - processor
+stop.set(); watcher.join()
+figures = {"seconds": seconds, "processor": processor, "own": peak[0] - before, "resident": peak[1], "release": release}
+print(json.dumps(figures))
+"""
+# What LitGPT has no model of.
+NOT_IN_LITGPT = {"gpt2": "no model of LitGPT has learned positions"}
+
 
 def llama(total_bytes: int, width: int) -> PreTrainedConfig:
     # 10.6 widths^2 a layer, with a gated network of 2.7 widths and a quarter of the key-value heads.
@@ -138,6 +208,57 @@ class Child:
         return {**json.loads(said.splitlines()[-1]), "start": self._start}
 
 
+class Other:
+    """A process of another converter's environment, which waits as ours does."""
+
+    def __init__(self, name: str, python: Path, *paths: Path, shard_bytes: int):
+        self._process = subprocess.Popen(
+            [str(python), "-c", OTHERS[name] + MEASURED, *map(str, paths), str(shard_bytes)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self._name = name
+        assert self._process.stdout is not None
+        # It may print while it gets ready.
+        while (line := self._process.stdout.readline()) != "ready\n":
+            if not line:
+                raise RuntimeError(f"{name} failed: {self._process.communicate()[1][-500:]}")
+
+    def run(self) -> dict:
+        said, errors = self._process.communicate("go\n")
+        if self._process.returncode:
+            raise RuntimeError(f"{self._name} failed: {errors[-500:]}")
+        return json.loads(said.splitlines()[-1])
+
+
+def others(kind: str, arguments: argparse.Namespace, place: Path, native: Path, small: Path, size: int) -> list[dict]:
+    """Rows of the converters whose environments were given, and of those that cannot be measured, with why."""
+    rows = []
+    result, shard_bytes = place / "result", int(arguments.shard_gb * 1e9)
+    for name, python in (("mergekit", arguments.mergekit), ("LitGPT", arguments.litgpt)):
+        row = {"type": kind, "function": name, "bytes": size}
+        why = NOT_IN_LITGPT.get(kind) if name == "LitGPT" else None
+        if python is None:
+            why = "no environment with it was given"
+        if why is not None:
+            rows.append({**row, "absent": why})
+            continue
+        runs = []
+        for _ in range(arguments.repeats):
+            small_result = place / "small-other"
+            other = Other(name, python, native, result, small, small_result, shard_bytes=shard_bytes)
+            shutil.rmtree(small_result)
+            runs.append(other.run())
+            shutil.rmtree(result)
+        rows.append(
+            {
+                **row, "release": runs[0]["release"],
+                **{key: statistics.median(run[key] for run in runs) for key in ("seconds", "processor")},
+                **{key: max(run[key] for run in runs) for key in ("own", "resident")},
+            }
+        )  # fmt: skip
+    return rows
+
+
 def measure(kind: str, gb: float, arguments: argparse.Namespace, place: Path) -> list[dict]:
     native, variant, result, copy = (place / name for name in ("native", "variant", "result", "copy"))
     shard_bytes = int(arguments.shard_gb * 1e9)
@@ -171,6 +292,7 @@ def measure(kind: str, gb: float, arguments: argparse.Namespace, place: Path) ->
                 "own": max(run["own"] for run in ours), "resident": max(run["resident"] for run in ours),
             }
         )  # fmt: skip
+    rows += others(kind, arguments, place, native, small[0], size)
     if arguments.verify:
         run = Child("verify", native, variant, small=small[:2]).run()
         rows.append({"type": kind, "function": "verify", "bytes": size, **run})
@@ -183,10 +305,15 @@ def markdown(rows: list[dict]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
+        if "absent" in row:
+            lines.append(
+                f"| {row['type']} | {row['function']} | {row['bytes'] / 1e9:.2f} | not run: {row['absent']} |"
+            )
+            continue
         cp, ratio = (f"{row[key]:.2f}" if key in row else "" for key in ("cp", "ratio"))
         lines.append(
             f"| {row['type']} | {row['function']} | {row['bytes'] / 1e9:.2f} | {cp} | {row['seconds']:.2f} | {ratio} | "
-            f"{row['processor']:.2f} | {row['start']:.1f} | {row['own'] / 1e6:.0f} | {row['resident'] / 1e6:.0f} |"
+            f"{row['processor']:.2f} | {row.get('start', 0):.1f} | {row['own'] / 1e6:.0f} | {row['resident'] / 1e6:.0f} |"
         )
     return "\n".join(lines)
 
@@ -203,6 +330,8 @@ def main() -> None:
     parser.add_argument(
         "--place", type=Path, help="a folder on the disk to measure (default: the one for temporary files)"
     )
+    parser.add_argument("--mergekit", type=Path, metavar="PYTHON", help="of an environment that has mergekit")
+    parser.add_argument("--litgpt", type=Path, metavar="PYTHON", help="of an environment that has LitGPT")
     parser.add_argument("--output", type=Path, help="also write the figures as JSON")
     arguments = parser.parse_args()
     rows = []

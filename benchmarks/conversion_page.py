@@ -25,13 +25,31 @@ def table(report: dict) -> str:
         "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in report["rows"]:
-        if row["function"] != "verify":
+        if row["function"] in ("convert", "export"):
             cells = [
                 WHAT[row["type"]], row["function"], f"{row['bytes'] / 1e9:.1f}", f"{row['cp']:.1f}",
                 f"{row['seconds']:.1f}", f"{row['ratio']:.2f}", f"{row['processor']:.1f}", f"{row['own'] / 1e6:.0f}",
                 f"{row['largest'] / 1e6:.0f}",
             ]  # fmt: skip
             lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def beside(rows: Sequence[dict]) -> str:
+    """Other converters on the same checkpoint, in the direction in which they go."""
+    lines = ["| tensors | converter | GB | s | processor, s | own memory, MB |", "|---|---|---:|---:|---:|---:|"]
+    for row in rows:
+        if row["function"] in ("export", "verify"):
+            continue
+        name = (
+            "ours, convert" if row["function"] == "convert" else f"{row['function']} {row.get('release', '')}".strip()
+        )
+        cells = [WHAT[row["type"]], name, f"{row['bytes'] / 1e9:.1f}"]
+        if "absent" in row:
+            cells += [f"not run: {row['absent']}", "", ""]
+        else:
+            cells += [f"{row['seconds']:.1f}", f"{row['processor']:.1f}", f"{row['own'] / 1e6:.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -63,6 +81,11 @@ wrote: {where};
 start-up is not in it. *Own memory* is the peak of the process's anonymous memory over that before the run.
 
 {table(report)}
+
+Other converters on the same files and disk, flushed as well: mergekit takes every tensor as it is (`passthrough`), LitGPT
+writes its one lit_model.pth. Neither looks for NaN, hashes, or proves what it wrote.
+
+{beside(report["rows"])}
 
 The plan for 70B is an extrapolation of these speeds, on a disk and a processor like these; nothing of that size was run.
 Source and result need 282 GB of disk together. Its memory is that measured, and for tensors that are transposed or joined

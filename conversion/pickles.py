@@ -42,7 +42,9 @@ def load_state_dict(path: Path) -> dict[str, torch.Tensor]:
             content = content[key]
     if not isinstance(content, Mapping):
         raise ConversionError(f"{path} holds a {type(content).__name__}, no state dict. Save the model's state dict.")
-    if strange := [name for name, value in content.items() if not isinstance(value, torch.Tensor)]:
+    if strange := [
+        name for name, value in content.items() if not (isinstance(name, str) and isinstance(value, torch.Tensor))
+    ]:
         raise ConversionError(
             f"{path} holds {strange[0]!r}, which is no tensor. Save the model's state dict by itself."
         )

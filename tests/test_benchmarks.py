@@ -50,6 +50,44 @@ def test_a_real_step_takes_what_is_said(monkeypatch):
         assert row["said"]["step"] == pytest.approx(row["measured"]["resident"], rel=0.1)
 
 
+def test_figures_of_conversion_are_made_of_their_results():
+    page = load("conversion_page")
+    if page.RESULT.is_file():
+        assert page.PAGE.read_text() == page.page(), "run python benchmarks/conversion_page.py"
+    else:
+        assert page.BEGIN not in page.PAGE.read_text(), f"the figures were made of {page.RESULT}, which is not there"
+
+
+def test_the_section_on_conversion_takes_its_place(tmp_path, monkeypatch):
+    page = load("conversion_page")
+    run = {
+        "bytes": 6_000_000_000, "largest": 1e8, "cp": 9.0, "seconds": 12.0, "ratio": 0.75, "processor": 20.0, "start": 3.0,
+        "own": 2e8, "resident": 5e8,
+    }  # fmt: skip
+    rows = [{**run, "type": kind, "function": name} for kind in ("llama", "gpt2") for name in ("convert", "export")]
+    rows += [
+        {"type": "llama", "function": "mergekit", "release": "1.2", "bytes": 6e9, "seconds": 30.5, "processor": 31.0,
+         "own": 4e9},
+        {"type": "gpt2", "function": "LitGPT", "bytes": 6e9, "absent": "no such model"},
+    ]  # fmt: skip
+    report = {"versions": "torch 9", "cores": 2, "load": 0.1, "shard_gb": 1, "repeats": 3, "rows": rows}
+    monkeypatch.setattr(page, "RESULT", tmp_path / "conversion.json")
+    monkeypatch.setattr(page, "PAGE", tmp_path / "page.md")
+    page.RESULT.write_text(json.dumps(report))
+    page.PAGE.write_text("Before.\n")
+    for _ in range(2):
+        page.PAGE.write_text(page.page())
+    text = page.PAGE.read_text()
+    assert text.startswith("Before.\n")
+    assert text.count(page.BEGIN) == text.count(page.END) == 1
+    assert "mergekit 1.2 | 6.0 | 30.5 | 31.0 | 4000 |" in text
+    assert "LitGPT | 6.0 | not run: no such model" in text
+    # 141.1 GB at 500 MB/s.
+    assert "| 5 | 500 |" in text
+    page.PAGE.write_text(text + "After.\n")
+    assert page.page() == text + "After.\n"
+
+
 @pytest.mark.whole
 def test_decoding(tmp_path):
     report = run("decoding.py", "--shapes", "llama-8m", "t5-8m", "--contexts", "8", "--batches", "2", "--new-tokens", "4",

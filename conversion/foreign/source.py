@@ -115,6 +115,9 @@ class ForeignCheckpoint:
     class_name: str = "VariantForCausalLM"
 
     def __post_init__(self) -> None:
+        if not self.weights.keys() - self.computed.keys():
+            names = ", ".join(str(file) for file in self.files) or "The state dict"
+            raise ConversionError(f"{names} has no tensors. The checkpoint is empty; fetch it again.")
         if strange := [name for name, header in self.weights.items() if header.dtype not in FLOATS]:
             dtype = self.weights[strange[0]].dtype
             raise ConversionError(
@@ -168,8 +171,10 @@ COMPILED = "_orig_mod."
 
 def without_prefix(state: Mapping[str, Any], where: str | Path) -> dict[str, torch.Tensor]:
     """A state dict with the names of the model that was compiled; `ConversionError` for what is no tensor."""
-    if strange := [name for name, tensor in state.items() if not isinstance(tensor, torch.Tensor)]:
-        raise ConversionError(f"{where} has {strange[0]!r}, which is no tensor. The file is damaged.")
+    if strange := [
+        name for name, tensor in state.items() if not (isinstance(name, str) and isinstance(tensor, torch.Tensor))
+    ]:
+        raise ConversionError(f"{where} has {strange[0]!r}, which is no tensor of a name. The file is damaged.")
     return {name.removeprefix(COMPILED): tensor for name, tensor in state.items()}
 
 

@@ -134,6 +134,8 @@ def _positions(wrapper: Settings, layers: Settings, head_dim: int, length: int) 
     if not rotary:
         kind = "learned" if learned else "alibi" if alibi else "none"
         return {"position_embedding_type": kind}
+    if rotated % 2 or rotated > head_dim or (rotated == 2 and rescaled != 1):
+        raise _cannot(layers, f"`rotary_emb_dim` {rotated} of {head_dim} channels")
     theta = 10000 * rescaled ** (rotated / (rotated - 2)) if rescaled != 1 else 10000.0
     rope = {"rope_type": "default", "rope_theta": float(theta)}
     if rotated < head_dim:
@@ -157,8 +159,7 @@ def _feed_forward(layers: Settings, width: int, norm: dict) -> dict:
     }  # fmt: skip
 
 
-def _attention(layers: Settings, heads: int, norm: dict, has_alibi: bool, is_cross: bool) -> dict:
-    head_dim = layers.count("attn_dim_head", 64)
+def _attention(layers: "_Layers", heads: int, head_dim: int, norm: dict, has_alibi: bool, is_cross: bool) -> dict:
     one, kv = layers.take("attn_one_kv_head", bool, False), layers.count("attn_kv_heads", None)
     if heads == 1:
         raise _cannot(layers, "One head alone, which has no output projection")
@@ -217,11 +218,11 @@ def _stack(wrapper: Settings, layers: _Layers, width: int, is_cross: bool) -> Va
     """The config of a stack, all of whose arguments are used."""
     length = wrapper.take("max_seq_len", int)
     norm = _norm(layers, width)
-    head_dim = layers.peek("attn_dim_head", 64)
+    head_dim = layers.count("attn_dim_head", 64)
     positions = _positions(wrapper, layers, head_dim, length)
     has_alibi = positions.get("position_embedding_type") == "alibi"
     fields = norm | positions | _feed_forward(layers, width, norm)
-    fields |= _attention(layers, layers.heads, norm, has_alibi, is_cross)
+    fields |= _attention(layers, layers.heads, head_dim, norm, has_alibi, is_cross)
     drops = [float(layers.take(f"{name}_sublayer_dropout", (int, float), 0.0)) for name in ("attn", "ff")]
     if all(drops) and len(set(drops)) > 1:
         raise _cannot(layers, "`attn_sublayer_dropout` beside another `ff_sublayer_dropout`")

@@ -9,6 +9,8 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+
 from ..cost.compute import backward_flops, forward_flops
 from ..cost.parameters import count_parameters, structure
 from ..cost.subject import read_subject
@@ -17,6 +19,8 @@ from ..model.part import Call
 from .data import Data, read_data
 
 
+# Deeper ones are a slip of the pen: lists with an entry for each of their layers would take the memory.
+MAX_LAYERS = 100_000
 EQUAL = ("tokens", "parameters", "flops")
 TESTS = ("paired-t", "permutation", "wilcoxon")
 SCHEDULES = ("constant", "linear", "cosine")
@@ -160,6 +164,7 @@ def read_plan(source: str | Path | dict[str, Any]) -> tuple[Plan, Path]:
     _refuse_unknown(source, known, "the plan")
     if missing := [name for name in ("title", "configs", "data") if not source.get(name)]:
         raise PlanError(f"The plan has no `{missing[0]}`. Add it.")
+    _check_kinds(source)
     settings: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in source.items()
     }
@@ -175,8 +180,9 @@ def read_plan(source: str | Path | dict[str, Any]) -> tuple[Plan, Path]:
 
 
 def _parsed(path: Path) -> dict[str, Any]:
-    text = path.read_text(encoding="utf-8")
+    content = path.read_bytes()
     try:
+        text = content.decode()
         if path.suffix == ".json":
             found = json.loads(text)
         elif path.suffix == ".toml":
@@ -190,6 +196,20 @@ def _parsed(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise PlanError(f"{path} holds no table of settings. Begin with `title`, `configs` and `data`.")
     return found
+
+
+def _check_kinds(source: dict[str, Any]) -> None:
+    """Refuse a list or a text where a table is read, and so on."""
+    kinds: dict[str, tuple[Any, str]] = {
+        "base": (dict, "a table"), "data": (dict, "a table"), "training": (dict, "a table"),
+        "learning_rates": ((list, tuple), "a list"), "lengths": ((list, tuple), "a list"),
+        "expect": ((list, tuple), "a list"),
+    }  # fmt: skip
+    for name, (kind, what) in kinds.items():
+        if name in source and not isinstance(source[name], kind):
+            raise PlanError(f"`{name}` of the plan is {source[name]!r}, and must be {what}. Correct it.")
+    if strange := [each for each in source.get("expect", ()) if not isinstance(each, dict)]:
+        raise PlanError(f"`expect` of the plan has {strange[0]!r}. Write a table with `less` and `than` for each.")
 
 
 def _toml() -> Any:
@@ -285,13 +305,22 @@ def _check_training(name: str, training: Training) -> None:
 def _config(plan: Plan, name: str, own: dict[str, Any], data: Data) -> Any:
     settings = {"vocab_size": data.vocab_size, **plan.base, **own}
     preset, native = settings.pop("preset", None), settings.pop("config", None)
-    if preset is not None:
-        config = VariantConfig.from_preset(preset, **settings)
-    elif native is not None:
-        config = read_subject(native)[0]
-        config.update(settings)
-    else:
-        config = VariantConfig(**settings)
+    layers = settings.get("num_hidden_layers")
+    if isinstance(layers, int) and layers > MAX_LAYERS:
+        raise PlanError(f"`num_hidden_layers` of {name} is {layers}. Set it to {MAX_LAYERS:,} at most.")
+    try:
+        if preset is not None:
+            config = VariantConfig.from_preset(preset, **settings)
+        elif native is not None:
+            config = read_subject(native)[0]
+            config.update(settings)
+        else:
+            config = VariantConfig(**settings)
+    except StrictDataclassFieldValidationError as error:
+        # A value of another kind, said by a library in three lines.
+        raise PlanError(
+            f"The config of {name} cannot be built: {' '.join(str(error).split())}. Correct it."
+        ) from error
     if config.is_encoder_decoder:
         raise PlanError(f"{name} is an encoder-decoder, which `ablate` does not train. Compare decoders, or encoders.")
     if config.is_causal == bool(data.masked):

@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import struct
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ from .checkpoints import read, write
 # What reads which part of a folder: damage there must not go unseen.
 NATIVE = ("convert", "verify", "generate", "chat", "edit", "cost")
 VARIANT = ("export", "verify", "bundle", "card", "describe", "generate", "chat", "edit", "standalone", "cost")
+FOREIGN = ("convert", "verify")
+PLAN = ("ablate",)
+ABLE = {"native": NATIVE, "variant": VARIANT, "foreign": FOREIGN, "plan": PLAN}
 READ_WEIGHTS = frozenset({"convert", "export", "verify", "bundle", "generate", "chat", "edit", "standalone"})
 READ_CONFIG = frozenset({*READ_WEIGHTS, "card", "describe", "cost"})
 READ_TOKENIZER = frozenset({"convert", "export", "verify", "bundle", "generate", "chat", "edit", "standalone"})
@@ -1107,7 +1111,192 @@ def prompts() -> Iterator[Case]:
         )
 
 
+# --- other code bases, plans, options --------------------------------------------------------------------------------
+
+# The file of weights, and the one that says what they are, which may be the same.
+FOREIGN_FILES = {
+    "nanogpt": ("ckpt.pt", None),
+    "nanochat": ("model_000009.pt", "meta_000009.json"),
+    "fairseq": ("checkpoint_best.pt", None),
+    "x-transformers": ("model.pt", "x_transformers.json"),
+}
+# Of each, where in the content the settings are, and some of them.
+FOREIGN_KEYS = {
+    "nanogpt": (("model_args",), ("n_layer", "n_head", "vocab_size", "bias", "dropout")),
+    "nanochat": (("model_config",), ("n_layer", "n_kv_head", "sequence_len", "window_pattern")),
+    "fairseq": (
+        ("args",),
+        ("decoder_layers", "decoder_attention_heads", "activation_fn", "tokens_per_sample", "arch"),
+    ),
+    "x-transformers": (
+        ("attn_layers",),
+        ("depth", "heads", "causal", "ff_mult", "attn_dim_head", "attn_qk_norm_scale"),
+    ),
+}
+
+
+def _content_of(file: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
+    """Other content of a pickle or a JSON file."""
+
+    def changed(folder: Path) -> None:
+        path = folder / file
+        if path.suffix == ".json":
+            content = read(path)
+            path.write_text(json.dumps(change(content)))
+            return
+        with torch.serialization.safe_globals([Namespace]):
+            content = torch.load(path)
+        path.unlink()
+        torch.save(change(content), path)
+
+    return changed
+
+
+def _setting(name: str, key: str, value: Any) -> Callable[[Any], Any]:
+    def change(content: Any) -> Any:
+        (place, *_), _ = FOREIGN_KEYS[name]
+        values = content[place]
+        values = vars(values) if isinstance(values, Namespace) else values
+        values[key] = value
+        return content
+
+    return change
+
+
+def other_code_bases() -> Iterator[Case]:
+    refused = frozenset(FOREIGN)
+    for name, (weights, description) in FOREIGN_FILES.items():
+        of = (("foreign", name),)
+        kind = "other code bases"
+        yield Case(kind, f"{name}: as it is", lambda folder: None, of=of)
+        for cut in (0, 4, 200, -8):
+            yield Case(
+                kind,
+                f"{name}: cut at {cut}",
+                _raw(lambda b, n=cut: b[:n], weights),
+                refused,
+                (weights, "folder"),
+                of=of,
+            )
+        yield Case(kind, f"{name}: a pickle that runs code", _pickle(weights), refused, (weights, "folder"), of=of)
+        yield Case(kind, f"{name}: a folder", _as_folder(weights), refused, (weights, "config.json", "folder"), of=of)
+        for what, content in {"a list": [1], "a number": 7, "an empty map": {}, "a text": "model"}.items():
+            yield Case(
+                kind, f"{name}: {what}", _content_of(weights, lambda _, c=content: c), refused,
+                (weights, "folder", "tensor", "config"), of=of,
+            )  # fmt: skip
+
+        def inside(content: Any, change: Callable[[dict], Any], name: str = name) -> Any:
+            tensors = content["model"] if name in ("nanogpt", "fairseq") else content
+            change(tensors)
+            return content
+
+        changes: dict[str, Callable[[dict], Any]] = {
+            "a tensor less": lambda t: t.pop(sorted(t)[2]),
+            "a tensor of nobody's": lambda t: t.update(stray=torch.ones(3)),
+            "a name that is no text": lambda t: t.update({7: torch.ones(3)}),
+            "a number for a tensor": lambda t: t.update({sorted(t)[2]: 3}),
+            "integers": lambda t: t.update({n: v.int() for n, v in t.items()}),
+            "one row less": lambda t: t.update({n: v[:-1] for n, v in t.items() if v.ndim == 2 and "0" in n}),
+            "10,000 layers in its names": lambda t: t.update(
+                {n.replace(".0.", ".10000."): v for n, v in t.items() if ".0." in n}
+            ),
+        }
+        for what, change in changes.items():
+            yield Case(
+                kind, f"{name}: {what}", _content_of(weights, lambda c, f=change, i=inside: i(c, f)), refused, of=of,
+                mentions=("stray", "tensor", "shape", "layers", "7", "weight", "int", weights),
+            )  # fmt: skip
+        file = description or weights
+        for key in FOREIGN_KEYS[name][1]:
+            for what, value in {
+                "null": None, "a text": "many", "a list": [1, 2], "negative": -1, "huge": 10**12, "NaN": float("nan"),
+            }.items():  # fmt: skip
+                yield Case(
+                    kind, f"{name}: {key} is {what}", _content_of(file, _setting(name, key, value)),
+                    mentions=(key, file, "shape", "layers", "num_", "_size", *FOREIGN_KEYS[name][1]), of=of,
+                )  # fmt: skip
+        yield Case(
+            kind, f"{name}: an unknown key", _content_of(file, _setting(name, "decoder_\x1b[31m", 3)), refused,
+            (file, "decoder_"), of=of,
+        )  # fmt: skip
+        for what, text in {
+            "empty": b"",
+            "a list": b"[]",
+            "deep": b'{"a":' * 100_000,
+            "binary": bytes(range(256)),
+        }.items():
+            if description:
+                yield Case(
+                    kind, f"{name}: {description} is {what}", lambda folder, d=description, b=text: (
+                        (folder / d).write_bytes(b) and None
+                    ), refused, (description,), of=of,
+                )  # fmt: skip
+
+
+def plans() -> Iterator[Case]:
+    of, refused = (("plan", "recall"),), frozenset(PLAN)
+    for name, text in {
+        "empty": b"", "a list": b"[]", "no JSON": b"{", "binary": bytes(range(256)), "deep": b'{"a":' * 100_000,
+        "null": b"null", "NUL": b"\0" * 9,
+    }.items():  # fmt: skip
+        yield Case(
+            "plan", name, lambda folder, b=text: (folder / "plan.json").write_bytes(b) and None, refused, of=of,
+            mentions=("plan",),
+        )  # fmt: skip
+    # As it is: trained shortly on hardly anything, its control says that the data is at fault.
+    yield Case("plan", "as it is", lambda folder: None, of=of, mentions=("control",))
+    for key in ("base", "data", "seeds", "training", "learning_rates", "configs", "equal", "unheard_of"):
+        for what, value in {
+            "a text": "x\x1b[31m", "a list": [1], "negative": -1, "null": None, "a map": {"a": 1},
+        }.items():  # fmt: skip
+            # A base without sizes is a model of ours by default, which trains for long.
+            if (key, what) != ("base", "a map"):
+                yield Case(
+                    "plan", f"{key} is {what}", _json("plan.json", **{key: value}), of=of, mentions=(key, "config")
+                )
+    for key, value in {"hidden_size": 10**12, "num_hidden_layers": 10**9, "norm_type": "unheard_of"}.items():
+        yield Case(
+            "plan", f"a base of {key} {value}", _json("plan.json", base={key: value}), refused, of=of,
+            mentions=(key, "base", "config", "layer"),
+        )  # fmt: skip
+
+
+def options_of_conversion() -> Iterator[Case]:
+    for options in (
+        ("--workers", "0"), ("--workers", "-2"), ("--workers", "many"), ("--workers", "64"), ("--max-shard-size", "0GB"),
+        ("--max-shard-size", "1KB"), ("--max-shard-size", "much"),
+    ):  # fmt: skip
+        yield Case("options", " ".join(options), lambda folder: None, options=options, commands=("convert", "export"))
+    for memory in ("1KB", "1GB", "-1GB", "0B", "much", "1e9", ""):
+        yield Case(
+            "options", f"--memory {memory}", lambda folder: None, options=("--memory", memory), commands=("verify",)
+        )
+        yield Case(
+            "options", f"--verify --memory {memory}", lambda folder: None, options=("--verify", "--memory", memory),
+            commands=("convert", "export"),
+        )  # fmt: skip
+
+    def poisoned(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[_first(tensors)][0, 0] += 1
+
+    # Tensor by tensor, on a slice of the model.
+    for memory in ("1KB", "200KB"):
+        yield Case(
+            "options", f"another value, --memory {memory}", _weights(poisoned), frozenset({"verify"}),
+            options=("--memory", memory), commands=("verify",), of=(("native", "llama"), ("variant", "llama")),
+        )  # fmt: skip
+        yield Case(
+            "options", f"a row less, --memory {memory}",
+            _weights(lambda t: t.update({_first(t): t[_first(t)][:-1].contiguous()})), frozenset({"verify"}),
+            options=("--memory", memory), commands=("verify",), mentions=("layers.0", "shape"),
+        )  # fmt: skip
+
+
 FAMILIES = (
+    other_code_bases,
+    plans,
+    options_of_conversion,
     config_files,
     absurd_configs,
     rope,

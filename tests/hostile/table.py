@@ -78,13 +78,15 @@ def _command_line(case: Case, command: str, folder: Path, good: Path, destinatio
         device = [] if "--device" in prompt else ["--device", "cpu"]
         first, *more = prompt or ("Hello hello",)
         return [command, str(folder), *([first] if command == "generate" else []), *more, *length, *device]
+    if command == "ablate":
+        return [command, str(folder / "plan.json"), "--output", str(destination), "--no-plots"]
     if command == "verify":
-        return [command, str(good), str(folder)]
+        return [command, str(good), str(folder), *case.options]
     if command in ("card", "describe", "cost"):
         return [command, str(folder)]
     if command == "edit":
         return [command, str(folder), str(destination), "--layers", "0"]
-    return [command, str(folder), str(destination)]
+    return [command, str(folder), str(destination), *case.options]
 
 
 def runs(cases: list[Case], whole: bool = False) -> Iterator[tuple[Case, str, tuple[str, str]]]:
@@ -97,7 +99,7 @@ def runs(cases: list[Case], whole: bool = False) -> Iterator[tuple[Case, str, tu
     turns: Counter[tuple[str, str]] = Counter()
     for case in cases:
         for of in case.of:
-            able = corpus.NATIVE if of[0] == "native" else corpus.VARIANT
+            able = corpus.ABLE[of[0]]
             able = tuple(command for command in able if case.commands is None or command in case.commands)
             if not able:
                 continue
@@ -143,9 +145,8 @@ def main() -> int:
 
 
 def markdown(counts: dict[tuple[str, str], Counter]) -> str:
-    commands = [
-        c for c in dict.fromkeys((*corpus.NATIVE, *corpus.VARIANT)) if any(c == command for _, command in counts)
-    ]
+    every = dict.fromkeys(command for able in corpus.ABLE.values() for command in able)
+    commands = [name for name in every if any(name == command for _, command in counts)]
     lines = ["| input | " + " | ".join(commands) + " |", "|---" * (len(commands) + 1) + "|"]
     for kind in dict.fromkeys(kind for kind, _ in counts):
         cells = [_cell(counts.get((kind, command))) for command in commands]
