@@ -6,13 +6,22 @@ import random
 
 import pytest
 import torch
-from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, T5Config, T5EncoderModel
+from transformers import AutoConfig, GenerationConfig, LlamaConfig, LlamaForCausalLM, T5Config, T5EncoderModel
 
 import hf_variants
 import hf_variants_cli
 from hf_variants.conversion import ConversionError, config_keys, convert, export, verify
 from hf_variants.conversion.config_keys import reads_of
-from hf_variants.conversion.family import all_families, family_of
+from hf_variants.conversion.config_map import (
+    COMMON_KEYS,
+    SHARED_KEYS,
+    TOKEN_CLASSIFIER_DROPOUT,
+    Irrelevant,
+    OfDecoder,
+    OnBothStacks,
+    OnStack,
+)
+from hf_variants.conversion.family import all_families, all_families_and_parts, family_of
 
 from .native_rows import all_rows
 from .parity import hostile_, inputs_of, logits_of, random_native
@@ -37,6 +46,35 @@ JUNK = (
 
 def sample(rng: random.Random):
     return rng.choice([True, False, None, 0, 3, 17.5, "yes", [1, 2], {"a": 1}])
+
+
+def irrelevant(entry) -> list[Irrelevant]:
+    """The entries of keys without effect in one entry of a family, also in what wraps it for a stack."""
+    if isinstance(entry, OnBothStacks):
+        entry = entry.stacks[0]
+    inner = [entry.entry] if isinstance(entry, OfDecoder) else entry.entries if isinstance(entry, OnStack) else []
+    return [entry] if isinstance(entry, Irrelevant) else [found for one in inner for found in irrelevant(one)]
+
+
+def test_no_entry_says_what_the_source_of_the_classes_says():
+    """Keys that no class reads need an entry only where the entry hides them from something else."""
+    hidden = {*SHARED_KEYS, *COMMON_KEYS, *TOKEN_CLASSIFIER_DROPOUT}
+    settings = GenerationConfig()
+    needed: dict[tuple, list[bool]] = {}
+    for family in all_families_and_parts():
+        if family.own_config is not None:
+            continue
+        config_class = family.config_map.native_class
+        for key, reason in ((one.keys[0], one.reason) for entry in family.config for one in irrelevant(entry)):
+            verdicts = (
+                config_keys.verdicts(config_class(), {key: value}, family._readers(head))[key]
+                for head in family.converted_heads
+                for value in (True, 7)
+            )
+            elsewhere = key in hidden or hasattr(settings, key) or config_keys.positions_of(key, "other") is not None
+            needed.setdefault((key, reason), []).append(elsewhere or set(verdicts) != {config_keys.IDLE})
+    assert {entry for entry, places in needed.items() if not any(places)} == set()
+    assert any(places == [True] for places in needed.values())
 
 
 @pytest.mark.parametrize("model_type", [*all_families()])

@@ -7,24 +7,10 @@ from ..family import Deviation
 from ..rules import Chain, Op, Permute, Rule, Split, Transpose
 
 
-def unread(reason: str, *keys: str) -> tuple[Irrelevant, ...]:
-    """Native keys that change nothing, all for the same reason."""
-    return tuple(Irrelevant(key, reason) for key in keys)
-
-
 def multiplied_by_stack(multiplied: bool) -> dict[str, str]:
     """The field that says so, where there is a multiplier: the native stack multiplies `inputs_embeds` as well."""
     return {"embedding_multiplier_position": "stack"} if multiplied else {}
 
-
-SUMMARY = unread(
-    "read by double-head models only",
-    "summary_type",
-    "summary_use_proj",
-    "summary_activation",
-    "summary_proj_to_labels",
-    "summary_first_dropout",
-)
 
 SIZES = Same(
     "vocab_size",

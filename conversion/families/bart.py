@@ -7,7 +7,6 @@ import torch
 from ..config_map import Computed, Entry, Fixed, Irrelevant, OfDecoder, OnBothStacks, OnStack, Renamed, Same
 from ..family import Family
 from ..rules import Rule
-from ._common import unread
 
 
 def _embedding_scale(native):
@@ -85,28 +84,9 @@ COMMON: tuple[Entry, ...] = (
     stack_sizes("decoder"),
     # Both stacks' and the whole's.
     Same("pad_token_id"),
-    Irrelevant("is_decoder", "read by the decoder-only class"),
-    *unread(
-        "a generation setting",
-        "forced_eos_token_id",
-        "encoder_no_repeat_ngram_size",
-        "force_bos_token_to_be_generated",
-    ),
-    *unread(
-        "a note in old checkpoints of what the class does anyway",
-        "add_bias_logits",
-        "add_final_layer_norm",
-        "classif_dropout",
-        "do_blenderbot_90_layernorm",
-        "extra_layer_norm",
-        "extra_pos_embeddings",
-        "layernorm_variant",
-        "normalize_before",
-        "normalize_embedding",
-        "prefix",
-        "save_step",
-        "static_position_embeddings",
-    ),
+    # What generation reads is not listed as unread.
+    Irrelevant("forced_eos_token_id", "a generation setting"),
+    Irrelevant("encoder_no_repeat_ngram_size", "a generation setting"),
 )
 DECODER_START = Same("decoder_start_token_id")  # fmt: skip
 # Of what decoder inputs are made that are absent.

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..config_map import Computed, Entry, Fields, Fixed, Irrelevant, Renamed, Required, Same
+from ..config_map import Computed, Entry, Fields, Fixed, Renamed, Required, Same
 from ..errors import ConversionError
 from ..family import Family
 from ..rules import Rule
@@ -80,14 +80,6 @@ ENCODER: tuple[Entry, ...] = (
 COMMON = (*ENCODER, CLASSIFIER_DROPOUT)
 POST_NORM = Fixed(norm_placement="post", embedding_norm=True)
 POOLED = Fixed(pooler=True, pooler_scope="base_and_classifier")
-# Of Google's first configs; the pooler has the width of the model.
-ORIGINAL_NOTES = tuple(
-    Irrelevant(key, "a note of the original code, which no class reads")
-    for key in (
-        "directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers",
-        "pooler_size_per_head", "pooler_type",
-    )
-)  # fmt: skip
 
 
 def embeddings(prefix: str) -> tuple[Rule, ...]:
@@ -198,7 +190,7 @@ FAMILIES = tuple(map(with_decoder, (
     Family(
         model_type="bert",
         primary="masked_lm",
-        config=(*COMMON, POST_NORM, POOLED, TIED_BIAS, *ORIGINAL_NOTES),
+        config=(*COMMON, POST_NORM, POOLED, TIED_BIAS),
         weights=bert_weights("bert"),
         base_weights=pooler("bert"),
         head_weights={"sequence_classification": CLASSIFIER, "token_classification": CLASSIFIER},

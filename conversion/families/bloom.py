@@ -1,6 +1,6 @@
 """BLOOM: ALiBi counted over real tokens, normed embeddings, tanh GELU and one QKV projection interleaved by head."""
 
-from ..config_map import Computed, Fixed, Irrelevant, Renamed, Same
+from ..config_map import Computed, Fixed, Renamed, Same
 from ..errors import ConversionError
 from ..family import Deviation, Family
 from ..rules import Rule
@@ -44,14 +44,6 @@ FAMILIES = (
                 alibi_form="key_position", attention_score_form="biased",
             ),
             Computed(TRAINED_IN_PARTS, _slow_but_exact, lambda fields: {}, kept=TRAINED_IN_PARTS),
-            Irrelevant("attention_softmax_in_fp32", "a note of the training code; the class always does"),
-            Irrelevant("bias_dropout_fusion", "a training setting"),
-            Irrelevant("masked_softmax_fusion", "a training setting"),
-            Irrelevant("n_inner", "a note of the training code; the class always takes four times the width"),
-            Irrelevant("offset_alibi", "a note of the training code"),
-            Irrelevant("seq_length", "a note of the training code; ALiBi has no length"),
-            Irrelevant("skip_bias_add", "a note of the training code"),
-            Irrelevant("skip_bias_add_qkv", "a note of the training code"),
         ),
         weights=(
             Rule("transformer.word_embeddings.weight", "model.embed_tokens.weight"),

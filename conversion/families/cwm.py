@@ -1,6 +1,6 @@
 """CWM: Llama 3 with windows in most layers."""
 
-from ..config_map import Irrelevant, LayerTypes, Same
+from ..config_map import LayerTypes, Same
 from ..family import Family
 from ._common import DROPOUT, HEAD_DIM, KV_HEADS, LLAMA_BLOCK, LLAMA_WEIGHTS, RMS_EPS, SIZES, WHOLE_ROPE
 
@@ -11,7 +11,6 @@ FAMILIES = (
         config=(
             SIZES, KV_HEADS, HEAD_DIM, RMS_EPS, DROPOUT, *LLAMA_BLOCK, WHOLE_ROPE, LayerTypes(window=8192),
             Same("hidden_act", "mlp_bias"),
-            Irrelevant("pretraining_tp", "how the original weights were sharded; the class does not read it"),
         ),
         weights=LLAMA_WEIGHTS,
     ),

@@ -1,6 +1,6 @@
 """DistilBERT: BERT without token types and pooler, under names of its own."""
 
-from ..config_map import Computed, Fixed, Irrelevant, Mapped, Renamed, Same
+from ..config_map import Computed, Fixed, Mapped, Renamed, Same
 from ..family import Deviation, Family
 from ..rules import Rule
 from ._common import ALL_BIASES
@@ -42,7 +42,6 @@ FAMILIES = (
             Fixed(norm_eps=1e-12, attention_residual_dropout=False, classifier_transform_dropout=False),
             Fixed(classifier_transform=True, classifier_transform_act="relu"),
             Mapped("sinusoidal_pos_embds", "initializer_positions", {False: "normal", True: "sinusoidal"}),
-            Irrelevant("tie_weights_", "an obsolete copy of tie_word_embeddings"),
         ),
         weights=(
             Rule("distilbert.embeddings.word_embeddings.weight", "model.embed_tokens.weight"),

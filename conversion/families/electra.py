@@ -1,6 +1,6 @@
 """ELECTRA: BERT with narrow embeddings, projected after their norm; the generator has the LM head."""
 
-from ..config_map import Fixed, Irrelevant, Same
+from ..config_map import Fixed, Same
 from ..family import Family
 from ..rules import Rule
 from .bert import CLASSIFIER, COMMON, DENSE_CLASSIFIER, POST_NORM, attention, embeddings, post_norms, with_decoder
@@ -18,10 +18,6 @@ FAMILIES = (
                 lm_head_transform_act="gelu",
             ),
             Fixed(classifier_transform=True, classifier_transform_act="gelu"),
-            *(
-                Irrelevant(key, "read by the multiple-choice head")
-                for key in ("summary_type", "summary_use_proj", "summary_activation", "summary_last_dropout")
-            ),
         ),
         weights=(
             *embeddings("electra"),

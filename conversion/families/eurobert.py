@@ -13,7 +13,6 @@ from ._common import (
     RMS_EPS,
     SIZES,
     WHOLE_ROPE,
-    unread,
 )
 from .bert import CLASSIFIER
 
@@ -34,12 +33,7 @@ FAMILIES = (
                 {"bos": "first", "mean": "mean_in_float32", "late": "mean_of_logits"},
             ),
             Fixed(classifier_transform=True, classifier_transform_act="gelu"),
-            Irrelevant("pretraining_tp", "how the original weights were sharded; the class does not read it"),
-            *unread(
-                "a key of the original code, which the class does not read",
-                "bos_token", "clf_pooling", "eos_token", "hidden_dropout", "is_gated_act", "layer_norm_eps",
-                "mask_token", "pad_token",
-            ),
+            Irrelevant("hidden_dropout", "a key of the original code, which the class does not read"),
         ),
         weights=LLAMA_WEIGHTS,
         head_weights={

@@ -1,6 +1,6 @@
 """OPT, BioGPT and XGLM: fairseq's decoder, with LayerNorm, two-matrix FFN and positions added to the embeddings."""
 
-from ..config_map import Computed, Fixed, Irrelevant, Renamed, Required, Same
+from ..config_map import Computed, Fixed, Renamed, Required, Same
 from ..family import Family
 from ..rules import Rule
 from ._common import ALL_BIASES, LAYERNORM_BLOCK
@@ -91,8 +91,6 @@ FAMILIES = (
                 },
                 lambda fields: {"word_embed_proj_dim": fields["embedding_size"]},
             ),
-            Irrelevant("activation_dropout", "a key of old checkpoints; the class no longer reads it"),
-            Irrelevant("prefix", "read by tokenizers only"),
         ),
         weights=(
             *decoder_weights("model.decoder.", "final_layer_norm"),
@@ -122,7 +120,6 @@ FAMILIES = (
             Renamed("attention_probs_dropout_prob", "attention_dropout"),
             scaled_embeddings("hidden_size"), LAYERNORM_BLOCK, NORM_EPS, ALL_BIASES,
             Fixed(position_embedding_type="learned", position_offset=2, attention_softmax_in_float32=False),
-            Irrelevant("layer_norm_eps", "the class takes torch's 1e-5 for every norm"),
         ),
         weights=decoder_weights("biogpt.", "layer_norm", head="output_projection"),
         head_weights={"token_classification": (Rule("classifier.{leaf}", "score.{leaf}"),)},

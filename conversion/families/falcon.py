@@ -5,7 +5,7 @@ The stock class adds ALiBi twice in its eager attention; this is its sdpa, which
 
 import math
 
-from ..config_map import Computed, Fixed, Irrelevant, Renamed, Same
+from ..config_map import Computed, Fixed, Renamed, Same
 from ..errors import ConversionError
 from ..family import Family
 from ..rules import Rule
@@ -108,8 +108,6 @@ FAMILIES = (
                 alibi_form="key_position", alibi_slopes_in_bfloat16=True, attention_score_form="divided",
                 attention_softmax_in_float32=False, dropout_after_sum=True,
             ),
-            Irrelevant("apply_residual_connection_post_layernorm", "a note of the training code"),
-            Irrelevant("ff_factor", "a note of the training code; `ffn_hidden_size` says the width"),
         ),
         weights=(
             Rule("transformer.word_embeddings.weight", "model.embed_tokens.weight"),

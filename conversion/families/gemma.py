@@ -20,7 +20,6 @@ from ._common import (
     SIZES,
     WHOLE_ROPE,
     layer_norms,
-    unread,
 )
 
 
@@ -35,10 +34,7 @@ SHAPE = (
     ),
     Computed((), lambda native: {"embedding_multiplier": native["hidden_size"] ** 0.5}, lambda fields: {}),
 )  # fmt: skip
-ACTIVATION = (
-    Renamed("hidden_activation", "hidden_act"),
-    Irrelevant("hidden_act", "an older name; the class reads `hidden_activation`"),
-)
+ACTIVATION = (Renamed("hidden_activation", "hidden_act"),)
 QUERY_SCALAR = Computed(
     ("query_pre_attn_scalar",),
     lambda native: {"attention_scaling": native["query_pre_attn_scalar"] ** -0.5},
@@ -75,7 +71,6 @@ FAMILIES = (
         model_type="gemma",
         config=(
             *SHAPE, Same("hidden_act"), WHOLE_ROPE, DECODER, Fixed(norm_placement="pre"),
-            Irrelevant("hidden_activation", "the class reads `hidden_act`, with the same meaning of \"gelu\""),
         ),
         weights=LLAMA_WEIGHTS,
     ),
@@ -99,10 +94,6 @@ FAMILIES = (
             NestedRopeParameters("full_attention", "sliding_attention"),
             Same("final_logit_softcapping"),
             Irrelevant("attn_logit_softcapping", "the class does not pass it to the attention"),
-            *unread(
-                "read only where `layer_types` is not given, to fill it in",
-                "sliding_window_pattern", "_sliding_window_pattern",
-            ),
             Fixed(norm_placement="sandwich", qk_norm="head"),
         ),
         weights=EMBEDDINGS_AND_HEAD + ATTENTION + QK_NORM + GATED_FFN + SANDWICH_NORMS,

@@ -12,11 +12,9 @@ from ._common import (
     LAYERNORM_BLOCK,
     NO_PADDING_ROW,
     QKV_IN_COLUMNS,
-    SUMMARY,
     TRANSPOSED_PRODUCT,
     fused_qkv,
     gpt2_weights,
-    unread,
 )
 
 
@@ -48,7 +46,6 @@ FAMILIES = (
                 initializer_scheme="depth_scaled",
             ),
             Required("add_cross_attention", False, reason="a decoder inside an encoder-decoder does not stand alone"),
-            *SUMMARY, *unread("a note of the training code", "n_special", "predict_special_tokens"),
         ),
         weights=(
             *gpt2_weights(Transpose()),

@@ -54,12 +54,6 @@ FAMILIES = (
             Required("add_cross_attention", False, reason="a decoder inside an encoder-decoder does not stand alone"),
             Irrelevant("attention_softmax_in_fp32", "the class always computes the softmax in float32"),
             Irrelevant("scale_attention_softmax_in_fp32", "the class always scales before the softmax"),
-            Irrelevant("inference_runner", "a setting of an older class"),
-            Irrelevant("max_batch_size", "a setting of an older class"),
-            Irrelevant("max_sequence_length", "a setting of an older class"),
-            Irrelevant("pad_key_length", "a setting of an older class"),
-            Irrelevant("pre_allocate_kv_cache", "a setting of an older class"),
-            Irrelevant("validate_runner_input", "a setting of an older class"),
         ),
         weights=(
             *gpt2_weights(Identity()),

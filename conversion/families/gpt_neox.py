@@ -1,6 +1,6 @@
 """GPT-NeoX and Pythia: two LayerNorms, branches side by side or in sequence, partial rotation, fused q, k and v."""
 
-from ..config_map import Computed, Fixed, Irrelevant, Mapped, PartialRopeParameters, Renamed, Same
+from ..config_map import Computed, Fixed, Mapped, PartialRopeParameters, Renamed, Same
 from ..family import Family
 from ..rules import Rule
 from ._common import (
@@ -32,9 +32,6 @@ FAMILIES = (
                 lambda fields: {"hidden_dropout": fields["residual_dropout"]},
             ),
             Fixed(mlp_bias=True, mlp_output_bias=True),
-            Irrelevant("is_decoder", "the class is a decoder whatever it says"),
-            Irrelevant("attention_probs_dropout_prob", "an old name, which the class does not read"),
-            Irrelevant("hidden_dropout_prob", "an old name, which the class does not read"),
         ),
         weights=(
             Rule("gpt_neox.embed_in.weight", "model.embed_tokens.weight"),

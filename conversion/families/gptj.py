@@ -15,10 +15,8 @@ from ._common import (
     GPT2_NAMES,
     LAYERNORM_BLOCK,
     NO_PADDING_ROW,
-    SUMMARY,
     fused_qkv,
     qkv_sizes,
-    unread,
 )
 
 
@@ -46,8 +44,6 @@ CONFIG = (
         rope_table_stored=True, attention_score_form="divided", attention_scores_in_float32=True,
         heads_first_from="scores",
     ),
-    *SUMMARY,
-    *unread("a setting of the original code, which no class reads", "rotary", "scale_attn_weights"),
 )  # fmt: skip
 
 LAYER = "transformer.h.{layer}."

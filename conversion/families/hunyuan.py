@@ -1,6 +1,6 @@
 """HunYuan V1, dense: Llama with a norm on queries and keys after the rotation, whose base `alpha` may stretch."""
 
-from ..config_map import Fixed, Irrelevant, RopeParameters, Same
+from ..config_map import Fixed, RopeParameters, Same
 from ..family import Family
 from ..rules import Rule
 from ._common import (
@@ -27,8 +27,6 @@ FAMILIES = (
             SIZES, KV_HEADS, NULLABLE_HEAD_DIM, RMS_EPS, DROPOUT, *LLAMA_BLOCK, ONE_ATTENTION_BIAS, Same("hidden_act"),
             RopeParameters(partial=False, per_layer_type=False, reads=("alpha",)),
             Fixed(qk_norm="head", qk_norm_after_rope=True),
-            Irrelevant("eod_token_id", "read by the data pipeline only"),
-            Irrelevant("pretraining_tp", "how the original weights were sharded; the class does not read it"),
         ),
         weights=LLAMA_WEIGHTS + QK_NORM,
     ),

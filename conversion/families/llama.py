@@ -1,6 +1,6 @@
 """Llama 1 to 3: pre-RMSNorm, SwiGLU, rotary halves."""
 
-from ..config_map import Irrelevant, Same
+from ..config_map import Same
 from ..family import Family
 from ._common import (
     DROPOUT,
@@ -21,7 +21,6 @@ FAMILIES = (
         config=(
             SIZES, KV_HEADS, HEAD_DIM, RMS_EPS, DROPOUT, *LLAMA_BLOCK, WHOLE_ROPE,
             Same("hidden_act", "mlp_bias"), ONE_ATTENTION_BIAS,
-            Irrelevant("pretraining_tp", "how the original weights were sharded; the class no longer reads it"),
         ),
         weights=LLAMA_WEIGHTS,
     ),

@@ -7,7 +7,7 @@ from ..config_map import Computed, Fields, Fixed, Irrelevant, Mapped
 from ..errors import ConversionError
 from ..family import Family
 from ..rules import Rule
-from ._common import FUSED_GRADIENT, FUSED_PRODUCT, QKV_IN_BLOCKS, fused_qkv, unread
+from ._common import FUSED_GRADIENT, FUSED_PRODUCT, QKV_IN_BLOCKS, fused_qkv
 from .modernbert_decoder import COMMON, COMMON_WEIGHTS, LAYER, prediction_head
 
 
@@ -61,11 +61,7 @@ FAMILIES = (
             Irrelevant("sparse_prediction", "leaves out logits that no label is compared with"),
             Irrelevant("sparse_pred_ignore_index", "read only with labels and `sparse_prediction`"),
             Irrelevant("deterministic_flash_attn", "the order of sums in one kernel's gradients"),
-            *unread(
-                "a key of the original code, which the class does not read",
-                "causal_mask", "layer_norm_eps", "position_embedding_type", "reference_compile",
-                "repad_logits_with_grad",
-            ),
+            Irrelevant("position_embedding_type", "a key of the original code, which the class does not read"),
         ),
         weights=(
             *COMMON_WEIGHTS,

@@ -19,11 +19,6 @@ from ._common import FUSED_GRADIENT, ONE_ATTENTION_BIAS, fused_gate_up
 
 
 LAYER = "model.layers.{layer}."
-# What the published decoders' configs have beside their class's keys.
-ENCODER_KEYS = (
-    "causal_mask", "classifier_pooling", "deterministic_flash_attn", "layer_norm_eps", "position_embedding_type",
-    "reference_compile", "repad_logits_with_grad", "sparse_pred_ignore_index", "sparse_prediction",
-)  # fmt: skip
 
 
 def _prediction_head(native):
@@ -67,7 +62,6 @@ COMMON: tuple[Entry, ...] = (
         initializer_scheme="depth_scaled_and_heads",
     ),
     NestedRopeParameters("full_attention", "sliding_attention"),
-    Irrelevant("global_attn_every_n_layers", "read only where `layer_types` is not given, to fill it in"),
     Computed(
         ("initializer_cutoff_factor",),
         # The class's own default.
@@ -121,7 +115,7 @@ FAMILIES = (
                 },
                 kept=("local_attention",),
             ),
-            *(Irrelevant(key, "a key of the encoder's config, which the class does not read") for key in ENCODER_KEYS),
+            Irrelevant("position_embedding_type", "a key of the encoder's config, which the class does not read"),
         ),
         weights=(
             *COMMON_WEIGHTS,

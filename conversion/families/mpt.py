@@ -2,7 +2,7 @@
 
 from transformers.models.mpt.configuration_mpt import MptAttentionConfig
 
-from ..config_map import Computed, Fixed, Irrelevant, Renamed, Same
+from ..config_map import Computed, Fixed, Renamed, Same
 from ..errors import ConversionError
 from ..family import Family
 from ..rules import Rule
@@ -72,18 +72,6 @@ FAMILIES = (
                 alibi_slope_order="mpt", alibi_in_float32=True,
             ),
             Computed(("attn_config",), _attention, _attention_back, kept=("attn_config",)),
-            Irrelevant("expansion_ratio", "the class always takes four times the width"),
-            Irrelevant("learned_pos_emb", "the class has ALiBi only"),
-            Irrelevant("no_bias", "the class has no biases"),
-            Irrelevant("norm_type", "the class has one kind of norm"),
-            Irrelevant("logit_scale", "the class does not read it"),
-            Irrelevant("resid_pdrop", "the class does not read it"),
-            Irrelevant("emb_pdrop", "the class does not read it"),
-            Irrelevant("embedding_fraction", "a training setting that the class does not read"),
-            Irrelevant("init_device", "where the original code put new weights"),
-            Irrelevant("init_config", "how the original code drew new weights"),
-            Irrelevant("verbose", "a setting of the original code"),
-            Irrelevant("tokenizer_name", "read by the original code only"),
         ),
         weights=(
             Rule("transformer.wte.weight", "model.embed_tokens.weight"),

@@ -1,6 +1,6 @@
 """The first GPT: post-norm blocks, learned positions and Conv1D projections, with scores divided by the root of d."""
 
-from ..config_map import Fixed, Irrelevant, Mapped
+from ..config_map import Fixed, Mapped
 from ..family import Family
 from ..rules import Rule, Transpose
 from ._common import (
@@ -31,8 +31,6 @@ FAMILIES = (
                 norm_placement="post", final_norm=False, position_embedding_type="learned",
                 attention_score_form="divided", attention_softmax_in_float32=False,
             ),
-            Irrelevant("n_special", "a note of the training code"),
-            Irrelevant("predict_special_tokens", "a note of the training code"),
         ),
         weights=(
             Rule("transformer.tokens_embed.weight", "model.embed_tokens.weight"),

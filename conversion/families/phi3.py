@@ -20,7 +20,6 @@ from ._common import (
     WHOLE_WINDOW,
     fused_gate_up,
     fused_qkv,
-    unread,
 )
 
 
@@ -33,10 +32,7 @@ FAMILIES = (
             SIZES, KV_HEADS, UNDECLARED_HEAD_DIM, RMS_EPS, DROPOUT, *LLAMA_BLOCK, Same("hidden_act"), WHOLE_WINDOW,
             RopeParameters(per_layer_type=False),
             Renamed("resid_pdrop", "residual_dropout"),
-            Irrelevant("embd_pdrop", "no dropout stands behind the embeddings"),
             Fixed(fused_gate_up=True),
-            *unread("the class has no biases", "attention_bias", "mlp_bias", "lm_head_bias"),
-            *unread("settings of the original code", "full_attn_mod", "interpolate_factor"),
             Irrelevant("partial_rotary_factor", "the class writes it into `rope_parameters`"),
             # The class also writes it into the parameters of a long RoPE, where the angles come from.
             Computed(

@@ -1,6 +1,6 @@
 """Qwen 2 and 3: Llama with windows in some layers; biases on queries, keys and values (2), or a norm per head (3)."""
 
-from ..config_map import Fixed, Irrelevant, Same
+from ..config_map import Fixed, Same
 from ..family import Family
 from ._common import (
     DROPOUT,
@@ -25,7 +25,6 @@ FAMILIES = (
         model_type="qwen2",
         config=(
             *QWEN, UNDECLARED_HEAD_DIM, Fixed(attention_bias=True, attention_output_bias=False),
-            Irrelevant("use_mrope", "about the vision-language model's positions"),
         ),
         weights=LLAMA_WEIGHTS,
     ),

@@ -14,7 +14,6 @@ from ._common import (
     UNDECLARED_HEAD_DIM,
     WHOLE_ROPE,
     WHOLE_WINDOW,
-    unread,
 )
 
 
@@ -32,11 +31,6 @@ FAMILIES = (
                 ("use_bias",),
                 lambda native: dict.fromkeys(BIASES, native["use_bias"]),
                 lambda fields: {"use_bias": fields["attention_bias"]},
-            ),
-            *unread(
-                "left over from the training code; the class reads other keys, or knows one way only",
-                "activation_function", "attention_softmax_in_fp32", "layer_norm_epsilon", "mlp_type", "norm_type",
-                "scale_attention_softmax_in_fp32", "scale_attn_weights",
             ),
         ),
         weights=(
