@@ -7,6 +7,7 @@ the models' code reads off a config, as far as it reaches through transformers' 
 
 import ast
 import importlib
+import importlib.util
 import inspect
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +18,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from hf_variants.model.configuration_variant import VariantConfig
 from hf_variants.model.configuration_variant_seq2seq import VariantSeq2SeqConfig
@@ -263,7 +265,11 @@ def reads_of(config_class: type[PreTrainedConfig], model_classes: tuple[type[Pre
 @cache
 def _read_by_any_class(config_class: type[PreTrainedConfig]) -> frozenset[str]:
     """What the classes of a type read, beside the fields that the config declares."""
-    module = importlib.import_module(config_class.__module__.replace(".configuration_", ".modeling_"))
+    name = config_class.__module__.replace(".configuration_", ".modeling_")
+    if importlib.util.find_spec(name) is None:
+        # Of a type that runs with another's classes (InternLM 3 with Llama's).
+        name = MODEL_MAPPING[config_class].__module__
+    module = importlib.import_module(name)
     classes = (
         found for found in vars(module).values() if isinstance(found, type) and found.__module__ == module.__name__
     )

@@ -356,7 +356,7 @@ def family_of(model_type: str) -> Family:
     Raises:
         UnsupportedModelType: naming the mechanism that is missing here.
     """
-    family = all_families().get(model_type)
+    family = all_families().get(refusals.own_name(model_type))
     if family is None:
         raise UnsupportedModelType(refusals.sentence(model_type, all_families()))
     return family

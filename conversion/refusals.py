@@ -38,6 +38,8 @@ MECHANISMS: dict[str, str] = {
     "big_bird": _SPARSE,
     "bigbird_pegasus": _SPARSE,
     "blt": "bytes grouped into patches by a second model",
+    "bros": "two-dimensional page positions",
+    "canine": "hashes of characters in place of a vocabulary, and a sequence that is shortened between layers",
     "cpmant": "a position bias that depends on segments, and learned prompts",
     "dbrx": "mixture-of-experts feed-forward layers",
     "deberta": "disentangled attention of content and position",
@@ -56,10 +58,15 @@ MECHANISMS: dict[str, str] = {
     "hrm_text": "stacks that run in nested loops",
     "ibert": "integer arithmetic",
     "layoutlm": "two-dimensional page positions",
+    "layoutlmv2": "two-dimensional page positions, and images",
+    "layoutlmv3": "two-dimensional page positions, and images",
     "led": _SPARSE,
+    "lilt": "two-dimensional page positions",
     "longformer": _SPARSE,
     "longt5": _SPARSE,
     "luke": "entity embeddings and attention between words and entities",
+    "lxmert": _TOWERS,
+    "markuplm": "embeddings of paths in a document's markup",
     "mobilebert": "bottlenecks around every layer",
     "moshi": _TOWERS,
     "mpnet": "a relative position bias on top of learned positions",
@@ -96,6 +103,11 @@ MECHANISMS: dict[str, str] = {
 def _fields(config_class: type[PreTrainedConfig]) -> set[str]:
     """Names that a config class declares, its aliases included."""
     return set(getattr(config_class, "__dataclass_fields__", ())) | set(config_class.attribute_map)
+
+
+def own_name(model_type: str) -> str:
+    """A type by the name that its config class has, where transformers knows it by another as well (GPT-SW3, a GPT-2)."""
+    return CONFIG_MAPPING[model_type].model_type if model_type in CONFIG_MAPPING else model_type
 
 
 def text_tower(model_type: str) -> str | None:
@@ -157,4 +169,4 @@ def sentence(model_type: str, supported: Container[str] = ()) -> str:
 def uncovered(supported: Container[str]) -> dict[str, str | None]:
     """The installed causal language models that have no family here: type -> the mechanism in the way, if any."""
     types = sorted(set(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - {"hf_variant"})
-    return {model_type: mechanism(model_type) for model_type in types if model_type not in supported}
+    return {model_type: mechanism(model_type) for model_type in types if own_name(model_type) not in supported}

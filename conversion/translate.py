@@ -1315,7 +1315,7 @@ def _converted(
     report = _report(source, destination, "convert", opened.family, opened.head, opened.config, target)
     options = {"dtype": _named(dtype), "ignore-key": list(ignore_keys), "verify": verify}
     report.command = command_line("convert", source, destination, **options)
-    report.unread = opened.family.config_map.unread(opened.native.config, opened.head)
+    report.unread = _unread(opened)
     report.part = opened.family.taken_part(next(iter(opened.native.config.architectures or [""])), opened.head)
     report.passed_over, report.notes = layout.passed_over_but(apart), opened.notes
     _note_widened(report, translation.widened(opened.layout.header))
@@ -1525,6 +1525,14 @@ def _note_cast(report: Report, headers: Mapping[str, torch.Tensor], dtype: torch
     report.exactness = f"cast from {stored} to {str(dtype).removeprefix('torch.')}"
     if len(cast) < len(floats):
         report.exactness += f" ({len(cast)} of {len(floats)} tensors)"
+
+
+def _unread(opened: _NativeSource) -> dict[str, Any]:
+    """The keys that change nothing, without those that stand at what their class has in any case."""
+    config = opened.native.config
+    usual = type(config)().to_dict()
+    found = opened.family.config_map.unread(config, opened.head)
+    return {key: value for key, value in found.items() if key not in usual or usual[key] != value}
 
 
 def _note_widened(report: Report, names: list[str]) -> None:

@@ -58,21 +58,22 @@ def irrelevant(entry) -> list[Irrelevant]:
 
 def test_no_entry_says_what_the_source_of_the_classes_says():
     """Keys that no class reads need an entry only where the entry hides them from something else."""
-    hidden = {*SHARED_KEYS, *COMMON_KEYS, *TOKEN_CLASSIFIER_DROPOUT}
-    settings = GenerationConfig()
+    hidden = {*SHARED_KEYS, *COMMON_KEYS, *TOKEN_CLASSIFIER_DROPOUT, *vars(GenerationConfig())}
     needed: dict[tuple, list[bool]] = {}
     for family in all_families_and_parts():
-        if family.own_config is not None:
+        entries = [one for entry in family.config for one in irrelevant(entry)]
+        if family.own_config is not None or not entries:
             continue
-        config_class = family.config_map.native_class
-        for key, reason in ((one.keys[0], one.reason) for entry in family.config for one in irrelevant(entry)):
-            verdicts = (
-                config_keys.verdicts(config_class(), {key: value}, family._readers(head))[key]
-                for head in family.converted_heads
-                for value in (True, 7)
-            )
-            elsewhere = key in hidden or hasattr(settings, key) or config_keys.positions_of(key, "other") is not None
-            needed.setdefault((key, reason), []).append(elsewhere or set(verdicts) != {config_keys.IDLE})
+        config, keys = family.config_map.native_class(), [entry.keys[0] for entry in entries]
+        found = [
+            config_keys.verdicts(config, dict.fromkeys(keys, value), family._readers(head))
+            for head in family.converted_heads
+            for value in (True, 7)
+        ]
+        for key, reason in zip(keys, (entry.reason for entry in entries)):
+            is_read = {verdicts[key] for verdicts in found} != {config_keys.IDLE}
+            elsewhere = key in hidden or config_keys.positions_of(key, "other") is not None
+            needed.setdefault((key, reason), []).append(is_read or elsewhere)
     assert {entry for entry, places in needed.items() if not any(places)} == set()
     assert any(places == [True] for places in needed.values())
 

@@ -62,4 +62,30 @@ def llama(rng: random.Random):
     }
 
 
-ROWS = (Row("llama", llama, seeds=8),)
+def internlm3(rng: random.Random):
+    config = llama(rng)
+    del config["pretraining_tp"]
+    # The class takes one flag for all biases.
+    return config | {"mlp_bias": config["attention_bias"]}
+
+
+def iquestcoder(rng: random.Random):
+    config = llama(rng)
+    del config["pretraining_tp"]
+    return config
+
+
+def bitnet(rng: random.Random):
+    config = iquestcoder(rng)
+    # The norm on the heads' outputs has the width of the model.
+    del config["mlp_bias"], config["head_dim"]
+    width = config["hidden_size"] // config["num_attention_heads"]
+    return config | {"rope_parameters": rope(rng, width), "hidden_act": rng.choice(("relu2", "silu"))}
+
+
+ROWS = (
+    Row("llama", llama, seeds=8),
+    Row("internlm3", internlm3),
+    Row("iquestcoder", iquestcoder),
+    Row("bitnet", bitnet),
+)

@@ -28,6 +28,12 @@ def gte(rng: random.Random):
     return _rotary(rng, type_vocab_size=rng.choice((0, 1, 2)), pad_token_id=rng.choice((None, 0, 5)), **head_dim)
 
 
+def jina_embeddings_v3(rng: random.Random):
+    config = _rotary(rng)
+    del config["chunk_size_feed_forward"]
+    return config
+
+
 def roformer(rng: random.Random):
     config = bert(
         rng,
@@ -47,6 +53,7 @@ ROWS = (
     Row("xlm-roberta-xl", bert, heads=HEADS),
     # The class has eager attention only.
     Row("roformer", roformer, heads=HEADS, backends=("eager",)),
+    Row("jina_embeddings_v3", jina_embeddings_v3, heads=HEADS),
     Row("nomic_bert", nomic_bert, heads=ROTARY_HEADS),
     Row("gte", gte, heads=ROTARY_HEADS),
 )

@@ -34,6 +34,7 @@ ASPECTS = ("loads", "float32", "as stored", "generate", "loss", "config back", "
 # Configs of which no class of transformers can be right: what must refuse them, and with which words.
 REFUSED = {
     "bert-relative-key-query": "relative_key_query",
+    "bitnet-b1.58-2b-4t-bf16": "quantised",
     "gpt-j-as-gpt-neo": "encodes positions otherwise",
     "gte-qwen2-7b-instruct": "is_causal",
     "jina-embeddings-v2-base-en": "position_embedding_type",
