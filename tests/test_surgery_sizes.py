@@ -205,8 +205,9 @@ def test_channels_of_the_stream_are_chosen_by_a_text(with_tokenizer, tmp_path):
     assert torch.equal(LlamaForCausalLM.from_pretrained(tmp_path / "back")(ids).logits, by_hand(ids).logits)
 
 
-def test_a_number_of_parameters():
-    model = VariantForCausalLM(VariantConfig(**SIZES | {"intermediate_size": 100}))
+@pytest.mark.parametrize("layers", [None, {1: {"qk_norm": "head"}}, {1: {"num_key_value_heads": 1}}])
+def test_a_number_of_parameters(layers):
+    model = VariantForCausalLM(VariantConfig(**SIZES | {"intermediate_size": 100, "per_layer_config": layers}))
     total = sum(p.numel() for p in model.parameters())
     for count in (total - 1000, total + 1000):
         made = edit_model(model, [ParameterCount(count)])

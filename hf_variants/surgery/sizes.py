@@ -388,9 +388,13 @@ class ParameterCount(Operation):
             )
         (width,) = widths
         total = sum(tensor.numel() for tensor in subject.stored.values())
-        one_more = {stack: {"intermediate_size": width + 1, "per_layer_config": None} for stack in subject.stacks}
-        if any(config.is_heterogeneous for config in subject.stacks.values()):
-            raise SurgeryError("Layers differ (`per_layer_config`). Give `--ffn-width`.")
+        one_more = {
+            stack: {
+                "intermediate_size": width + 1,
+                "per_layer_config": fields_by_layer(config, but="intermediate_size") or None,
+            }
+            for stack, config in subject.stacks.items()
+        }
         skeleton = empty_model(subject.model_class, with_stacks(subject.config, one_more))
         wider = sum(tensor.numel() for tensor in stored_tensors(skeleton).values())
         new = width + (self.count - total) // (wider - total)
