@@ -30,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging
 
 from hf_variants.model.configuration_variant import VariantConfig
 
@@ -41,6 +42,8 @@ from .pickles import load_state_dict
 from .skeleton import empty_model, stored_tensors
 from .translate import native_config_for
 
+
+logger = logging.get_logger(__name__)
 
 # What a task of PEFT's needs of the base; where it names none, the adapter names the class, or the base has its own.
 TASK_HEADS = {
@@ -889,6 +892,8 @@ def translate_adapter(adapter: Adapter, pair: Pair, to_native: bool) -> tuple[Ad
             f"The {adapter.method} adapter is on {twice[0]}, which it stores whole as well. Leave one of the two out "
             f"(`exclude_modules`) in training. {WAY_OUT}"
         )
+    if not to_native:
+        _leave_out_what_never_runs(adapter, source, parts)
     steps = pair.steps(to_native)
     places = _places(pair, steps, to_native, set(parts.modules))
     adapted = {module: place for module, place in places.items() if not parts.modules.keys().isdisjoint(place.sources)}
@@ -929,6 +934,27 @@ def translate_adapter(adapter: Adapter, pair: Pair, to_native: bool) -> tuple[Ad
     )
     check(made, target, "The translated adapter")
     return made, sorted(translator.joined)
+
+
+def _leave_out_what_never_runs(adapter: Adapter, native: PreTrainedModel, parts: _Parts) -> None:
+    """
+    Take an adapter off a table that both stacks of an encoder-decoder have copies of: its class holds it for its weight
+    alone (`shared` of T5 and BART), so that an adapter has no effect there, and would have one here.
+    """
+    if not native.config.is_encoder_decoder:
+        return
+    run = {id(module) for stack in (native.get_encoder(), native.get_decoder()) for module in stack.modules()}
+    for name, values in list(parts.modules.items()):
+        module = native.get_submodule(name)
+        # Trained tokens are on every copy: PEFT ties them as the table is tied.
+        of_tokens = all(key.startswith("token_adapter.") for key in values)
+        if of_tokens or not isinstance(module, nn.Embedding) or id(module) in run:
+            continue
+        del parts.modules[name]
+        what = f"on {name}, which {type(native).__name__} holds for its weight and never runs, where it has no effect"
+        if not parts.modules and not parts.whole:
+            raise ConversionError(f"The {adapter.method} adapter is {what}. There is nothing to convert.")
+        logger.warning(f"The {adapter.method} adapter is {what}. That part is left out.")
 
 
 def _is_inside(name: str, modules: set[str]) -> bool:

@@ -216,3 +216,19 @@ def test_matrices_that_all_layers_share_do_not_follow_a_weight_that_lies_otherwi
     adapter = adapter_of(get_peft_model(native, VeraConfig(r=4, target_modules=["attn.c_proj"])))
     with pytest.raises(ConversionError, match=r"VERA adapter on .*c_proj has parameters that cannot be moved"):
         adapter_table.translate_adapter(adapter, pair, to_native=False)
+
+
+@pytest.mark.parametrize("model_type", ["t5", "bart"])
+def test_an_adapter_on_a_table_that_is_never_run_is_left_out(model_type):
+    native = adapter_table.native_model(model_type)
+    pair = adapter_table.Pair.of_native(native.config, "seq2seq_lm")
+    options = {"task_type": "SEQ_2_SEQ_LM", "init_lora_weights": False}
+    adapter = adapter_of(get_peft_model(native, LoraConfig(target_modules=["shared", "q", "q_proj"], **options)))
+    made, _ = adapter_table.translate_adapter(adapter, pair, to_native=False)
+    assert not any("embed" in name or "shared" in name for name in made.tensors)
+    assert len(made.tensors) == len(adapter.tensors) - 2
+    adapter = adapter_of(
+        get_peft_model(adapter_table.native_model(model_type), LoraConfig(target_modules=["shared"], **options))
+    )
+    with pytest.raises(ConversionError, match=r"on .*shared, which .* never runs"):
+        adapter_table.translate_adapter(adapter, pair, to_native=False)
