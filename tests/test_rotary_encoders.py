@@ -69,7 +69,11 @@ def test_verify(model_type, tmp_path):
 
 @pytest.mark.parametrize(
     ("model_type", "head"),
-    [(row.model_type, head) for row in (*encoders.ROWS, *ROTARY) for head in ("masked_lm", *row.heads)],
+    [
+        (row.model_type, head)
+        for row in (*encoders.ROWS, *ROTARY)
+        for head in (family_of(row.model_type).primary, *row.heads)
+    ],
 )
 def test_dropout_is_where_the_stock_class_has_it(model_type, head):
     family = family_of(model_type)

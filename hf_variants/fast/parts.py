@@ -22,6 +22,7 @@ from ..model.attention import (
     HeadNormCrossAttention,
     HeadsFirstNormAttention,
     NormAfterRotationAttention,
+    TurnedValueAttention,
     _elementwise_gate,
     _headwise_gate,
     _no_gate,
@@ -32,6 +33,7 @@ from ..model.normalization import (
     BatchNorm,
     Float32LayerNorm,
     RMSNorm,
+    StatisticsCastRMSNorm,
     WeightlessFloat32LayerNorm,
     WeightlessRMSNorm,
     ZeroCenteredRMSNorm,
@@ -50,6 +52,7 @@ SELF_ATTENTION = (
     HeadsFirstNormAttention,
     FullNormAttention,
     NormAfterRotationAttention,
+    TurnedValueAttention,
 )
 CROSS_ATTENTION = (CrossAttention, HeadNormCrossAttention, FullNormCrossAttention)
 BLOCKS = (*OVER_TOKENS, *OVER_TOKENS.values())
@@ -136,6 +139,7 @@ class Parts:
             module,
             (
                 RMSNorm,
+                StatisticsCastRMSNorm,
                 ZeroCenteredRMSNorm,
                 WeightlessRMSNorm,
                 nn.LayerNorm,
@@ -151,7 +155,7 @@ class Parts:
         kind = type(module)
         if kind is WeightlessRMSNorm:
             return partial(weightless_rms_norm, eps=module.eps)
-        if kind in (RMSNorm, ZeroCenteredRMSNorm):
+        if kind in (RMSNorm, StatisticsCastRMSNorm, ZeroCenteredRMSNorm):
             return rms_norm(weight, module.eps, offset=kind is ZeroCenteredRMSNorm)
         if kind is nn.LayerNorm:
             return partial(
@@ -226,6 +230,7 @@ class Parts:
         norm_first = isinstance(module, (HeadNormAttention, HeadsFirstNormAttention))
         norm_last = isinstance(module, NormAfterRotationAttention)
         norm_all = isinstance(module, FullNormAttention)
+        turns_value = isinstance(module, TurnedValueAttention)
         q_norm, k_norm = self.norm(module.q_norm), self.norm(module.k_norm)
         o_proj, sub_norm = self.linear(module.o_proj), self.norm(module.sub_norm)
         clip, scale_query, head_dim, layer_idx = module.clip, module.scale_query, module.head_dim, module.layer_idx
@@ -275,6 +280,8 @@ class Parts:
                 query, key = turned.split((query.shape[1], key.shape[1]), dim=1)
                 if scale is not None:
                     query = query * scale
+                if turns_value:
+                    value = turn(value)
             if norm_last:
                 query, key = q_norm(query), k_norm(key)
             layer = token.layers[layer_idx]

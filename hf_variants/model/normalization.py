@@ -216,13 +216,12 @@ def _scale_in_weight_dtype(normalised: torch.Tensor, weight: torch.Tensor, dtype
     return weight * normalised.to(weight.dtype)
 
 
-# casting_mode -> (dtype of the statistics and of what they divide, None for the input's own; how the weight is applied).
-# Where only the statistics are cast (T5), the gradients of both meet in the input's dtype.
-_RMS_CASTS: dict[str, tuple[torch.dtype | None, torch.dtype | None, Callable]] = {
-    "llama": (torch.float32, torch.float32, _scale_after_cast),
-    "gemma": (torch.float32, torch.float32, _scale_before_cast),
-    "none": (None, None, _scale_after_cast),
-    "weight": (torch.float32, None, _scale_in_weight_dtype),
+# casting_mode -> (dtype of the statistics, None for the input's own; how the weight is applied).
+_RMS_CASTS: dict[str, tuple[torch.dtype | None, Callable]] = {
+    "llama": (torch.float32, _scale_after_cast),
+    "gemma": (torch.float32, _scale_before_cast),
+    "none": (None, _scale_after_cast),
+    "weight": (torch.float32, _scale_in_weight_dtype),
 }
 
 
@@ -234,7 +233,7 @@ class RMSNorm(nn.Module):
         shape (`int` or `tuple[int, int]`): size of the last dimension, or (heads, head_dim) for own weights per head.
         eps (`float`): added to the mean square.
         casting_mode (`str`): order of casts below float32: `"llama"`, `"gemma"` or `"none"` (see `VariantConfig`), or
-            `"weight"`: T5's, which casts for the statistics alone and rounds to the weight's dtype.
+            `"weight"`: as `"llama"`, with the weight's dtype as the result's.
         affine (`bool`): learn a weight; without one the module has no parameters.
 
     Shape: (..., *shape) -> (..., *shape), in the input's dtype.
@@ -248,7 +247,7 @@ class RMSNorm(nn.Module):
         self.casting_mode = casting_mode
         # SGLang replaces classes of this name and reads the flag to know whether there is a weight.
         self.with_scale = affine
-        self.statistics_dtype, self.product_dtype, self.apply_weight = _RMS_CASTS[casting_mode]
+        self.statistics_dtype, self.apply_weight = _RMS_CASTS[casting_mode]
         self.weight = nn.Parameter(self._initial_weight(shape)) if affine else None
 
     @staticmethod
@@ -257,14 +256,30 @@ class RMSNorm(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         dtype = hidden_states.dtype
-        hidden_states = hidden_states.to(self.product_dtype or dtype)
-        variance = hidden_states.to(self.statistics_dtype or dtype).pow(2).mean(-1, keepdim=True)
+        hidden_states = hidden_states.to(self.statistics_dtype or dtype)
+        variance = hidden_states.pow(2).mean(-1, keepdim=True)
         hidden_states = hidden_states * torch.rsqrt(variance + self.eps)
         return self.apply_weight(hidden_states, self.weight, dtype)
 
     def extra_repr(self) -> str:
         shape = tuple(self.weight.shape) if self.weight is not None else None
         return f"{shape}, eps={self.eps}, casting_mode={self.casting_mode}"
+
+
+class StatisticsCastRMSNorm(RMSNorm):
+    """
+    RMSNorm that is cast for its statistics alone (T5), so that the gradients of both factors meet in the input's dtype.
+
+    Args: see `RMSNorm`.
+    """
+
+    def __init__(self, shape: int | tuple[int, int], eps: float = 1e-6):
+        super().__init__(shape, eps=eps, casting_mode="weight")
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        variance = hidden_states.to(torch.float32).pow(2).mean(-1, keepdim=True)
+        hidden_states = hidden_states * torch.rsqrt(variance + self.eps)
+        return self.apply_weight(hidden_states, self.weight, hidden_states.dtype)
 
 
 class WeightlessRMSNorm(RMSNorm):
@@ -636,7 +651,7 @@ def layer_norm_shapes(
     return affine_shapes(normalized_shape, elementwise_affine, elementwise_affine and bias)
 
 
-@states(SHAPES, RMSNorm, Float32LayerNorm, PerHeadLayerNorm)
+@states(SHAPES, RMSNorm, StatisticsCastRMSNorm, Float32LayerNorm, PerHeadLayerNorm)
 def weight_shapes(shape: int | tuple[int, int], **_: Any) -> dict[str, tuple[int, ...]]:
     return affine_shapes(shape, weight=True, bias=False)
 
@@ -687,6 +702,8 @@ def choose_norm(
     if norm_type == "rmsnorm":
         if not affine:
             return Part(WeightlessRMSNorm, shape=shape, eps=eps, casting_mode=casting_mode)
+        if casting_mode == "weight" and not unit_offset:
+            return Part(StatisticsCastRMSNorm, shape=shape, eps=eps)
         return Part(ZeroCenteredRMSNorm if unit_offset else RMSNorm, shape=shape, eps=eps, casting_mode=casting_mode)
     if isinstance(shape, tuple) and not affine:
         shape = shape[-1]
