@@ -16,7 +16,7 @@ from transformers.utils import (
     WEIGHTS_NAME,
 )
 
-from .companions import HUB_PATTERNS
+from .companions import HUB_PATTERNS, model_folder, modules_of
 from .errors import ConversionError
 from .json_files import read_object
 from .pickles import load_state_dict
@@ -39,7 +39,7 @@ def resolve_folder(source: str | Path) -> Path:
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        return path
+        return model_folder(path)
     if path.is_file() and path.suffix in WEIGHT_FILES:
         return path.parent
     if path.exists() or len(Path(source).parts) != 2:
@@ -48,17 +48,23 @@ def resolve_folder(source: str | Path) -> Path:
         )
     try:
         folder = Path(snapshot_download(str(source), allow_patterns=[*HUB_PATTERNS, "README.md"]))
+        modules = list(modules_of(folder))
+        if modules:
+            names = (SAFE_WEIGHTS_NAME, WEIGHTS_NAME)
+            snapshot_download(str(source), allow_patterns=[f"{module}/{name}" for module in modules for name in names])
+        model = model_folder(folder)
+        within = "" if model == folder else f"{model.relative_to(folder).as_posix()}/"
         for name in SETS_OF_WEIGHTS:
             # The indexes are among the small files.
             is_index = name.endswith(".json")
             if not is_index:
-                snapshot_download(str(source), allow_patterns=[name])
-            if (folder / name).is_file():
+                snapshot_download(str(source), allow_patterns=[within + name])
+            if (model / name).is_file():
                 if is_index:
-                    shards = sorted({str(file) for file in _weight_map(folder / name).values()})
+                    shards = sorted({within + str(file) for file in _weight_map(model / name).values()})
                     snapshot_download(str(source), allow_patterns=shards)
                 break
-        return folder
+        return model
     except (OSError, HFValidationError) as error:
         raise FileNotFoundError(
             f"{source} is no folder here and could not be fetched from the Hub. Check the name and the connection."

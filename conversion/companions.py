@@ -39,7 +39,7 @@ PATTERNS = (
 TERMS = re.compile(r"(.*[-_.])?((un)?licen[cs]e|notices?|copying|copyright|(acceptable_)?use_policy)([-_.].*)?", re.I)
 # What to fetch of a repository for these, as the Hub's client matches names, case included.
 HUB_PATTERNS = (
-    "*.json", "*.jinja", "*.txt", "*.model", "*.model.*", "*.spm", "*.codes", "*.tokenizer", "*/pytorch_model.bin",
+    "*.json", "*.jinja", "*.txt", "*.model", "*.model.*", "*.spm", "*.codes", "*.tokenizer",
     *(f"*{''.join(f'[{c.upper()}{c}]' for c in word)}*" for word in ("licens", "licenc", "notice", "copying", "policy")),
 )  # fmt: skip
 # By their endings: what can run, or carries a model's weights in a form of its own.
@@ -96,7 +96,8 @@ def tokenizer_files(folder: Path) -> list[Path]:
 def belongs(path: Path, folder: Path) -> bool:
     """Whether a file is the folder's own: links may go to files in it, and to the Hub cache's store beside it."""
     target, root = path.resolve(), folder.resolve()
-    stores = [root] if root.parent.name != "snapshots" else [root, root.parent.parent / "blobs"]
+    # Of a snapshot, or of a folder in one.
+    stores = [root, *(place.parents[1] / "blobs" for place in (root, root.parent) if place.parent.name == "snapshots")]
     if target.is_file() and any(target.is_relative_to(store) for store in stores):
         return True
     logger.warning(f"{path} is a link that leaves its folder, and is not copied. Put the file itself there.")
@@ -110,17 +111,24 @@ def copy_files(source: Path, destination: Path) -> None:
     Raises:
         ConversionError: for a modules.json that leaves the folder.
     """
-    for path in sorted(source.iterdir()):
-        if path.is_file() and _is_companion(path.name) and belongs(path, source):
-            shutil.copyfile(path, destination / path.name)
-            # tokenizer.json is long, and read by the tokenizers library alone, which knows no code.
-            if path.suffix == ".json" and path.name != "tokenizer.json":
-                _forget_code(destination / path.name)
+    root = root_of(source)
+    # The model's own last, which stand for those of the same name.
+    for place in dict.fromkeys((root, source)):
+        for path in sorted(place.iterdir()):
+            if path.is_file() and _is_companion(path.name) and belongs(path, place):
+                shutil.copyfile(path, destination / path.name)
+                # tokenizer.json is long, and read by the tokenizers library alone, which knows no code.
+                if path.suffix == ".json" and path.name != "tokenizer.json":
+                    _forget_code(destination / path.name)
     _copy_tree(source / utils.CHAT_TEMPLATE_DIR, destination / utils.CHAT_TEMPLATE_DIR, source)
-    for module in _modules(source):
-        _copy_tree(source / module, destination / module, source)
-    if (source / MODULES).is_file() and belongs(source / MODULES, source):
-        shutil.copyfile(source / MODULES, destination / MODULES)
+    for module in modules_of(root):
+        if root / module != source:
+            _copy_tree(root / module, destination / module, root)
+    if (root / MODULES).is_file() and belongs(root / MODULES, root):
+        shutil.copyfile(root / MODULES, destination / MODULES)
+        if root != source:
+            entries = [{**entry, "path": ""} if root / entry["path"] == source else entry for entry in _entries(root)]
+            _write_settings(destination / MODULES, entries)
 
 
 def _forget_code(path: Path) -> None:
@@ -147,30 +155,55 @@ def refuse_broken_files(folder: Path) -> None:
             content = read_json(path)
             if path.name in OBJECTS and not isinstance(content, dict):
                 raise ConversionError(f"{path} holds no JSON object. The file is damaged; fetch it again, or mend it.")
-    for module in _modules(folder):
-        for path in sorted((folder / module).rglob(utils.WEIGHTS_NAME)):
-            if belongs(path, folder) and not path.with_name(utils.SAFE_WEIGHTS_NAME).is_file():
+    root = root_of(folder)
+    for module in modules_of(root):
+        for path in sorted((root / module).rglob(utils.WEIGHTS_NAME)) if root / module != folder else ():
+            if belongs(path, root) and not path.with_name(utils.SAFE_WEIGHTS_NAME).is_file():
                 load_state_dict(path)
 
 
-def _modules(folder: Path) -> Iterator[str]:
-    """Folders of a sentence encoder's modules behind the model itself, as Sentence Transformers' modules.json lists them."""
+def _entries(folder: Path) -> list[dict[str, Any]]:
+    """Sentence Transformers' modules.json; empty where there is none."""
     path = folder / MODULES
     if not path.is_file():
-        return
+        return []
+    entries = read_json(path)
     try:
-        entries = [(entry["path"], entry["type"]) for entry in read_json(path)]
+        for entry in entries:
+            entry["path"], entry["type"]
     except (ValueError, TypeError, KeyError) as error:
         raise ConversionError(f"{path} is no list of modules ({error!r}). Mend or remove it.") from error
-    for where, kind in entries:
+    for where in (entry["path"] for entry in entries):
         if not isinstance(where, str) or Path(where).is_absolute() or ".." in Path(where).parts or "\\" in where:
             raise ConversionError(f"{MODULES} names the path {where!r}, which leaves its folder. Do not trust it.")
-        if not str(kind).startswith("sentence_transformers."):
+    return entries
+
+
+def modules_of(folder: Path) -> Iterator[str]:
+    """Folders of a sentence encoder's modules, as Sentence Transformers' modules.json lists them."""
+    for entry in _entries(folder):
+        if not str(entry["type"]).startswith("sentence_transformers."):
             logger.warning(
-                f"{MODULES} names code of its own, {kind}, which is not copied. Add it yourself if you trust it."
+                f"{MODULES} names code of its own, {entry['type']}, which is not copied. Add it yourself if you trust it."
             )
-        if Path(where).parts:
-            yield where
+        if Path(entry["path"]).parts:
+            yield entry["path"]
+
+
+def model_folder(folder: Path) -> Path:
+    """Where the model itself lies: with sentence encoders saved by old releases in a folder of its own, `0_Transformer`."""
+    if not (folder / utils.CONFIG_NAME).is_file():
+        for entry in _entries(folder):
+            if str(entry["type"]).endswith(".Transformer") and (folder / entry["path"] / utils.CONFIG_NAME).is_file():
+                return folder / entry["path"]
+    return folder
+
+
+def root_of(folder: Path) -> Path:
+    """The sentence encoder of which a folder is the model (see `model_folder`), or the folder itself."""
+    parent = folder.parent
+    is_part = (parent / MODULES).is_file() and model_folder(parent).resolve() == folder.resolve()
+    return parent if is_part else folder
 
 
 def _copy_tree(source: Path, destination: Path, root: Path) -> None:
@@ -286,7 +319,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     return read_object(path, lambda values, key: False) if path.is_file() else {}
 
 
-def _write_settings(path: Path, settings: dict[str, Any]) -> None:
+def _write_settings(path: Path, settings: dict[str, Any] | list[dict[str, Any]]) -> None:
     """In the form of the file that is there, so that a change that is undone leaves its bytes."""
     if not settings:
         path.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from hf_variants.model.configuration_variant import VariantConfig
 from hf_variants.model.custom_code import auto_map_of, write_code
 
 from . import block_configs, checkpoint, folds, gguf_files, output_folder, rules, tensor_files, tensor_writer
-from .companions import belongs, copy_companions, refuse_broken_files
+from .companions import belongs, copy_companions, refuse_broken_files, root_of
 from .config_map import leaves_out_the_pooler, quantisation_of, training_fields
 from .errors import ConversionError, NotRepresentable, VerificationFailed, reading
 from .family import (
@@ -1388,7 +1388,7 @@ def _complete(
 
 def lineage_of_source(source: str, opened: Path) -> dict[str, Any]:
     """What the card of a result takes from its source, whose folder is `opened`."""
-    lineage = card.lineage_of(opened)
+    lineage = card.lineage_of(root_of(opened))
     return {**lineage, "base_model": source} if is_hub_id(source) else lineage
 
 

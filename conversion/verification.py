@@ -476,6 +476,9 @@ def _greedy(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, token
         pad_token_id=model.config.pad_token_id if model.config.pad_token_id is not None else 0,
         temperature=None, top_p=None, top_k=None, eos_token_id=None,
     )  # fmt: skip
+    if model.config.is_encoder_decoder and settings.decoder_start_token_id is settings.bos_token_id is None:
+        # Both models start with one token, whichever; without any `generate` refuses.
+        settings.decoder_start_token_id = settings.pad_token_id
     inputs = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
     return model.generate(**inputs, generation_config=settings).cpu()
 
@@ -596,7 +599,9 @@ def _check_losses(left: PreTrainedModel, right: PreTrainedModel, ids: torch.Tens
             with torch.no_grad(), dropout:
                 made.append((model(**inputs).loss.item(), dropout.calls))
         # An encoder-decoder whose config does not say what the decoder's inputs begin with has no loss of labels alone.
-        except ValueError as error:
+        except (ValueError, AttributeError) as error:
+            if isinstance(error, AttributeError) and "decoder_start_token_id" not in str(error):
+                raise
             made.append((str(error), None))
         finally:
             model.eval()

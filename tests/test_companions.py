@@ -6,7 +6,8 @@ import random
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from huggingface_hub.utils import filter_repo_objects
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -21,6 +22,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 from transformers.models.auto.tokenization_auto import (
     MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS,
@@ -29,7 +32,7 @@ from transformers.models.auto.tokenization_auto import (
 
 import hf_variants
 import hf_variants_cli
-from hf_variants.conversion import ConversionError, convert, export
+from hf_variants.conversion import ConversionError, checkpoint, convert, export
 from hf_variants.conversion.companions import copy_companions, copy_files
 from hf_variants.conversion.family import all_families
 from hf_variants.conversion.tokenization import differences, load_tokenizer
@@ -307,9 +310,89 @@ def test_weights_of_modules_travel_without_pickles(tmp_path):
     assert sorted(path.name for path in (destination / "2_Dense").iterdir()) == ["config.json", "model.safetensors"]
 
 
+def in_the_old_layout(folder):
+    """Moves a sentence encoder's model into `0_Transformer`, where releases before 2.0 wrote it."""
+    inner = folder / "0_Transformer"
+    inner.mkdir()
+    for path in [path for path in folder.iterdir() if path.is_file()]:
+        if path.name not in ("modules.json", "config_sentence_transformers.json", "LICENSE"):
+            path.rename(inner / path.name)
+    first, *others = json.loads((folder / "modules.json").read_text())
+    write_json(folder / "modules.json", [{**first, "path": "0_Transformer"}, *others])
+
+
+def sentence_encoder(folder):
+    """In parts, without Sentence Transformers."""
+    checkpoint_with(tokenizer_alone, folder)
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense"}
+    entries = [
+        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for index, (path, kind) in enumerate(kinds.items())
+    ]
+    write_json(folder / "modules.json", entries)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": 12})
+    write_json(folder / "config_sentence_transformers.json", {"prompts": {"query": "a "}})
+    (folder / "LICENSE").write_text("terms")
+    for path in list(kinds)[1:]:
+        (folder / path).mkdir()
+        write_json(folder / path / "config.json", {"pooling_mode_cls_token": True})
+    save_file({"linear.weight": torch.ones(2, 4)}, folder / "2_Dense" / "model.safetensors")
+    return entries
+
+
+@pytest.mark.parametrize("given", ["whole", "its model"])
+def test_a_sentence_encoder_whose_model_lies_in_a_folder_of_its_own(given, tmp_path):
+    source = tmp_path / "source"
+    entries = sentence_encoder(source)
+    in_the_old_layout(source)
+    convert(source if given == "whole" else source / "0_Transformer", tmp_path / "variant", verify=True)
+    export(tmp_path / "variant", tmp_path / "back")
+    for folder in (tmp_path / "variant", tmp_path / "back"):
+        assert json.loads((folder / "modules.json").read_text()) == entries
+        assert not (folder / "0_Transformer").exists()
+        for name in (
+            "1_Pooling/config.json",
+            "2_Dense/model.safetensors",
+            "config_sentence_transformers.json",
+            "LICENSE",
+        ):
+            assert (folder / name).read_bytes() == (source / name).read_bytes()
+        for name in ("sentence_bert_config.json", "tokenizer.json"):
+            assert (folder / name).read_bytes() == (source / "0_Transformer" / name).read_bytes()
+
+
+@pytest.mark.parametrize("layout", ["new", "old"])
+def test_every_module_s_weights_are_fetched(layout, tmp_path, monkeypatch):
+    source, cache = tmp_path / "source", tmp_path / "models--owner--name" / "snapshots" / "0123"
+    sentence_encoder(source)
+    if layout == "old":
+        in_the_old_layout(source)
+    (source / "checkpoint-500").mkdir()
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        (source / "checkpoint-500" / name).write_text("long")
+    files = [str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()]
+
+    def fetch(name, allow_patterns):
+        for file in filter_repo_objects(files, allow_patterns=allow_patterns):
+            target, blob = cache / file, cache.parents[1] / "blobs" / file.replace("/", "-")
+            for path in (target, blob):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            blob.write_bytes((source / file).read_bytes())
+            target.unlink(missing_ok=True)
+            target.symlink_to(blob)
+        return str(cache)
+
+    monkeypatch.setattr(checkpoint, "snapshot_download", fetch)
+    convert("owner/name", tmp_path / "variant")
+    for name in ("1_Pooling/config.json", "2_Dense/model.safetensors", "LICENSE"):
+        assert (tmp_path / "variant" / name).read_bytes() == (source / name).read_bytes()
+    assert not (cache / "checkpoint-500").exists()
+
+
 @pytest.mark.whole
+@pytest.mark.parametrize("layout", ["new", "old"])
 @pytest.mark.parametrize("pooling", ["cls", "max", "mean"])
-def test_sentence_transformers_embeds_as_before(pooling, tmp_path):
+def test_sentence_transformers_embeds_as_before(pooling, layout, tmp_path):
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
@@ -320,6 +403,8 @@ def test_sentence_transformers_embeds_as_before(pooling, tmp_path):
     BertTokenizer(vocab={word: index for index, word in enumerate(WORDS)}).save_pretrained(tmp_path / "bert")
     modules = [Transformer(str(tmp_path / "bert")), Pooling(32, pooling_mode=pooling), Dense(32, 8), Normalize()]
     SentenceTransformer(modules=modules, prompts={"query": "a b "}, device="cpu").save(str(tmp_path / "source"))
+    if layout == "old":
+        in_the_old_layout(tmp_path / "source")
     convert(tmp_path / "source", tmp_path / "variant")
     export(tmp_path / "variant", tmp_path / "back")
     expected, *others = [
@@ -359,3 +444,12 @@ def test_what_a_checkpoint_lacks_is_not_applicable(tmp_path):
     claims = json.loads((tmp_path / "variant" / "conversion_report.json").read_text())["claims"]
     assert claims.pop("tokenizer") == "not applicable"
     assert set(claims.values()) == {"verified"}
+
+
+def test_what_cannot_be_generated_or_trained_in_stock_is_not_held_against_a_conversion(tmp_path):
+    """A T5 whose config does not say what the decoder's inputs begin with, as its class's default."""
+    config = T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4)
+    hostile_(T5ForConditionalGeneration(config)).save_pretrained(tmp_path / "native")
+    convert(tmp_path / "native", tmp_path / "variant", verify=True)
+    claims = json.loads((tmp_path / "variant" / "conversion_report.json").read_text())["claims"]
+    assert claims["training loss"] == "not applicable"
