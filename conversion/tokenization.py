@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,18 +67,36 @@ def differences(a: Any, b: Any) -> list[str]:
         for name in SETTINGS
         if (x := getattr(a, name, None)) != (y := getattr(b, name, None))
     ]
+    for name in ("truncation", "padding"):
+        x, y = (getattr(getattr(tokenizer, "backend_tokenizer", None), name, None) for tokenizer in (a, b))
+        if x != y:
+            found.append(f"{name} of the file: {x!r:.80} and {y!r:.80}")
     first, second = _vocabulary(a), _vocabulary(b)
     if first != second:
         found.append(f"vocabularies of {len(first)} and {len(second)} tokens: {_some(first, second)}")
     first, second = ({id: repr(token) for id, token in t.added_tokens_decoder.items()} for t in (a, b))
     if first != second:
         found.append(f"added tokens: {_some(first, second)}")
-    for name, probe in _probes(a):
-        x, y = _outcome(probe, a), _outcome(probe, b)
-        if x != y:
-            found.append(f"{name}: {x!r:.80} and {y!r:.80}")
-            break
+    with _as_it_was(a), _as_it_was(b):
+        for name, probe in _probes(a):
+            x, y = _outcome(probe, a), _outcome(probe, b)
+            if x != y:
+                found.append(f"{name}: {x!r:.80} and {y!r:.80}")
+                break
     return found
+
+
+@contextmanager
+def _as_it_was(tokenizer: Any) -> Iterator[None]:
+    """A call sets padding and truncation in the tokenizer itself, which would be saved with them."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    truncation, padding = getattr(backend, "truncation", None), getattr(backend, "padding", None)
+    try:
+        yield
+    finally:
+        if backend is not None:
+            backend.enable_truncation(**truncation) if truncation else backend.no_truncation()
+            backend.enable_padding(**padding) if padding else backend.no_padding()
 
 
 def ids_that_differ(a: Any, b: Any) -> str | None:

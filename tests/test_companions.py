@@ -167,6 +167,23 @@ def checkpoint_with(tokenizer, folder, model_class=MistralForCausalLM, config_cl
     return folder
 
 
+def test_a_comparison_leaves_a_tokenizer_as_it_was_and_sees_its_truncation(tmp_path):
+    """Where only what transformers saves is the same tokenizer, it is the one that was compared that is saved."""
+    for name, limit in (("a", 40), ("b", 40), ("c", None)):
+        (tmp_path / name).mkdir()
+        made = byte_level_bpe()
+        if limit is not None:
+            made.enable_truncation(limit, stride=2)
+            made.enable_padding(length=16, pad_id=1, pad_token="</s>")
+        made.save(str(tmp_path / name / "tokenizer.json"))
+        write_json(tmp_path / name / "tokenizer_config.json", {**NAMED, "tokenizer_class": "PreTrainedTokenizerFast"})
+    a, b, c = (load_tokenizer(tmp_path / name) for name in "abc")
+    before = a.backend_tokenizer.to_str()
+    assert differences(a, b) == []
+    assert a.backend_tokenizer.to_str() == b.backend_tokenizer.to_str() == before
+    assert any("truncation" in found for found in differences(a, c))
+
+
 def test_a_tokenizer_s_code_is_neither_run_nor_forgotten(tmp_path):
     folder = checkpoint_with(tokenizer_alone, tmp_path / "native")
     settings = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}}
