@@ -91,6 +91,8 @@ def faults(kills: int, place: Path, seed: int = 0) -> tuple[list[str], Counter[s
             what = f"{command} after {moment:.2f} of {seconds:.2f} s and {number.name}"
             ended = process.returncode == 0
             ends[f"{command}: {'had ended' if ended else number.name}"] += 1
+            # Of a machine that others use, no run says how long the next one takes.
+            seconds *= 0.8 if ended else 1.05
             if digest(source) != before:
                 found.append(f"{what}: the source changed")
             if (destination.exists() and not ended) and digest(destination) != good:
