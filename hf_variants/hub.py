@@ -21,7 +21,7 @@ from .conversion.layout import checked_names
 from .conversion.record import RECORD
 from .conversion.skeleton import empty_model
 from .conversion.translate import warn_of_non_finite
-from .model.configuration_variant import FRAMEWORK_KEYS
+from .model.config_overrides import FRAMEWORK_KEYS
 from .model.custom_code import auto_map_of, write_code
 from .model.upload import Upload, written_since
 

@@ -14,7 +14,7 @@ from hf_variants.describe import describe
 from hf_variants.drawing import block_svg
 from hf_variants.hub import bundle
 from hf_variants.model.axis import VariantConfigError
-from hf_variants.model.configuration_variant import FIELDS, PER_LAYER_FIELDS
+from hf_variants.model.configuration_variant import FIELDS
 
 
 SMALL = {
@@ -118,7 +118,7 @@ def another(field: str):
     return not default if hint is bool or bool in get_args(hint) else 0.5
 
 
-@pytest.mark.parametrize("field", sorted(PER_LAYER_FIELDS))
+@pytest.mark.parametrize("field", sorted(VariantConfig.per_layer_fields()))
 def test_layers_that_differ_are_saved_described_and_drawn(field, tmp_path):
     try:
         config = VariantConfig(**SMALL, per_layer_config={1: {field: another(field)}})

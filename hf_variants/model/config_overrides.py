@@ -1,19 +1,30 @@
-"""Overrides of a saved config, on loading and in `update`: they go through the constructor and obey its rules."""
+"""What keys a config takes: overrides of a saved one go through the constructor, and a misspelt field is refused."""
 
 import copy
+import difflib
 from collections.abc import Iterable
 from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
 
-from .axis import nobody_chose, quote
+from .axis import VariantConfigError, nobody_chose, quote
 
 
 logger = logging.get_logger(__name__)
 
 # What the constructor folds into `rope_parameters`.
 ROPE_SHORTHANDS = ("rope_theta", "rope_scaling", "partial_rotary_factor")
+
+# Keys that transformers and its tools put into a config.json next to a model's own fields.
+FRAMEWORK_KEYS = frozenset(
+    {
+        "architectures", "attn_implementation", "auto_map", "dtype", "finetuning_task", "head_dim", "label2id",
+        "model_type", "name_or_path", "num_labels", "output_attentions", "partial_rotary_factor", "per_layer_config",
+        "quantization_config", "rope_scaling", "rope_theta", "task_specific_params", "torch_dtype",
+        "transformers_version", "use_return_dict",
+    }
+)  # fmt: skip
 
 
 class ConstructorRules:
@@ -48,6 +59,20 @@ class ConstructorRules:
 
     def warn_of_idle_fields(self, names: Iterable[str]) -> None:
         """Say which of these fields have no effect, where that is known."""
+
+    @classmethod
+    def refuse_near_misses(cls, unknown: dict[str, Any], beside: Iterable[str] = ()) -> None:
+        """Refuse an unknown key that looks like a field: it would otherwise be stored and never read."""
+        field_names = [name for name in (*cls.__dataclass_fields__, *beside) if not name.startswith("_")]
+        sentences = []
+        for key in unknown:
+            if key in FRAMEWORK_KEYS or key.startswith("_"):
+                continue
+            match = difflib.get_close_matches(key, field_names, n=1, cutoff=0.84)
+            if match:
+                sentences.append(f"`{key}` is not a field; did you mean `{match[0]}`?")
+        if sentences:
+            raise VariantConfigError(" ".join(sentences))
 
     def update(self, config_dict: dict[str, Any]) -> None:
         """As in transformers, where it sets attributes one by one, under the rules of construction; all or nothing."""

@@ -6,7 +6,6 @@ from .versions import MINIMUM  # noqa: F401
 
 # isort: split
 import copy
-import difflib
 import inspect
 import textwrap
 from collections.abc import Iterable
@@ -19,7 +18,6 @@ from transformers.utils import logging
 
 from .attention import AttentionAxis
 from .axis import (
-    PER_LAYER,
     TRAINING,
     Axis,
     Check,
@@ -27,7 +25,6 @@ from .axis import (
     VariantConfigError,
     nobody_chose,
     own_fields,
-    quote,
     refuse,
     setting,
     somebody_chose,
@@ -40,6 +37,7 @@ from .feed_forward import FeedForwardAxis
 from .heads import ClassifierAxis, HeadAxis
 from .losses import LossAxis
 from .normalization import NormalizationAxis
+from .per_layer import SKIP_NAMES, PerLayerRules
 from .positions import PositionsAxis
 from .stack import LayersAxis, RegularisationAxis, SizeAxis
 
@@ -65,24 +63,9 @@ AXES: tuple[type[Axis], ...] = (
 # Fields of older config.json files -> what they are called now.
 RENAMED_FIELDS = {"layer_scale_type": "learned_scale_type"}
 
-# Sublayers that `per_layer_config` may leave out with `skip`.
-SKIPPABLE = ("self_attn", "mlp")
-# As transformers' documentation calls them -> here.
-SKIP_NAMES = {"attention": "self_attn"}
-
-# Keys that transformers and its tools put into a config.json next to a model's own fields.
-FRAMEWORK_KEYS = frozenset(
-    {
-        "architectures", "attn_implementation", "auto_map", "dtype", "finetuning_task", "head_dim", "label2id",
-        "model_type", "name_or_path", "num_labels", "output_attentions", "partial_rotary_factor", "per_layer_config",
-        "quantization_config", "rope_scaling", "rope_theta", "task_specific_params", "torch_dtype",
-        "transformers_version", "use_return_dict",
-    }
-)  # fmt: skip
-
 
 @strict
-class VariantConfig(ConstructorRules, *AXES, PreTrainedConfig):
+class VariantConfig(ConstructorRules, PerLayerRules, *AXES, PreTrainedConfig):
     r"""
     Configuration of one dense Transformer stack: a decoder (`is_causal=True`) or an encoder (`is_causal=False`).
 
@@ -271,80 +254,15 @@ class VariantConfig(ConstructorRules, *AXES, PreTrainedConfig):
         if sentences:
             logger.warning_once(" ".join(sentences))
 
-    @classmethod
-    def refuse_near_misses(cls, unknown: dict[str, Any], beside: Iterable[str] = ()) -> None:
-        """Refuse an unknown key that looks like a field: it would otherwise be stored and never read."""
-        field_names = [name for name in (*cls.__dataclass_fields__, *beside) if not name.startswith("_")]
-        sentences = []
-        for key in unknown:
-            if key in FRAMEWORK_KEYS or key.startswith("_"):
-                continue
-            match = difflib.get_close_matches(key, field_names, n=1, cutoff=0.84)
-            if match:
-                sentences.append(f"`{key}` is not a field; did you mean `{match[0]}`?")
-        if sentences:
-            raise VariantConfigError(" ".join(sentences))
-
-    @staticmethod
-    def _refuse_shared_fields(per_layer_config: dict[int | str, dict[str, Any]] | None) -> None:
-        """Refuse per-layer values of fields that are read for the whole stack: transformers would fail on the read."""
-        fields = {field for overrides in (per_layer_config or {}).values() for field in overrides}
-        if shared := sorted(fields - PER_LAYER_FIELDS - {"skip"}):
-            raise VariantConfigError(
-                f"`per_layer_config` changes {quote(shared)}, which all layers share. "
-                f"Set it for the whole stack; layers may differ in {quote(sorted(PER_LAYER_FIELDS))}."
-            )
-
     def validate_architecture(self):
         """Report every inconsistency at once: what is wrong, and what to do about it."""
         if not self.is_heterogeneous:
             return refuse(self.checks())
         return refuse(self.per_layer_checks() + [row for layer in self.per_layer_config for row in layer.checks()])
 
-    def per_layer_checks(self) -> list[Check]:
-        """What can be wrong with what `per_layer_config` changes."""
-        spec = self.__dict__["_heterogeneity_spec"]
-        skips = {i: set(overrides.get("skip", ())) for i, overrides in spec.per_layer_overrides.items()}
-        unknown = sorted(set().union(*skips.values()) - set(SKIPPABLE))
-        empty = [i for i, skip in skips.items() if skip.issuperset(SKIPPABLE)]
-        first_layers = {self.layer_types.index(kind) for kind in self.layer_types}
-        lengthless = sorted(i for i in first_layers if "self_attn" in skips.get(i, ()))
-        return [
-            Check(
-                self.has_sequence_bias and self.is_heterogeneous_in("num_attention_heads"),
-                f"`per_layer_config` changes `num_attention_heads`, but `position_embedding_type` "
-                f"{self.position_embedding_type} has one bias per head, shared by the layers.",
-                "Keep the heads equal, or use another `position_embedding_type`.",
-            ),
-            Check(
-                bool(unknown),
-                f"`per_layer_config` skips {quote(unknown)}.",
-                f"A layer can skip {' or '.join(f'`{name}`' for name in SKIPPABLE)}.",
-            ),
-            Check(
-                bool(empty),
-                f"`per_layer_config` skips everything in layer {', '.join(map(str, empty))}.",
-                "Keep one of the two, or lower `num_hidden_layers`.",
-            ),
-            Check(
-                bool(lengthless),
-                f"`per_layer_config` skips `self_attn` in layer {', '.join(map(str, lengthless))}, the first of its "
-                "layer type, whose cache tells how long the past is.",
-                "Skip it in a later layer of that type.",
-            ),
-        ]
-
-    def is_heterogeneous_in(self, field: str) -> bool:
-        """Whether `per_layer_config` gives some layer another value of `field`."""
-        spec = self.__dict__.get("_heterogeneity_spec")
-        return spec is not None and field in spec.per_layer_attributes
-
 
 # Every field by name, in the order of the axes.
 FIELDS: dict[str, Field] = {name: entry for room in (*AXES, VariantConfig) for name, entry in own_fields(room).items()}
-# What `per_layer_config` may change. All others are read for the stack as a whole (masks, caches, embeddings, final
-# norm), where a layer's value would be ignored or mixed up.
-PER_LAYER_FIELDS = frozenset(name for name, entry in FIELDS.items() if PER_LAYER in entry.metadata)
 
 VariantConfig.__doc__ = "\n\n".join(
     [inspect.getdoc(VariantConfig)]

@@ -13,8 +13,8 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
 
 from .axis import Check, VariantConfigError, quote, refuse
-from .config_overrides import ConstructorRules
-from .configuration_variant import FIELDS, FRAMEWORK_KEYS, VariantConfig
+from .config_overrides import FRAMEWORK_KEYS, ConstructorRules
+from .configuration_variant import FIELDS, VariantConfig
 
 
 logger = logging.get_logger(__name__)

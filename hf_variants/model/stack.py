@@ -67,7 +67,7 @@ class LayersAxis(Axis):
         the letters F and S that is repeated over the depth, such as `"SSSF"`.
     sliding_window (`int`): keys a sliding layer sees, the current one included; in an encoder, keys up to
         `sliding_window` positions away on either side.
-    per_layer_config (`dict`): transformers' own per-layer overrides, of the fields in `PER_LAYER_FIELDS`, such as
+    per_layer_config (`dict`): transformers' own per-layer overrides, of the fields in `per_layer_fields()`, such as
         `{1: {"num_key_value_heads": 1}, 3: {"skip": ["mlp"]}}`.
     """
 
