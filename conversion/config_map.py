@@ -459,7 +459,7 @@ def _token_classifier_dropout(native: Mapping[str, Any]) -> Fields:
 
 
 # Of the fields without effect on outputs, those that say nothing of how a model is trained either.
-KEPT_FOR_THE_WAY_BACK = frozenset({"use_cache", "native_leftovers", "eager_by_default"})
+KEPT_FOR_THE_WAY_BACK = frozenset({"use_cache", "native_leftovers", "eager_by_default", "argument_order"})
 
 
 def _of_head(config: VariantConfig, fields: Fields, head: str) -> Fields:
@@ -710,6 +710,7 @@ class ConfigMap:
         own_config: the native config class, of a type that transformers does not have.
         told_by_weights: fields that the native config does not decide, because its class looks at the weights.
         readers: the classes that read a native config, by head.
+        argument_order: of a config of ours, the field of that name; a type's own code is not known here.
     """
 
     model_type: str
@@ -718,6 +719,7 @@ class ConfigMap:
     own_config: type[PreTrainedConfig] | None = None
     told_by_weights: tuple[str, ...] = ()
     readers: Callable[[str], tuple[type[PreTrainedModel], ...]] = lambda head: ()
+    argument_order: Callable[[AnyVariantConfig], dict[str, str] | None] = lambda config: None
 
     @property
     def native_class(self) -> type[PreTrainedConfig]:
@@ -844,6 +846,7 @@ class ConfigMap:
             fields |= by_class
         with nobody_chose():
             config = self.config_class(**fields, dtype=native.dtype)
+        config.argument_order = self.argument_order(config)
         unread = self.unread(native, head)
         _refuse_other_positions(config, unread)
         restored = self.native_class().to_dict()

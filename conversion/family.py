@@ -15,6 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING, model_ty
 from transformers.utils import CONFIG_NAME
 
 import hf_variants
+from hf_variants.model.arguments import argument_names, usual_order
 from hf_variants.model.configuration_variant import VariantConfig
 from hf_variants.model.configuration_variant_seq2seq import VariantSeq2SeqConfig
 
@@ -167,7 +168,15 @@ class Family:
     def config_map(self) -> ConfigMap:
         config_class = VariantSeq2SeqConfig if self.is_seq2seq else VariantConfig
         told_by_weights = ("tie_word_embeddings",) if self.loosely_tied else ()
-        return ConfigMap(self.model_type, self.config, config_class, self.own_config, told_by_weights, self._readers)
+        return ConfigMap(
+            self.model_type,
+            self.config,
+            config_class,
+            self.own_config,
+            told_by_weights,
+            self._readers,
+            self._argument_order,
+        )
 
     @property
     def runs_eager(self) -> bool:
@@ -178,6 +187,15 @@ class Family:
         """The classes that read the config of a checkpoint with this head."""
         classes = (self.native_class(head or self.primary), self.native_class("base"))
         return tuple(dict.fromkeys(filter(None, classes)))
+
+    def _argument_order(self, config: PreTrainedConfig) -> dict[str, str] | None:
+        """Where stock classes take arguments by place in another order than ours of the same heads, that order."""
+        orders = {}
+        for head in [] if self.own_models else self.converted_heads:
+            ours, stock = self.variant_class(head), argument_names(self.native_class(head).forward)
+            if usual_order(ours, config)[: len(stock)] != stock:
+                orders[ours.__name__] = ", ".join(stock)
+        return orders or None
 
     @property
     def is_installed(self) -> bool:

@@ -25,8 +25,8 @@ ALWAYS_SHOWN = frozenset(
         "qk_norm", "is_causal", "layer_types", "position_embedding_type", "tie_word_embeddings",
     }
 )  # fmt: skip
-# What a native config said beside its architecture.
-NEVER_SHOWN = frozenset({"native_leftovers"})
+# What a native config or class said beside its architecture.
+NEVER_SHOWN = frozenset({"native_leftovers", "argument_order"})
 
 
 def load_config(name: str) -> "hf_variants.VariantConfig | hf_variants.VariantSeq2SeqConfig":

@@ -40,6 +40,7 @@ from hf_variants import (
 )
 from hf_variants.conversion import supported_model_types
 from hf_variants.conversion.family import family_of
+from hf_variants.model.arguments import order_of
 
 from .native_rows import all_rows
 from .parity import hostile_, relative_error
@@ -113,6 +114,47 @@ def test_every_argument_of_a_stock_class_has_its_name():
 def test_the_order_is_that_of_the_stock_classes(ours, stock):
     shared = [name for name in named(stock.forward) if name != "kwargs"]
     assert named(ours.forward)[: len(shared)] == shared
+
+
+def test_places_are_those_of_the_stock_class_in_every_class():
+    rows, configs, seen = all_rows(), {}, 0
+    for model_type, ours, stock in stock_classes():
+        # BART's decoder, T5's encoder: a class of one stack of two has a config of its own.
+        families = [family_of(model_type), *family_of(model_type).parts]
+        family = next(one for one in families if stock in [one.native_class(head) for head in one.converted_heads])
+        if (model_type, family.part) not in configs:
+            native = family.config_map.native_class(**rows[model_type].draw(random.Random(f"{model_type}-0")))
+            configs[model_type, family.part] = family.config_map.to_variant(native)
+        names = tuple(named(stock.forward))
+        assert order_of(ours, configs[model_type, family.part])[: len(names)] == names, (model_type, stock)
+        seen += names != tuple(named(ours.forward))[: len(names)]
+    assert seen > 60
+
+
+@pytest.mark.parametrize("stock_class", [BertModel, BertForSequenceClassification, GPT2LMHeadModel, LlamaForCausalLM])
+def test_arguments_by_place_are_the_same(stock_class, tmp_path):
+    stock = hostile_(stock_class(stock_class.config_class(**SIZES, type_vocab_size=2))).eval()
+    hf_variants.from_native(stock).save_pretrained(tmp_path)
+    ours = type(hf_variants.from_native(stock)).from_pretrained(tmp_path)
+    mask, types = torch.ones_like(IDS), IDS % 2
+    mask[1, :3] = 0
+    given = {"attention_mask": mask, "token_type_ids": types, "position_ids": torch.arange(2, 11).expand(2, 9)}
+    by_place = [given.get(name) for name in named(stock.forward)[1 : named(stock.forward).index("inputs_embeds")]]
+    expected, got = stock(IDS, *by_place), ours(IDS, *by_place)
+    assert torch.equal(got[0], expected[0])
+    assert not torch.equal(ours(IDS, mask)[0] if stock_class is not GPT2LMHeadModel else ours(IDS)[0], got[0])
+
+
+def test_an_argument_in_another_place_is_an_error_that_names_it():
+    gpt2 = hf_variants.from_native(GPT2LMHeadModel(GPT2Config(**SIZES)))
+    with pytest.raises(TypeError, match="Tensor is given in the place of `past_key_values`"):
+        gpt2(IDS, torch.ones_like(IDS))
+    with pytest.raises(TypeError, match="DynamicCache is given in the place of `attention_mask`"):
+        decoder()(IDS, DynamicCache())
+    with pytest.raises(TypeError, match="11 arguments are given by place, and 10 have one"):
+        decoder()(IDS, *[None] * 10)
+    with pytest.raises(TypeError, match="`attention_mask` is given twice"):
+        decoder()(IDS, torch.ones_like(IDS), attention_mask=torch.ones_like(IDS))
 
 
 def decoder(**fields):

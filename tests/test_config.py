@@ -433,7 +433,8 @@ def test_defaults_are_derived_and_written_out():
     # Where these are `None`, there is nothing.
     unset = {key for key, value in written.items() if value is None}
     optional = {
-        "attention_scaling", "attn_logit_softcapping", "clip_qkv", "cross_attention_hidden_size", "deepnorm_alpha",
+        "argument_order", "attention_scaling", "attn_logit_softcapping", "clip_qkv", "cross_attention_hidden_size",
+        "deepnorm_alpha",
         "deepnorm_beta", "dtype", "final_logit_softcapping", "initializer_cutoff_factor", "layer_rope_theta",
         "native_leftovers", "pad_token_id", "sliding_window",
     }  # fmt: skip

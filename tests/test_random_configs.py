@@ -348,7 +348,7 @@ NOT_DRAWN = {
     "classifier_transform_on_tokens", "cross_attention_hidden_size", "deepnorm_alpha", "deepnorm_beta",
     "eos_token_id", "ffn_chunk_size", "generation_counts_padding", "initializer_cutoff_factor", "initializer_norm_ones",
     "initializer_positions", "initializer_range", "initializer_scheme", "initializer_sinks", "is_causal",
-    "lm_head_unread_bias",
+    "argument_order", "lm_head_unread_bias",
     "longrope_recomputes_cache", "loss_in_float32", "native_leftovers", "pooler", "pooler_scope", "shift_labels",
     "token_classifier_loss_in_float32", "use_cache",
     # Of float16.

@@ -1,5 +1,6 @@
 """One model file per variant: that it is short, clean and the variant bit for bit, and refused where it is not."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +113,26 @@ def pair(encoder: str, decoder: str, **top) -> hf_variants.VariantSeq2SeqConfig:
 def test_bits_of_an_encoder_decoder(stacks, top):
     config = pair(*stacks, **top)
     assert differences(write_source(config, "pair"), config) == []
+
+
+def test_arguments_stand_in_the_order_of_the_variant():
+    config = VariantConfig(**SIZES, **OTHERS["encoder"])
+    order = {"VariantForMaskedLM": "input_ids, inputs_embeds, attention_mask"}
+    signatures = [write_source(config, "Tiny").modeling]
+    config.argument_order = order
+    signatures.append(write_source(config, "Tiny").modeling)
+    heads = [re.search(r"class TinyForMaskedLM.*?def forward\((.*?)\*\*kwargs", text, re.S)[1] for text in signatures]
+    names = [[line.split(":")[0].strip(" ,") for line in head.split("\n")[2:-1]] for head in heads]
+    assert names[0] == [
+        "input_ids",
+        "attention_mask",
+        "token_type_ids",
+        "position_ids",
+        "inputs_embeds",
+        "*",
+        "labels",
+    ]
+    assert names[1] == ["input_ids", "inputs_embeds", "attention_mask", "position_ids", "labels", "token_type_ids"]
 
 
 def test_what_two_stacks_have_in_common_stands_once():

@@ -86,6 +86,8 @@ class VariantConfig(ConstructorRules, PerLayerRules, *AXES, PreTrainedConfig):
         sinusoids, `"sinusoidal"` (DistilBERT).
     initializer_sinks (`str`): how attention sinks start: as matrices do, `"normal"`, or at `"zero"` (Granite SWA).
     initializer_range, use_cache, bos_token_id, eos_token_id, pad_token_id: as everywhere in transformers.
+    argument_order (`dict`): class -> the names of the arguments that its forward takes by place, with commas between
+        them, where a stock class has another order; `None`: that of the signature, or, with token types, BERT's.
     native_leftovers (`dict`): where the model was converted from: its `model_type`, and keys of that config which do
         not change what the model computes, kept for the way back.
     """
@@ -108,6 +110,7 @@ class VariantConfig(ConstructorRules, PerLayerRules, *AXES, PreTrainedConfig):
     initializer_norm_ones: bool = setting(False, TRAINING)
     initializer_positions: Literal["normal", "sinusoidal"] = setting("normal", TRAINING)
     initializer_sinks: Literal["normal", "zero"] = setting("normal", TRAINING)
+    argument_order: dict[str, str] | None = setting(None, TRAINING)
     native_leftovers: dict | None = setting(None, TRAINING)
     use_cache: bool = setting(True, TRAINING)
     bos_token_id: int | None = 1

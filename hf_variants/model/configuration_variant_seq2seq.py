@@ -56,6 +56,8 @@ class VariantSeq2SeqConfig(ConstructorRules, PreTrainedConfig):
         labels_disable_cache (`bool`): a pass with labels makes no cache, whatever `use_cache` says (BART). A cache
             lays keys and values out anew, so that the loss of a pass with one may round differently.
         decoder_start_token_id, forced_bos_token_id, forced_eos_token_id (`int`): also in the generation config.
+        argument_order (`dict`): class -> the names of the arguments that its forward takes by place, with commas between
+            them, where a stock class has another order; `None`: that of the signature.
 
     DeepNorm's alpha and beta depend on both depths; where a stack uses it and leaves them unset, they are derived as
     in table 1 of https://arxiv.org/abs/2203.00555.
@@ -81,6 +83,7 @@ class VariantSeq2SeqConfig(ConstructorRules, PreTrainedConfig):
     is_encoder_decoder: bool = True
     use_cache: bool = True
     initializer_range: int | float = 0.02
+    argument_order: dict[str, str] | None = None
     native_leftovers: dict | None = None
     bos_token_id: int | None = 1
     eos_token_id: int | list[int] | None = 2

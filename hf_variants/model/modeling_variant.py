@@ -38,6 +38,7 @@ from transformers.utils.generic import is_flash_attention_requested, merge_with_
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .adapters import AdapterGuard
+from .arguments import in_stock_order, order_of
 from .attention import Attention, self_attention_half, with_source_half
 from .axis import quote
 from .block import Block
@@ -161,6 +162,7 @@ class VariantPreTrainedModel(AdapterGuard, Distribution, PreTrainedModel):
         self._supports_sdpa = not config.unsupported_attention_features("sdpa")
         self._supports_flash_attn = not config.unsupported_attention_features("flash_attention")
         super().__init__(config, *args, **kwargs)
+        self.argument_order = order_of(type(self), config)
 
     def takes_loss_in_chunks(self, labels: torch.Tensor | None) -> bool:
         """Whether a language model's loss is computed without all logits at once: in training, where that was asked for."""
@@ -401,6 +403,7 @@ class VariantModel(VariantPreTrainedModel):
         hidden_states = self.types_among_tokens(hidden_states, token_type_ids, self.embed_tokens)
         return self.embedding_projection(self.embedding_dropout(self.embedding_norm(hidden_states)))
 
+    @in_stock_order
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -664,6 +667,7 @@ class VariantForCausalLM(VariantPreTrainedModel, GenerationMixin):
         self.model.refuse_continuous_batching()
         return super().init_continuous_batching(*args, **kwargs)
 
+    @in_stock_order
     @can_return_tuple
     def forward(
         self,
@@ -752,6 +756,7 @@ class VariantForMaskedLM(VariantPreTrainedModel):
         """(batch, length, hidden_size) -> (batch, length, vocab_size)."""
         return self.logit_scaling(self.lm_head(self.lm_head_transform(hidden_states)))
 
+    @in_stock_order
     @can_return_tuple
     def forward(
         self,
@@ -857,6 +862,7 @@ class VariantForSequenceClassification(VariantPreTrainedModel):
             return torch.ones_like(input_ids, dtype=torch.int32)
         return input_ids.ne(self.config.pad_token_id).to(torch.int32)
 
+    @in_stock_order
     @can_return_tuple
     def forward(
         self,
@@ -937,6 +943,7 @@ class VariantForTokenClassification(VariantPreTrainedModel):
             self.loss_function = loss
         self.post_init()
 
+    @in_stock_order
     @can_return_tuple
     def forward(
         self,
@@ -992,6 +999,7 @@ class VariantForQuestionAnswering(VariantPreTrainedModel):
         self.add_parts(self.parts(config))
         self.post_init()
 
+    @in_stock_order
     @can_return_tuple
     def forward(
         self,

@@ -17,6 +17,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils import ModelOutput, can_return_tuple
 
+from .arguments import in_stock_order
 from .builder import (
     build_classifier_pooling,
     build_loss,
@@ -168,6 +169,7 @@ class VariantSeq2SeqModel(VariantSeq2SeqPreTrainedModel):
             self.decoder.embed_tokens.weight = value.weight
             self.decoder.embed_tokens.num_embeddings = value.weight.shape[0]
 
+    @in_stock_order
     @can_return_tuple
     def forward(
         self,
@@ -299,6 +301,7 @@ class VariantForConditionalGeneration(VariantSeq2SeqPreTrainedModel, GenerationM
         """
         return self.shift_right(labels)
 
+    @in_stock_order
     @can_return_tuple
     def forward(
         self,
@@ -504,6 +507,7 @@ class VariantSeq2SeqForSequenceClassification(VariantSeq2SeqClassifier):
         last = ((source * input_ids.ne(pad)).argmax(dim=-1) + 1).clamp(max=length - 1)
         return (places == last[:, None]).to(torch.int32)
 
+    @in_stock_order
     @can_return_tuple
     def forward(
         self,
@@ -580,6 +584,7 @@ class VariantSeq2SeqForTokenClassification(VariantSeq2SeqClassifier):
             self.loss_function = loss
         self.post_init()
 
+    @in_stock_order
     @can_return_tuple
     def forward(
         self,
@@ -647,6 +652,7 @@ class VariantSeq2SeqForQuestionAnswering(VariantSeq2SeqClassifier):
         self.add_parts(self.parts(config))
         self.post_init()
 
+    @in_stock_order
     @can_return_tuple
     def forward(
         self,

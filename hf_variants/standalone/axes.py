@@ -528,9 +528,9 @@ class Stack:
             raise NotStandalone(f"{quote(fields)}: not covered by a standalone file yet")
 
 
-# Of heads that are not written, of tokens, and of where the model came from.
+# Of heads that are not written, of tokens, of signatures, and of where the model came from.
 UNUSED_FIELDS = {
-    "native_leftovers", "bos_token_id", "eos_token_id", "use_cache", "tie_word_embeddings", "vocab_size",
+    "native_leftovers", "argument_order", "bos_token_id", "eos_token_id", "use_cache", "tie_word_embeddings", "vocab_size",
     "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim", "max_position_embeddings",
     "sliding_window", "classifier_pooling", "classifier_bias", "classifier_transform", "classifier_transform_bias",
     "classifier_transform_act", "classifier_transform_norm", "classifier_transform_on_tokens",

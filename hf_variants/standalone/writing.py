@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import itertools
 import re
 import subprocess
 import sys
@@ -12,6 +13,9 @@ from typing import Any, NamedTuple
 import jinja2
 from transformers import PreTrainedConfig
 
+import hf_variants
+
+from ..model.arguments import order_of
 from ..model.configuration_variant import FIELDS
 from ..model.normalization import NORM_KINDS
 from .axes import NotStandalone, Stack
@@ -214,8 +218,25 @@ def write_source(config: PreTrainedConfig, name: str, head: str = "Model") -> So
     modeling = f'"""{_docstring(stacks, prefix)}"""\n\n{_imports(body, prefix, stem)}\n\n\n{body}'
     auto_map = {"AutoConfig": f"configuration_{stem}.{prefix}Config"}
     auto_map |= {auto: f"modeling_{stem}.{prefix}{end}" for auto, end in classes.items()}
+    for end in classes.values():
+        modeling = _in_order(modeling, f"{prefix}{end}", config, end)
     source = Source(prefix, stem, _formatted(modeling), "", auto_map, stacks, fields)
     return source._replace(configuration=_formatted(_configurations(source, config)))
+
+
+def _in_order(text: str, class_name: str, config: PreTrainedConfig, end: str) -> str:
+    """The text with the signature of a class's `forward` in the order that the variant's has under its config."""
+    seq2seq = "Seq2Seq" if config.is_encoder_decoder and end == "Model" else ""
+    order = order_of(getattr(hf_variants, f"Variant{seq2seq}{end}"), config)
+    start = text.index("    def forward(\n        self,\n", text.index(f"class {class_name}("))
+    start = text.index("self,\n", start) + len("self,\n")
+    stop = text.index("        **kwargs,\n", start)
+    lines = {line.split(":")[0].strip(): line for line in text[start:stop].splitlines(keepends=True)}
+    by_place = list(itertools.takewhile(lines.__contains__, order))
+    # What follows one that is not there would move up.
+    rest = [name for name in lines if name not in by_place]
+    mark = ["        *,\n"] if rest and len(by_place) < len(order) else []
+    return text[:start] + "".join([*map(lines.get, by_place), *mark, *map(lines.get, rest)]) + text[stop:]
 
 
 # Of an encoder-decoder, beside its stacks: the template resolves them.

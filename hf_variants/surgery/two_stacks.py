@@ -144,7 +144,15 @@ class ToEncoderDecoder(Operation):
 
 def _fields(config: VariantConfig) -> dict[str, Any]:
     """A stack's, without what the whole has."""
-    left = {"model_type", "native_leftovers", "tie_word_embeddings", "transformers_version", "architectures", "dtype"}
+    left = {
+        "model_type",
+        "native_leftovers",
+        "argument_order",
+        "tie_word_embeddings",
+        "transformers_version",
+        "architectures",
+        "dtype",
+    }
     return {name: value for name, value in config.to_dict().items() if name not in left}
 
 

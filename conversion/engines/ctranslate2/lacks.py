@@ -66,6 +66,7 @@ PAIR_WITHOUT_EFFECT = {
     "is_encoder_decoder": "it is one",
     "use_cache": "the engine has a cache of its own",
     "initializer_range": "of training",
+    "argument_order": "of how the model is called",
     "native_leftovers": "of the way back",
     "pad_token_id": "the engine is told lengths, and knows no padding tokens",
 }
