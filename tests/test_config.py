@@ -422,6 +422,19 @@ def test_other_patterns_are_refused(pattern):
         VariantConfig(**SMALL, layer_types=pattern, sliding_window=8)
 
 
+def test_no_rotation_is_written_where_there_is_none():
+    """Tools without our code read a config.json as transformers' own class, which refuses to rotate heads of 7 channels."""
+    config = VariantConfig(**{**SMALL, "head_dim": 7}, position_embedding_type="learned")
+    assert PreTrainedConfig.from_dict(json.loads(config.to_json_string())).head_dim == 7
+    assert VariantConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
+    # A base that somebody set is kept for whoever turns the rotation on again.
+    config = VariantConfig(**SMALL, position_embedding_type="none", rope_parameters={"rope_theta": 500.0})
+    assert (
+        VariantConfig.from_dict(config.to_dict(), position_embedding_type="rope").rope_parameters["rope_theta"]
+        == 500.0
+    )
+
+
 def test_defaults_are_derived_and_written_out():
     written = json.loads(VariantConfig(**SMALL).to_json_string())
     assert written["head_dim"] == 8

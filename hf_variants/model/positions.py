@@ -357,18 +357,27 @@ class PositionsAxis(Axis):
         kind = self.position_embedding_type
         because = f"`position_embedding_type` is {kind}"
         of_rope = [name for name in self.named("rope_") if name != "rope_parameters"]
-        # transformers fills the parameters in everywhere, with these.
-        told = self.rope_parameters not in (None, {"rope_type": "default", "rope_theta": self.default_theta})
         tables = ["position_offset", "position_ids_source", "generation_counts_padding"]
         absolute = self.rope_turns_values or self.rope_table_in_checkpoint
         return [
-            Idle(kind != "rope", of_rope + ["rope_parameters"] * told, because),
+            Idle(kind != "rope", of_rope + ["rope_parameters"] * self._rope_is_told(), because),
             Idle(kind != "alibi", self.named("alibi_"), because),
             Idle(kind != "relative_bias", self.named("relative_attention_"), because),
             Idle(kind != "sinusoidal", self.named("sinusoidal_"), because),
             # A rotation by other position ids turns queries and keys alike, which only rounds differently.
             Idle(kind not in ("learned", "sinusoidal") and not absolute, tables, because),
         ]
+
+    def _rope_is_told(self) -> bool:
+        """Whether `rope_parameters` are other than those that transformers fills in everywhere."""
+        return self.rope_parameters not in (None, {"rope_type": "default", "rope_theta": self.default_theta})
+
+    def to_dict(self) -> dict:
+        """As in transformers, without parameters of a rotation that is not there: its check refuses odd heads for them."""
+        saved = super().to_dict()
+        if self.position_embedding_type != "rope" and not self._rope_is_told():
+            saved.pop("rope_parameters", None)
+        return saved
 
     @property
     def has_sequence_bias(self) -> bool:

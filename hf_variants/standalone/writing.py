@@ -236,7 +236,11 @@ def _in_order(text: str, class_name: str, config: PreTrainedConfig, end: str) ->
     # What follows one that is not there would move up.
     rest = [name for name in lines if name not in by_place]
     mark = ["        *,\n"] if rest and len(by_place) < len(order) else []
-    return text[:start] + "".join([*map(lines.get, by_place), *mark, *map(lines.get, rest)]) + text[stop:]
+    return (
+        text[:start]
+        + "".join([*(lines[name] for name in by_place), *mark, *(lines[name] for name in rest)])
+        + text[stop:]
+    )
 
 
 # Of an encoder-decoder, beside its stacks: the template resolves them.
