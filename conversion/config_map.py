@@ -824,8 +824,8 @@ class ConfigMap:
         """
         if packed := quantisation_of(native.to_dict()):
             raise ConversionError(
-                f"The checkpoint is quantised ({packed}). Dequantise it first, for example with `model.dequantize()`, and "
-                "save it."
+                f"The checkpoint is quantised ({packed}). Take the model as it was before, or, where its quantiser can, "
+                "`model.dequantize()` it and save it."
             )
         if own := block_configs.overrides(native):
             config = self.to_variant(block_configs.without(native), ignore_keys, head)

@@ -774,7 +774,8 @@ def to_native(model: PreTrainedModel, model_type: str | None = None) -> PreTrain
     """
     if getattr(model.config, "quantization_config", None) is not None:
         raise ConversionError(
-            "The model is quantised (`quantization_config`). Dequantise it first, for example with `model.dequantize()`."
+            "The model is quantised (`quantization_config`). Take it as it was before, or, where its quantiser can, "
+            "`model.dequantize()` it first."
         )
     head = head_of_variant(type(model).__name__)
     family, native_config, folding = _target_of(model.config, model_type, head)
@@ -1194,8 +1195,8 @@ def _open_own(source: str | Path, path: Path, config: PreTrainedConfig) -> Opene
     """A folder of ours."""
     if getattr(config, "quantization_config", None) is not None:
         raise ConversionError(
-            "The checkpoint is quantised (`quantization_config`). Dequantise it first, for example with "
-            "`model.dequantize()`, and save it."
+            "The checkpoint is quantised (`quantization_config`). Take the model as it was before, or, where its "
+            "quantiser can, `model.dequantize()` it and save it."
         )
     checkpoint.refuse_adapter(path)
     model_class = variant_class((config.architectures or ["VariantForCausalLM"])[0])
