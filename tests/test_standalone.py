@@ -49,6 +49,25 @@ OTHERS = {
     "longrope": {"rope_parameters": {"rope_type": "longrope", "rope_theta": 100.0, "original_max_position_embeddings": 8,
                                      "short_factor": [1.0] * 8, "long_factor": [2.0] * 8},
                  "longrope_recomputes_cache": True, "embedding_multiplier": 4.5, "embedding_multiplier_position": "stack"},
+    "layers of other sizes": {"num_key_value_heads": 2, "per_layer_config": {1: {"num_key_value_heads": 1},
+                              3: {"intermediate_size": 96, "num_attention_heads": 8, "num_key_value_heads": 8}}},
+    "layers that differ": {"per_layer_config": {0: {"attention_sinks": True, "qk_norm": "head"},
+                                                1: {"norm_placement": "post"},
+                                                3: {"norm_placement": "post", "ffn_type": "mlp", "mlp_bias": True}}},
+    "layers without a sublayer": {"norm_type": "layernorm", "unfused_bias": True, "learned_scale_type": "channel",
+                                  "per_layer_config": {1: {"skip": ["mlp"], "attention_bias": True},
+                                                       2: {"skip": ["self_attn"], "learned_scale_type": "none"}}},
+    "parallel layers": {"parallel_block": "two_norms", "is_causal": False, "position_embedding_type": "alibi",
+                        "per_layer_config": {2: {"parallel_block": "shared_norm", "residual_multiplier": 0.5},
+                                             3: {"parallel_block": "none", "attn_logit_softcapping": 20.0}}},
+    "roformer-like": {"rope_turns_values": True, "rope_table_in_checkpoint": True, "rope_interleaved": True,
+                      "hidden_act": "xielu", "ffn_type": "mlp", "eager_by_default": True},
+    "parts of heads": {"layer_types": "FS", "sliding_window": 4, "hidden_act": "prelu", "rope_parameters": {
+        "full_attention": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10.0}}},
+    "batchnorm": {"norm_type": "batchnorm", "attention_sub_norm": True, "embedding_norm": True},
+    "batchnorm of all batches": {"norm_type": "batchnorm", "norm_momentum": None, "is_causal": False, "norm_bias": False,
+                                 "per_layer_config": {1: {"norm_placement": "sandwich"}, 3: {"skip": ["mlp"]}}},
     "narrow embeddings": {"embedding_size": 24, "output_projection": True, "scale_query": True, "lm_head_normalized": True,
                           "padding_mask_source": "input_ids", "first_layer_pre_norm": False, "embedding_norm": True},
 }  # fmt: skip
@@ -79,7 +98,8 @@ def slow_but(quick: set[str], names: list[str]) -> list:
     return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-QUICK = {"gptj", "gemma2", "bloom", "command-a", "encoder", "gates and sinks", "narrow embeddings"}
+QUICK = {"gptj", "gemma2", "bloom", "command-a", "encoder", "gates and sinks", "narrow embeddings", "layers that differ",
+         "batchnorm"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", slow_but(QUICK, [*PRESETS, *OTHERS]))
@@ -151,6 +171,52 @@ def test_an_encoder_decoder_is_written_and_generates(tmp_path):
     for options in ({}, {"num_beams": 3}, {"cache_implementation": "static", "disable_compile": True}):
         tokens = [m.generate(ids, max_new_tokens=6, do_sample=False, **options) for m in (own, model)]
         assert torch.equal(*tokens)
+
+
+def test_stacks_whose_layers_differ():
+    given = {"decoder_start_token_id": 1, "pad_token_id": 0, "eos_token_id": 2}
+    encoder = {**stack("modern", 2), "per_layer_config": {1: {"norm_placement": "post", "intermediate_size": 40}}}
+    decoder = {**stack("vanilla", 3), "norm_type": "batchnorm", "per_layer_config": {1: {"ffn_type": "glu"}}}
+    config = hf_variants.VariantSeq2SeqConfig(encoder=encoder, decoder=decoder, **given)
+    source = write_source(config, "pair")
+    assert differences(source, config) == []
+    assert "class PairEncoderPostBlock" in source.modeling
+    assert "class PairDecoderGluBlock" in source.modeling
+
+
+def test_layers_that_differ_load_with_their_sizes(tmp_path):
+    fields = {
+        "per_layer_config": {1: {"num_key_value_heads": 1}, 3: {"norm_placement": "post", "intermediate_size": 96}}
+    }
+    model = hostile_(hf_variants.VariantForCausalLM(VariantConfig(**SIZES, **fields))).eval()
+    model.save_pretrained(tmp_path / "variant")
+    standalone(tmp_path / "variant", tmp_path / "mixed")
+    own = AutoModelForCausalLM.from_pretrained(tmp_path / "mixed", trust_remote_code=True).eval()
+    own.save_pretrained(tmp_path / "again")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again", trust_remote_code=True).eval()
+    ids = torch.randint(1, 99, (2, 9), generator=torch.Generator().manual_seed(0))
+    static = {"cache_implementation": "static", "disable_compile": True}
+    tokens = [m.generate(ids, max_new_tokens=6, do_sample=False, **static) for m in (model, own, again)]
+    assert torch.equal(tokens[0], tokens[1])
+    assert torch.equal(tokens[0], tokens[2])
+    states = [m(ids, output_hidden_states=True, output_attentions=True) for m in (model, own)]
+    for kind in ("hidden_states", "attentions"):
+        assert all(torch.equal(one, two) for one, two in zip(*(output[kind] for output in states), strict=True))
+
+
+def test_checkpointing_counts_no_batch_twice():
+    config = VariantConfig(**SIZES, norm_type="batchnorm")
+    source = write_source(config, "normed")
+    ids, results = torch.arange(1, 17).view(2, 8), []
+    with loaded(source) as module:
+        for checkpoints in (False, True):
+            torch.manual_seed(0)
+            own = module.NormedForCausalLM(module.NormedForCausalLM.config_class(**source.values(config))).train()
+            if checkpoints:
+                own.gradient_checkpointing_enable()
+            own(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+            results.append([p.grad for p in own.parameters()] + list(own.buffers()))
+    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
 
 
 HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
@@ -254,9 +320,7 @@ def test_nothing_that_has_one_value(name):
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"per_layer_config": {1: {"intermediate_size": 16}}}, "per_layer_config"),
-        ({"hidden_act": "xielu"}, "hidden_act"),
-        ({"norm_type": "batchnorm"}, "norm_type"),
+        ({"per_layer_config": {1: {"head_dim": 8}}}, "per_layer_config"),
         ({"ffn_chunk_size": 4}, "ffn_chunk_size"),
         ({"add_cross_attention": True}, "add_cross_attention"),
     ],

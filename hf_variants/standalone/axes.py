@@ -1,5 +1,6 @@
 """What the templates ask of one stack: every axis of its config resolved to words, flags and expressions."""
 
+import itertools
 from functools import cached_property
 from typing import Any
 
@@ -10,6 +11,9 @@ from ..model.builder import NORM_SLOTS, build_cache_limit, position_limit
 from ..model.configuration_variant import FIELDS
 from ..model.feed_forward import LEARNED_ACTIVATIONS
 from ..model.normalization import NORM_KINDS
+
+
+DTYPE = "torch.get_default_dtype()"
 
 
 class NotStandalone(ValueError):
@@ -53,18 +57,16 @@ class Stack:
         in_seq2seq: bool = False,
         head: str = "",
     ):
-        if config.is_heterogeneous:
-            raise NotStandalone(
-                "`per_layer_config` gives layers different shapes, and a standalone file has one block"
-            )
-        self.config = config
+        # The stack's own config, and the one that is read: where layers differ, the first layer's.
+        self.whole, self.config = config, config.per_layer_config[0] if config.is_heterogeneous else config
+        self.skipped = list(getattr(self.config, "skip", ()))
         self.prefix = prefix
         self.config_class = f"{prefix}Config"
         self.name = name
         self.norms = norms
         self.seq2seq = in_seq2seq
         self.head = head
-        c = self.reader = Reader(config)
+        c = self.reader = Reader(self.config)
         self.is_causal = c.is_causal
         self._norm_axes()
         self._attention_axes()
@@ -73,20 +75,95 @@ class Stack:
         self._embedding_axes()
         self._head_axes()
         self._classifier_axes()
+        # What `write_layers` fills in: class names, which classes read a layer's own sizes, and their source.
+        self.names: dict[str, str] = {}
+        self.sized: set[str] = set()
+        self.definitions: dict[str, str] = {}
+        self._views(prefix, name, norms, in_seq2seq, head)
+
+    # Layers that differ
+
+    def _views(self, *arguments: Any) -> None:
+        """One stack for every kind of layer, as if all layers were of it; `view_of` has a layer's."""
+        self.views, self.view_of, self.differing = [self], [0] * self.whole.num_hidden_layers, []
+        if not self.whole.is_heterogeneous:
+            return
+        layers = list(self.whole.per_layer_config)
+        fields = ["skip", *(name for name in FIELDS if name in self.whole.per_layer_fields())]
+        kinds = [[str(getattr(layer, name, [])) for name in fields] for layer in layers]
+        of_stack = [str(vars(self.whole).get(name, [])) for name in fields]
+        self.differing = [name for name, *values in zip(fields, of_stack, *kinds) if len(set(values)) > 1]
+        if "head_dim" in self.differing and self.rotary:
+            raise NotStandalone("`per_layer_config` changes `head_dim` under rotary positions")
+        first = [kinds.index(kind) for kind in kinds]
+        distinct = list(dict.fromkeys(first))
+        self.views += [Stack(layers[i], *arguments) for i in distinct[1:]]
+        self.view_of = [distinct.index(i) for i in first]
+        if any(view.grouped for view in self.views):
+            # A layer with as many key and value heads as heads has groups of one.
+            for view in self.views:
+                view.kv_equal, view.grouped = False, not view.multi_query
+
+    def value_of(self, field: str) -> Any:
+        """A field of this kind of layer; `skip` has the sublayers that it is without."""
+        return self.skipped if field == "skip" else getattr(self.config, field)
+
+    def written(self, component: str) -> list[str]:
+        """The names of what is written of a component, one for every kind."""
+        return list(dict.fromkeys(view.names[component] for view in self.views if component in view.names))
+
+    def recorded(self, component: str) -> str:
+        """The classes of a component as an expression."""
+        names = self.written(component)
+        return names[0] if len(names) == 1 else f"[{', '.join(names)}]"
+
+    @property
+    def blocks_by_layer(self) -> str:
+        """The class of every layer as an expression: what is repeated over the depth, or runs of one class."""
+        blocks = [self.views[i].names["block"] for i in self.view_of]
+        for period in range(1, len(blocks) // 2 + 1):
+            if len(blocks) % period == 0 and blocks == blocks[:period] * (len(blocks) // period):
+                return f"[{', '.join(blocks[:period])}] * {len(blocks) // period}"
+        pieces: list[list[str] | str] = []
+        for name, run in itertools.groupby(blocks):
+            length = len(list(run))
+            if length > 1:
+                pieces.append(f"[{name}] * {length}")
+            elif pieces and isinstance(pieces[-1], list):
+                pieces[-1].append(name)
+            else:
+                pieces.append([name])
+        return " + ".join(piece if isinstance(piece, str) else f"[{', '.join(piece)}]" for piece in pieces)
+
+    @property
+    def has_unfused_linear(self) -> bool:
+        return any(view.unfused_bias and view.any_bias for view in self.views)
+
+    @property
+    def attention_words(self) -> str:
+        """What the attention's class says of itself."""
+        heads = "multi-head" if self.kv_equal else "grouped-query"
+        norm = {
+            "none": "",
+            "head": ", a norm on every head",
+            "per_head": ", a norm per head",
+            "full": ", a norm on all heads",
+        }
+        return f"{heads.capitalize()} self-attention{norm[self.qk_norm]}."
 
     # Norms
 
     def _norm_axes(self) -> None:
         c = self.reader
-        if NORM_KINDS[c.norm_type].over_tokens:
-            raise NotStandalone(
-                f"`norm_type` {c.norm_type} takes statistics of a batch, which a standalone file has not"
-            )
         arguments = c.norm_arguments()
         self.norm = self._norm_kind(arguments, per_head=False, ones=c.initializer_norm_ones)
         if self.norm["base"] != "torch_layernorm":
             # First, so that the plain name is its own.
-            self._norm_class(self.norm)
+            name = self._norm_class(self.norm)
+        # The class of norms that see the tokens of a batch.
+        self.batch_norm = name if NORM_KINDS[c.norm_type].over_tokens else None
+        # Inputs behind an encoder are often made of labels, without a mask.
+        self.padding_in_ids = self.batch_norm and c.add_cross_attention and c.pad_token_id is not None
         for field in (
             "norm_type",
             "norm_momentum",
@@ -104,6 +181,8 @@ class Stack:
             base = "dynamic_tanh"
         elif kind == "rmsnorm":
             base = "rmsnorm"
+        elif kind == "batchnorm":
+            base = "batchnorm"
         elif cast == "gemma":
             base = "float32_layernorm" if affine else "weightless_float32_layernorm"
         elif per_head and affine:
@@ -117,6 +196,7 @@ class Stack:
             "affine": affine,
             "bias": arguments["bias"],
             "offset": offset and affine,
+            "momentum": bool(arguments["momentum"]),
             "start": "zeros" if offset and not ones else "ones",
             "words": words + ("; the stored weight w is applied as 1 + w" if offset and affine else ""),
         }
@@ -129,15 +209,18 @@ class Stack:
             "weightless_float32_layernorm": "LayerNorm",
             "per_head_layernorm": "PerHeadLayerNorm",
             "dynamic_tanh": "DynamicTanh",
+            "batchnorm": "BatchNorm",
         }[kind["base"]]
         relevant = dict(kind)
-        if kind["base"] != "dynamic_tanh":
+        if kind["base"] not in ("dynamic_tanh", "batchnorm"):
             relevant.pop("bias")
+        if kind["base"] != "batchnorm":
+            relevant.pop("momentum")
         shared = self.name
         for name in (f"{shared}{stem}", f"{shared}{own}{stem}", f"{self.prefix}{stem}", f"{self.prefix}{own}{stem}"):
             if self.norms.setdefault(name, relevant) == relevant:
                 return name
-        raise AssertionError(kind)
+        raise NotStandalone(f"`per_layer_config` asks for more kinds of {stem} than one file has names for")
 
     def _norm_call(self, kind: dict, dim: str, eps: str, own: str = "") -> str:
         if kind["base"] == "torch_layernorm":
@@ -147,6 +230,8 @@ class Stack:
         name = self._norm_class(kind, own)
         if kind["base"] == "dynamic_tanh":
             return f"{name}({dim}, config.norm_alpha_init)"
+        if kind["base"] == "batchnorm":
+            return f"{name}({dim}, eps=config.{eps}{', momentum=config.norm_momentum' if kind['momentum'] else ''})"
         if kind["base"] == "rmsnorm" and not kind["affine"]:
             return f"{name}(config.{eps})"
         bias = ", bias=False" if kind["base"] == "layernorm" and not kind["bias"] else ""
@@ -200,14 +285,6 @@ class Stack:
             raise NotStandalone("`attention_score_form` biased is set in a stack with cross-attention")
         self.attention_dropout = c.attention_dropout
         self.layer_kinds = sorted(set(c.layer_types))
-        heads = "multi-head" if self.kv_equal else "grouped-query"
-        norm = {
-            "none": "",
-            "head": ", a norm on every head",
-            "per_head": ", a norm per head",
-            "full": ", a norm on all heads",
-        }
-        self.attention_words = f"{heads.capitalize()} self-attention{norm[self.qk_norm]}."
 
     # Positions
 
@@ -239,6 +316,7 @@ class Stack:
         self.rope_upcast = c.rope_in_float32 and not c.rope_table_in_float32
         self.rope_result_in_float32 = c.rope_result_in_float32
         self.rope_table_stored = c.rope_table_stored
+        self.rope_table_in_checkpoint, self.turns_values = c.rope_table_in_checkpoint, c.rope_turns_values
         self.rope_frequencies_in_float32 = c.rope_frequencies_in_float32
         c.rope_parameters, c.no_rope_layers, c.layer_rope_theta  # noqa: B018
         self._rope_tables()
@@ -267,6 +345,8 @@ class Stack:
                 self.rotates_rule = "bool(config.no_rope_layers[layer_idx])"
             else:
                 self.rotates_rule = f'config.layer_types[layer_idx] == "{rotating.pop()}"'
+        if self.rope_table_in_checkpoint and len(self.tables) > 1:
+            raise NotStandalone("`rope_table_in_checkpoint` is set, and layers have different `rope_parameters`")
         self.rope_value: dict | None = None
         if len(self.tables) == 1:
             self.rope_value = self.tables[0]
@@ -279,9 +359,7 @@ class Stack:
         partial = {
             p.get("partial_rotary_factor") is not None and p["rope_type"] != "proportional" for p in self.tables
         }
-        if len(partial) > 1:
-            raise NotStandalone("`rope_parameters` rotates whole heads in some layers, and parts of them in others")
-        self.rope_partial = partial == {True}
+        self.rope_partial = True in partial
         types = sorted({p["rope_type"] for p in self.tables})
         alphas = {bool(p["rope_type"] == "dynamic" and p.get("alpha")) for p in self.tables}
         scales = {"llama_4_scaling_beta" in p for p in self.tables}
@@ -316,7 +394,8 @@ class Stack:
         self.branch_multiplied = c.residual_multiplier != 1.0 and c.learned_scale_type == "none"
         self.learned_scale = None if c.learned_scale_type == "none" else c.learned_scale_type
         self.clamp = c.clamp_in_float16
-        self.sublayers = ["self_attn", "cross_attn", "mlp"] if self.cross else ["self_attn", "mlp"]
+        sublayers = ["self_attn", "cross_attn", "mlp"] if self.cross else ["self_attn", "mlp"]
+        self.sublayers = [name for name in sublayers if name not in self.skipped]
         own = c.attention_residual_dropout
         self.own_attention_dropout = not isinstance(own, bool)
         inside = not (self.parallel and c.dropout_after_sum)
@@ -330,8 +409,10 @@ class Stack:
             raise NotStandalone("`parallel_block` is set in a stack with cross-attention")
         self.gated = c.ffn_type == "glu"
         self.hidden_act = c.hidden_act
-        if c.hidden_act in LEARNED_ACTIVATIONS:
-            raise NotStandalone(f"`hidden_act` {c.hidden_act} has learned parameters")
+        # xIELU's parameters are in bfloat16, unless it is told.
+        told = c.hidden_act == "xielu"
+        self.activation = f'ACT2CLS["xielu"](dtype={DTYPE})' if told else f'ACT2FN["{c.hidden_act}"]'
+        self.fresh_activation = self.activation if c.hidden_act in LEARNED_ACTIVATIONS else None
         self.mlp_bias, self.down_bias = c.mlp_bias, c.mlp_output_bias
         self.any_bias = self.qkv_bias or self.o_bias or self.mlp_bias or self.down_bias
         self.ffn_sub_norm, self.unfused_bias, self.fused_gate_up = c.ffn_sub_norm, c.unfused_bias, c.fused_gate_up
@@ -347,6 +428,9 @@ class Stack:
         }[c.norm_placement]
         order = "side by side with" if self.parallel else "then"
         self.block_words = f"Self-attention, {order} the feed-forward network; {placement}."
+        if self.skipped:
+            alone = "Self-attention" if self.skipped == ["mlp"] else "The feed-forward network"
+            self.block_words = f"{alone} alone; {placement}."
         self._initialisation()
 
     def _initialisation(self) -> None:
@@ -466,8 +550,9 @@ class Stack:
             if self.is_causal
             else "BaseModelOutput"
         )
-        self.sdpa = not self.config.unsupported_attention_features("sdpa")
-        self.flash = not self.config.unsupported_attention_features("flash_attention")
+        self.eager_by_default = c.eager_by_default
+        self.sdpa = not self.whole.unsupported_attention_features("sdpa")
+        self.flash = not self.whole.unsupported_attention_features("flash_attention")
 
     def head_std(self, inputs: str, outputs: str, of_classes: bool = False) -> str:
         """The standard deviation of a new matrix of a head, as an expression; nothing where it is transformers' own."""
@@ -524,7 +609,8 @@ class Stack:
 
     def refuse_unread(self, written: set[str]) -> None:
         """Raise if a field is set that neither the templates nor what they wrote reads."""
-        if fields := [name for name in self.unread if name not in written]:
+        unread = dict.fromkeys(name for view in self.views for name in view.unread)
+        if fields := [name for name in unread if name not in written]:
             raise NotStandalone(f"{quote(fields)}: not covered by a standalone file yet")
 
 

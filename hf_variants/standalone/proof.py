@@ -1,6 +1,7 @@
 """What has to be the same in a variant and in its standalone files before anyone gets them."""
 
 import contextlib
+import copy
 import importlib
 import sys
 import tempfile
@@ -54,7 +55,10 @@ def reduced(config: PreTrainedConfig) -> PreTrainedConfig:
         for name in ("model_type", *DECODER_FIELDS):
             values.pop(name, None)
         return type(config)(**{**values, **parts})
-    kinds = [(config.layer_types[i], str(config.rope_parameters_of(i))) for i in range(config.num_hidden_layers)]
+    layers = [_features_of(layer) if config.is_heterogeneous else None for layer in config.per_layer_config]
+    kinds = [
+        (config.layer_types[i], str(config.rope_parameters_of(i)), layers[i]) for i in range(config.num_hidden_layers)
+    ]
     depth = min(max([LAYERS, *(kinds.index(kind) + 1 for kind in kinds)]), config.num_hidden_layers)
     values = config.to_dict()
     special = [config.bos_token_id, config.eos_token_id, config.pad_token_id]
@@ -63,8 +67,16 @@ def reduced(config: PreTrainedConfig) -> PreTrainedConfig:
     for name in ("layer_types", "no_rope_layers", "layer_rope_theta"):
         if values.get(name) is not None:
             values[name] = values[name][:depth]
+    if config.is_heterogeneous:
+        values["per_layer_config"] = {i: own for i, own in values["per_layer_config"].items() if int(i) < depth}
     values.pop("model_type", None)
     return type(config)(**values)
+
+
+def _features_of(layer: PreTrainedConfig) -> str:
+    """What tells the kind of a layer: all that `per_layer_config` can change but sizes."""
+    fields = [name for name in sorted(layer.per_layer_fields()) if type(getattr(layer, name)) is not int]
+    return str([getattr(layer, name) for name in fields] + list(getattr(layer, "skip", ())))
 
 
 def models(
@@ -76,12 +88,14 @@ def models(
     standalone = own_class(own_class.config_class(**source.values(config), id2label=config.id2label))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for tensor in variant.state_dict().values():
+        for name, tensor in variant.state_dict().items():
             if tensor.is_floating_point():
                 # Far from where new weights are, and of a size that keeps activations finite.
                 scale = tensor.shape[-1] ** -0.5 if tensor.ndim > 1 else 0.5
                 noise = torch.randn(tensor.shape, generator=generator) * scale
                 tensor.copy_(noise + (0.7 if tensor.ndim == 1 else 0.0))
+                if name.endswith("running_var"):
+                    tensor.abs_()
     return variant.eval(), standalone.eval()
 
 
@@ -94,6 +108,9 @@ def differences(source: Source, config: PreTrainedConfig) -> list[str]:
             return [f"the names of tensors ({', '.join(sorted(names.keys() ^ own.keys())[:4])})"]
         if shapes := [name for name in names if names[name].shape != own[name].shape]:
             return [f"the shapes of tensors ({', '.join(shapes[:4])})"]
+        defaults = [model.config._attn_implementation for model in (variant, standalone)]
+        if defaults[0] != defaults[1]:
+            return [f"the default attention ({' and '.join(defaults)})"]
         standalone.load_state_dict(names)
         standalone.tie_weights()
         return [
@@ -150,6 +167,8 @@ def _differences_in(variant: PreTrainedModel, standalone: PreTrainedModel, dtype
         of_variant, of_file = gradients
         if wrong := [name for name in of_variant if not _same(of_variant[name], of_file[name])]:
             found.append(f"the gradients of {', '.join(wrong[:3])} {where}")
+        if any(name.endswith("running_mean") for name in variant.state_dict()):
+            found += [f"{what} in training {where}" for what in _differences_in_training(pair, inputs["padded rows"])]
         if generates:
             tokens = [
                 model.generate(
@@ -163,6 +182,29 @@ def _differences_in(variant: PreTrainedModel, standalone: PreTrainedModel, dtype
             logits = [torch.stack(made.logits) for made in tokens]
             if not torch.equal(tokens[0].sequences, tokens[1].sequences) or not torch.equal(*logits):
                 found.append(f"cached generation {where}")
+    return found
+
+
+def _differences_in_training(pair: list[PreTrainedModel], batch: dict[str, torch.Tensor]) -> list[str]:
+    """What differs after a step of models whose norms see the batch, without dropout."""
+    gradients, statistics = [], []
+    for model in pair:
+        before = copy.deepcopy(model.state_dict())
+        model.train().zero_grad()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.eval()
+        arguments = {"use_cache": False} if model.can_generate() else {}
+        labels = labels_for(model, batch.get("decoder_input_ids", batch["input_ids"]))
+        model(**batch, **labels, **arguments).loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+        statistics.append({name: buffer.clone() for name, buffer in model.named_buffers() if name in before})
+        model.load_state_dict(before)
+        model.eval()
+    found = []
+    for what, (one, two) in (("the gradients of", gradients), ("the statistics", statistics)):
+        if wrong := [name for name in one if not _same(one[name], two[name])]:
+            found.append(f"{what} {', '.join(wrong[:3])}")
     return found
 
 

@@ -16,9 +16,11 @@ from transformers import PreTrainedConfig
 import hf_variants
 
 from ..model.arguments import order_of
+from ..model.axis import quote
 from ..model.configuration_variant import FIELDS
 from ..model.normalization import NORM_KINDS
 from .axes import NotStandalone, Stack
+from .layers import write_layers
 
 
 LINE_LENGTH = 119
@@ -28,7 +30,7 @@ IMPORTS = {
     "collections.abc": ["Callable"],
     "functools": ["partial"],
     "torch": ["nn"],
-    "transformers.activations": ["ACT2FN"],
+    "transformers.activations": ["ACT2CLS", "ACT2FN"],
     "transformers.configuration_utils": ["PreTrainedConfig"],
     "transformers.cache_utils": ["Cache", "DynamicCache", "EncoderDecoderCache", "StaticCache"],
     "transformers.generation": ["GenerationMixin"],
@@ -197,6 +199,12 @@ def write_source(config: PreTrainedConfig, name: str, head: str = "Model") -> So
         trim_blocks=True,
     )
     template = environment.get_template("modeling.jinja")
+    for stack in stacks.values():
+        write_layers(environment.get_template("layers.jinja").module, stack)
+    arguments["eager_by_default"] = config.eager_by_default
+    views = [view for stack in stacks.values() for view in stack.views]
+    arguments["activations"] = {view.hidden_act: view.fresh_activation for view in views if view.fresh_activation}
+    arguments["block_names"] = [name for stack in stacks.values() for name in stack.written("block")]
     # Which norms there are, and what has to be initialised, is known when all is written.
     template.render(norms={}, inits=[], **arguments)
     body = template.render(norms=dict(norms), inits=[], **arguments)
@@ -322,18 +330,32 @@ def _fields_of(text: str, stack: Stack) -> list[str]:
         read.add("rope_parameters")
     if stack.layer_kinds != ["full_attention"]:
         read.add("sliding_window")
-    if not stack.kv_equal:
+    if not stack.kv_equal or "num_key_value_heads" in stack.differing:
         read.add("num_key_value_heads")
     return [name for name in FIELDS if name in read or name in ALWAYS]
 
 
 def _values(stack: Stack, fields: list[str], config: PreTrainedConfig) -> dict[str, Any]:
-    values = {name: getattr(config, name) for name in fields}
+    # Of the stack, where layers differ: what those have that change nothing.
+    values = {name: vars(config)[name] for name in fields}
+    if layers := _per_layer_values(fields, config):
+        values["per_layer_config"] = layers
     if stack.rotary:
         values["rope_parameters"] = copy.deepcopy(stack.rope_value)
     if "no_rope_layers" in values:
         values["no_rope_layers"] = stack.no_rope_layers[: config.num_hidden_layers]
     return values
+
+
+def _per_layer_values(fields: list[str], config: PreTrainedConfig) -> dict[int, dict[str, Any]]:
+    """The sizes and numbers of layers that differ from the stack's."""
+    if not config.is_heterogeneous:
+        return {}
+    own = {
+        layer_idx: {name: getattr(layer, name) for name in fields if getattr(layer, name) != vars(config)[name]}
+        for layer_idx, layer in enumerate(config.per_layer_config)
+    }
+    return {layer_idx: values for layer_idx, values in own.items() if values}
 
 
 def _imports(body: str, prefix: str, stem: str) -> str:
@@ -410,7 +432,8 @@ def features(stack: Stack) -> list[str]:
         "z-loss": stack.z_loss,
         "label smoothing": stack.smoothing,
     }
-    return found + [line for line, there in others.items() if there]
+    differing = f"layers that differ in {quote(stack.differing)}; the above is the first layer's"
+    return found + [line for line, there in others.items() if there] + ([differing] if stack.differing else [])
 
 
 def _configurations(source: Source, config: PreTrainedConfig) -> str:
@@ -456,9 +479,10 @@ def _configuration(
         if any(key in entry for entry in stack.tables for key in ("alpha", "llama_4_scaling_beta")):
             lines.append('    ignore_keys_at_rope_validation = {"llama_4_scaling_beta", "alpha"}')
         for plan in ("base_model_tp_plan", "base_model_pp_plan"):
-            if value := getattr(stack.config, plan):
+            if value := getattr(stack.whole, plan):
                 lines.append(f"    {plan} = {value!r}".replace("'", '"'))
         lines.append("")
+    layers = values.pop("per_layer_config", None)
     defaults = {name: value for name, value in values.items() if isinstance(value, list | dict)}
     for name, value in values.items():
         if name in defaults and name != "eos_token_id":
@@ -466,7 +490,7 @@ def _configuration(
         else:
             shown = None if name in defaults else value
             lines.append(f"    {name}: {_type_of(name, value)} = {shown!r}".replace("'", '"'))
-    if defaults or stack is None:
+    if defaults or layers or stack is None:
         lines += ["", "    def __post_init__(self, **kwargs):"]
         for name, value in defaults.items():
             lines += [f"        if self.{name} is None:", f"            self.{name} = {value!r}".replace("'", '"')]
@@ -474,7 +498,16 @@ def _configuration(
             for part, name in parts.items():
                 lines += [f"        if not isinstance(self.{part}, {name}):"]
                 lines += [f"            self.{part} = {name}(**(self.{part} or {{}}))"]
+        if layers:
+            lines.append(f'        kwargs.setdefault("per_layer_config", {layers!r})'.replace("'", '"'))
         lines.append("        super().__post_init__(**kwargs)")
+    if layers and stack is not None and stack.rotary:
+        lines += [
+            "",
+            "    def validate_rope(self) -> None:",
+            "        # Of one layer's config: transformers reads sizes that layers may differ in.",
+            "        PreTrainedConfig.validate_rope(self.per_layer_config[0])",
+        ]
     return lines
 
 
