@@ -2,7 +2,6 @@
 
 import re
 import string
-from types import ModuleType
 from typing import Any
 
 from .axes import Stack
@@ -21,7 +20,7 @@ COMPONENTS = {
 SIZED = {"attention": ("attention", "cross_attention"), "block": ("mlp", "scale", "block")}
 
 
-def write_layers(macros: ModuleType, stack: Stack) -> None:
+def write_layers(macros: Any, stack: Stack) -> None:
     """
     Fill in the definitions of a stack's layers, and their names, as the templates expect them.
 
@@ -39,7 +38,7 @@ def write_layers(macros: ModuleType, stack: Stack) -> None:
     stack.definitions = _definitions(macros, stack)
 
 
-def _definitions(macros: ModuleType, stack: Stack) -> dict[str, str]:
+def _definitions(macros: Any, stack: Stack) -> dict[str, str]:
     written = {}
     for component, (ending, has) in COMPONENTS.items():
         groups: dict[str, list[Stack]] = {}
@@ -54,7 +53,7 @@ def _definitions(macros: ModuleType, stack: Stack) -> dict[str, str]:
     return written
 
 
-def _render(macros: ModuleType, component: str, prefix: str, view: Stack) -> str:
+def _render(macros: Any, component: str, prefix: str, view: Stack) -> str:
     if component == "eager":
         return macros.eager(view)
     if component in ("attention", "cross_attention"):
