@@ -236,3 +236,26 @@ def test_a_decoder_with_more_layers_than_its_encoder_is_verified_without_the_cac
     native.generation_config.use_cache = False
     theirs = native.generate(ids, max_new_tokens=4, do_sample=False)
     assert torch.equal(theirs, ours.generate(ids, max_new_tokens=4, do_sample=False))
+
+
+def test_a_decoder_whose_stock_class_takes_its_logits_for_others_is_verified_without_a_loss(tmp_path):
+    native = decoder("marian", decoder_vocab_size=83, share_encoder_decoder_embeddings=False, tie_word_embeddings=True)
+    with pytest.raises(RuntimeError, match="shape"):
+        native(torch.tensor([[1, 2]]), labels=torch.tensor([[1, 2]]))
+    native.save_pretrained(tmp_path / "native")
+    convert(tmp_path / "native", tmp_path / "variant")
+    report = verify(tmp_path / "native", tmp_path / "variant", progress=False)
+    assert report.ok, report
+    assert "MarianForCausalLM stops" in {check.name: check.detail for check in report.checks}["training loss"]
+
+
+@pytest.mark.parametrize("chunk", [3, 7])
+def test_feed_forward_in_chunks_is_verified_on_whole_ones(chunk, tmp_path):
+    """Decoding has one token at a time, which stock refuses as we do."""
+    native = decoder("bert", chunk_size_feed_forward=chunk)
+    native.save_pretrained(tmp_path / "native")
+    convert(tmp_path / "native", tmp_path / "variant")
+    report = verify(tmp_path / "native", tmp_path / "variant", progress=False)
+    assert report.ok, report
+    seen = {check.name: check.detail for check in report.checks}
+    assert f"multiple of the chunk size {chunk}" in seen["32 greedy tokens"]
