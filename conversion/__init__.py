@@ -4,8 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import ConversionError, NotRepresentable, UnsupportedModelType, VerificationFailed
 from .family import supported_model_types
+from .in_memory import from_native, from_x_transformers, to_native
+from .on_disk import convert, export
+from .report import Report
 from .torch_modules import from_torch, from_torch_seq2seq, to_torch
-from .translate import Report, convert, export, from_native, from_x_transformers, to_native
 from .verification import VerificationReport, verify
 
 

@@ -38,9 +38,9 @@ from . import checkpoint, output_folder, rules
 from .companions import copy_files
 from .errors import ConversionError
 from .family import Family, family_and_head, family_with_head, head_of_variant, is_variant, read_config
+from .native_target import native_config_for
 from .pickles import load_state_dict
 from .skeleton import empty_model, stored_tensors
-from .translate import native_config_for
 
 
 logger = logging.get_logger(__name__)

@@ -18,8 +18,11 @@ from .config_map import differing_fields
 from .errors import ConversionError
 from .family import head_of_variant, stacks
 from .foreign import is_foreign
+from .generation_settings import stored_generation_config
+from .gguf_source import is_gguf
+from .in_memory import build
+from .opened_variant import OpenedVariant, open_variant
 from .skeleton import stored_tensors
-from .translate import OpenedVariant, build, is_gguf, open_variant, stored_generation_config
 from .verification import Check, VerificationReport, _check_generation_configs, _check_tokenizers, verify
 
 

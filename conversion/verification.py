@@ -19,27 +19,23 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 from hf_variants.model.configuration_variant import VariantConfig
 
 from . import block_configs, checkpoint, folds, rules, tensor_files
+from .casting import as_dtype
 from .companions import has_tokenizer
 from .config_map import differing_fields
 from .errors import ConversionError, NotRepresentable, reading
 from .family import Family, family_and_head, family_of, head_of_variant, is_variant, read_config, stacks, variant_class
 from .folds import Folding
 from .foreign import is_foreign
+from .generation_settings import stored_generation_config
 from .gguf_files.proof import Reading, readings
+from .gguf_source import is_gguf, load_gguf
+from .in_memory import from_native
 from .json_files import read_object
 from .layout import NO_PLACE, as_transformers_reads, output_embedding
 from .memory import lay_alike
+from .native_source import native_family_and_head, refuse_more_layers_than_tensors
 from .skeleton import empty_model, loading, stored_tensors
 from .tokenization import differences, load_tokenizer, probe_texts
-from .translate import (
-    _as_dtype,
-    from_native,
-    is_gguf,
-    load_gguf,
-    native_family_and_head,
-    refuse_more_layers_than_tensors,
-    stored_generation_config,
-)
 
 
 # Longest input that is tried, to leave a laptop usable. Longer windows are narrowed and farther positions given.
@@ -674,7 +670,7 @@ def verify(
             )  # fmt: skip
     names = [str(x) if not isinstance(x, PreTrainedModel) else type(x).__name__ for x in (a, b)]
     report = VerificationReport(*names)
-    loaded = [_load(source, _as_dtype(dtype), ignore_keys) for source in (a, b)]
+    loaded = [_load(source, as_dtype(dtype), ignore_keys) for source in (a, b)]
     left, right = (side.model for side in loaded)
     for name, side in zip(names, loaded, strict=True):
         if side.path is not None:

@@ -7,8 +7,8 @@ from typing import Any
 import hf_variants
 
 from .conversion.errors import reading
+from .conversion.gguf_source import config_of_gguf, is_gguf
 from .conversion.json_files import read_config_values
-from .conversion.translate import config_of_gguf, is_gguf
 from .cost.parameters import count_parameters, structure
 from .model.axis import ROUNDING, Axis, nobody_chose, own_fields
 from .model.configuration_variant import AXES

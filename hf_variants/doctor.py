@@ -17,8 +17,9 @@ import hf_variants.docs
 from .conversion import NotRepresentable, engines, folds
 from .conversion.errors import ConversionError
 from .conversion.family import head_of_variant, stacks
+from .conversion.native_target import native_config_for
+from .conversion.opened_variant import open_variant
 from .conversion.skeleton import empty_model
-from .conversion.translate import native_config_for, open_variant
 from .describe import load_config
 from .model.configuration_variant import FIELDS
 from .model.distribution import tensor_parallel_plan

@@ -19,8 +19,8 @@ from .conversion.family import is_variant, read_config
 from .conversion.json_files import read_config_values, read_object
 from .conversion.layout import checked_names
 from .conversion.record import RECORD
+from .conversion.report import warn_of_non_finite
 from .conversion.skeleton import empty_model
-from .conversion.translate import warn_of_non_finite
 from .model.config_overrides import FRAMEWORK_KEYS
 from .model.custom_code import auto_map_of, write_code
 from .model.upload import Upload, written_since

@@ -29,15 +29,13 @@ from hf_variants.conversion.companions import refuse_broken_files
 from hf_variants.conversion.errors import ConversionError, one_line, reading
 from hf_variants.conversion.family import is_variant, read_config, variant_class
 from hf_variants.conversion.gguf_files import read_tokenizer
+from hf_variants.conversion.gguf_source import is_gguf
 from hf_variants.conversion.layout import checked_names
 from hf_variants.conversion.limits import bounded
+from hf_variants.conversion.native_source import refuse_more_layers_than_tensors
+from hf_variants.conversion.report import warn_of_non_finite
 from hf_variants.conversion.skeleton import empty_model, loading
 from hf_variants.conversion.tensor_files import is_finite
-from hf_variants.conversion.translate import (
-    is_gguf,
-    refuse_more_layers_than_tensors,
-    warn_of_non_finite,
-)
 
 
 # transformers would stop after 20 tokens where neither the user nor the checkpoint names a length.

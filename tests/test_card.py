@@ -26,7 +26,7 @@ from hf_variants import (
     VariantSeq2SeqConfig,
 )
 from hf_variants.card import CARD, DRAWING, MARKER, is_by_hand, lineage_of, model_card, write_card
-from hf_variants.conversion import ConversionError, VerificationFailed, convert, export, verification
+from hf_variants.conversion import ConversionError, VerificationFailed, convert, export, on_disk, verification
 from hf_variants.conversion.record import RECORD, read_record, speaks_of
 from hf_variants.preset_page import write_page
 from hf_variants.sizes import cache_sizes, readable, sizes_in
@@ -517,7 +517,7 @@ def test_a_conversion_that_differs_is_not_written(native, tmp_path, monkeypatch,
         failed = verification.Check("outputs", False, "largest difference 2.0")
         return verification.VerificationReport(str(source), str(folder), [failed])
 
-    monkeypatch.setattr(verification, "verify", differs)
+    monkeypatch.setattr(on_disk, "verify", differs)
     with pytest.raises(VerificationFailed, match=r"outputs: largest difference 2\.0"):
         convert(native, tmp_path / "variant", verify=True)
     assert not list(tmp_path.iterdir())
@@ -532,7 +532,7 @@ def test_an_export_that_differs_is_not_written(converted, tmp_path, monkeypatch,
         failed = verification.Check("outputs", False, "largest difference 2.0")
         return verification.VerificationReport(str(source), str(folder), [failed])
 
-    monkeypatch.setattr(verification, "verify", differs)
+    monkeypatch.setattr(on_disk, "verify", differs)
     assert hf_variants_cli.main(["export", str(converted), str(tmp_path / "native"), "--verify"]) == 1
     assert "| outputs | NO |" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())

@@ -32,8 +32,8 @@ from hf_variants.conversion import (
     UnsupportedModelType,
     convert,
     export,
+    on_disk,
     rules,
-    translate,
     verify,
 )
 from hf_variants.conversion.family import all_families
@@ -390,7 +390,7 @@ def test_a_run_that_dies_leaves_nothing(tmp_path, monkeypatch, error):
     def die(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(translate, "copy_companions", die)
+    monkeypatch.setattr(on_disk, "copy_companions", die)
     with pytest.raises(type(error)):
         convert(folder, tmp_path / "out")
     assert os.listdir(tmp_path) == ["native"]

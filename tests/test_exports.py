@@ -9,7 +9,7 @@ import hf_variants
 from hf_variants import VariantConfig
 from hf_variants.card import summary
 from hf_variants.conversion import NotRepresentable, supported_model_types
-from hf_variants.conversion.translate import _target_of
+from hf_variants.conversion.native_target import target_of
 from hf_variants.describe import describe
 from hf_variants.drawing import block_svg
 from hf_variants.hub import bundle
@@ -48,7 +48,7 @@ VARIANTS = {
 
 def in_the_way(config, model_type: str, head: str) -> dict[str, tuple] | None:
     try:
-        _target_of(config, model_type, head)
+        target_of(config, model_type, head)
     except NotRepresentable as error:
         return error.fields
     return None
@@ -75,7 +75,7 @@ def test_a_native_config_that_cannot_be_made_names_the_field():
     with pytest.raises(
         NotRepresentable, match="`pad_token_id` is None, which modernbert-decoder does not take"
     ) as error:
-        _target_of(config, "modernbert-decoder", head)
+        target_of(config, "modernbert-decoder", head)
     assert "bos_token_id" not in error.value.fields
 
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 def imports(folder: Path) -> dict[str, set[str]]:
     """
     For every file of a folder, the files beside it that it imports when it is imported itself: not for types alone, nor
-    inside a function, which is how `convert` reaches `verify`.
+    inside a function, which is how `verify` reaches the comparison with bounded memory.
     """
     names = {path.stem for path in folder.glob("*.py")}
     arrows = {}

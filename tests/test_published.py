@@ -8,7 +8,7 @@ from transformers.utils import CONFIG_NAME
 
 from hf_variants.conversion import ConversionError
 from hf_variants.conversion.family import all_families, read_config
-from hf_variants.conversion.translate import native_family_and_head
+from hf_variants.conversion.native_source import native_family_and_head
 
 from .published.__main__ import CONFIGS, OF_THE_FRAMEWORK, REFUSED, check
 

@@ -18,10 +18,12 @@ from ...model.block import Block
 from .. import output_folder
 from ..companions import has_tokenizer
 from ..errors import ConversionError, VerificationFailed
+from ..in_memory import build
+from ..on_disk import lineage_of_source
+from ..opened_variant import open_variant
 from ..record import command_line, last_part, write_record
 from ..skeleton import empty_model, stored_tensors
 from ..tokenization import differences, load_tokenizer
-from ..translate import build, lineage_of_source, open_variant
 from ..verification import Check
 
 

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import GenerationConfig, PreTrainedModel
 
 from hf_variants.model.configuration_variant import VariantConfig
 from hf_variants.model.configuration_variant_seq2seq import VariantSeq2SeqConfig
 
 from ..errors import ConversionError
+from ..family import variant_class
 from ..rules import Rule, Step, plan, run, some
+from ..skeleton import empty_model, stored_tensors
 from ..tensor_files import FLOATS, StoredSource, TensorSource
 
 
@@ -136,6 +139,16 @@ class ForeignCheckpoint:
                 f"Tensors in {names} are written in {str(dtype).removeprefix('torch.')}, as the others are"
             )
         self.config.dtype = dtype
+
+    def target(self) -> tuple[PreTrainedModel, dict[str, torch.Size]]:
+        """The model to fill, without values, and the shapes of its tensors."""
+        target = empty_model(variant_class(self.class_name), self.config)
+        return target, {name: tensor.shape for name, tensor in stored_tensors(target).items()}
+
+    def generation_config(self) -> GenerationConfig:
+        """The tokens that generation begins and ends with, where the code base has them."""
+        names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+        return GenerationConfig(**{name: getattr(self.config, name, None) for name in names})
 
     def plan(self, targets: Iterable[str]) -> list[Step]:
         """

@@ -10,7 +10,8 @@ from transformers.utils import CONFIG_NAME
 import hf_variants
 
 from ..conversion.family import is_variant, read_config
-from ..conversion.translate import config_of_gguf, is_gguf, native_family_and_head
+from ..conversion.gguf_source import config_of_gguf, is_gguf
+from ..conversion.native_source import native_family_and_head
 
 
 def read_subject(name: str) -> tuple[Any, str | None]:

@@ -18,7 +18,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, 
 from hf_variants.card import write_card
 from hf_variants.conversion import from_torch_seq2seq, to_torch
 from hf_variants.conversion.record import write_record
-from hf_variants.conversion.translate import Report
+from hf_variants.conversion.report import Report
 from hf_variants.conversion.verification import Check, VerificationReport
 
 from ._common import fetch, prepare, say_where, step, train

@@ -10,11 +10,14 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from .. import card
 from ..conversion import output_folder, tensor_writer
+from ..conversion.checkpoint_writer import Writing, write_checkpoint
 from ..conversion.companions import refuse_broken_files
 from ..conversion.errors import NotRepresentable
+from ..conversion.on_disk import export
+from ..conversion.opened_variant import open_variant
 from ..conversion.record import HashedMeanwhile, command_line, is_hub_id, last_part, weight_files, write_record
+from ..conversion.report import Report
 from ..conversion.tokenization import load_tokenizer
-from ..conversion.translate import Report, Writing, export, open_variant, write_checkpoint
 from . import tokenizer_data
 from .distill import Distillation, Recovery, distill
 from .measure import Difference, OnText, difference, on_text

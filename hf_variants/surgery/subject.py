@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..conversion.in_memory import build
+from ..conversion.opened_variant import OpenedVariant
 from ..conversion.skeleton import empty_model, stored_tensors
-from ..conversion.translate import OpenedVariant, build
 from ..model.axis import nobody_chose
 from ..model.block import Block
 from ..model.configuration_variant import VariantConfig

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..conversion.folds import is_zero_centered
-from ..conversion.translate import open_variant
+from ..conversion.opened_variant import open_variant
 from ..model.axis import nobody_chose
 from ..model.configuration_variant import VariantConfig
 from ..model.configuration_variant_seq2seq import VariantSeq2SeqConfig

@@ -21,7 +21,7 @@ from transformers.utils import logging
 from hf_variants.conversion import convert, export
 from hf_variants.conversion.errors import ConversionError
 from hf_variants.conversion.family import Family, read_config, variant_class
-from hf_variants.conversion.translate import native_family_and_head
+from hf_variants.conversion.native_source import native_family_and_head
 from hf_variants.conversion.verification import lay_alike, relative_error, set_attention
 
 from ..parity import hostile_

@@ -11,7 +11,7 @@ from ....model.configuration_variant import VariantConfig
 from ...errors import ConversionError
 from ...gguf_files.container import gguf_package
 from ...skeleton import stored_tensors
-from ...translate import translation_to_native
+from ...translation import translation_to_native
 from ...verification import Check
 from .file import FORMATS, OF_DTYPE, write_file
 from .keys import rotations

@@ -9,9 +9,10 @@ from transformers import PreTrainedModel
 from ...errors import NotRepresentable
 from ...gguf_files.container import GGUFFile
 from ...gguf_files.proof import readings
+from ...gguf_source import load_gguf
+from ...in_memory import from_native
 from ...skeleton import stored_tensors
 from ...tokenization import ids_that_differ, load_tokenizer
-from ...translate import from_native, load_gguf
 from ...verification import Check, relative_error
 from . import llama_cpp
 from .target import Config, compare_configs, head_of

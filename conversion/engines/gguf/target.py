@@ -20,8 +20,9 @@ from ...gguf_files.architectures import ARCHITECTURES, ROBERTA_PADDING, Architec
 from ...gguf_files.checkpoint import ACTIVATION_PARAMETERS, GGUFCheckpoint, native_model, rows_of, understand
 from ...gguf_files.container import gguf_package
 from ...gguf_files.layouts import AS_IT_IS, Heads, Layout
+from ...gguf_source import variant_of_gguf
+from ...native_target import WIDELY_KNOWN
 from ...skeleton import stored_tensors
-from ...translate import WIDELY_KNOWN, variant_of_gguf
 from ..tokens import first_id
 from .keys import divisors, keys_for, tables_of
 from .outline import Outline

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ...errors import ConversionError
 from ...family import head_of_variant
-from ...translate import native_config_for
+from ...native_target import native_config_for
 from ...verification import Check, set_attention
 from ..export import in_float32
 from ..fields import refuse
