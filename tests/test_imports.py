@@ -49,7 +49,7 @@ def test_circles_are_seen():
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == {"a", "b", "c"}
 
 
-@pytest.mark.parametrize("folder", ["hf_variants/model", "hf_variants", "conversion"])
+@pytest.mark.parametrize("folder", ["hf_variants/model", "hf_variants", "conversion", "conversion/adapters"])
 def test_files_form_no_circle(folder):
     arrows = imports(ROOT / folder)
     assert any(arrows.values())
