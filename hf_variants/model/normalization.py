@@ -460,6 +460,8 @@ class BatchNorm(nn.Module):
 
     The stack says which tokens are real and has the running statistics updated (`BatchStatistics`): a forward alone
     leaves them, so that gradient checkpointing, which repeats it, counts no batch twice. Frozen by `eval()`, as torch's.
+    As there, each process of several goes by its own tokens, and `DistributedDataParallel` hands out rank 0's running
+    statistics.
 
     Args:
         dim (`int`): number of channels.

@@ -36,6 +36,7 @@ SHAPES = {
     "scaled embedding": (
         "llama", {"embedding_multiplier": 5.0, "tie_word_embeddings": True, "padding_embedding_frozen": True},
     ),
+    "batchnorm": ("llama", {"norm_type": "batchnorm", "embedding_norm": True, "ffn_sub_norm": True}),
     "deepnorm": ("gpt-neox", {"parallel_block": "none", "norm_placement": "deepnorm"}),
     "encoder with a transform": ("encoder", {"lm_head_transform": True, "lm_head_bias": True}),
     "cross-attention with norms": ("seq2seq", {"qk_norm": "head", "num_key_value_heads": 2}),

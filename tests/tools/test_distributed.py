@@ -139,6 +139,11 @@ def test_ddp(kind, tmp_path_factory):
 
 
 @pytest.mark.whole
+def test_batch_statistics(tmp_path_factory):
+    assert not launched(tmp_path_factory, "batch_statistics", ("batchnorm",))["batchnorm"]
+
+
+@pytest.mark.whole
 @pytest.mark.tool("FSDP2 (2 processes)", package="accelerate")
 @pytest.mark.parametrize("kind", SHARDED_KINDS)
 def test_fsdp2(kind, tmp_path_factory):

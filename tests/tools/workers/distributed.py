@@ -206,6 +206,45 @@ def ddp(kind: str, folder: Path) -> None:
     train_with(kind, folder)
 
 
+def batch_statistics(name: str, folder: Path) -> None:
+    """Norms over a batch go by the process's own share, as torch's do; before a step DDP hands out rank 0's running ones."""
+    from torch.distributed.fsdp import fully_shard
+    from torch.nn.parallel import DistributedDataParallel
+
+    def step(model, rank: int) -> float:
+        share = {name: tensor.chunk(2)[rank] for name, tensor in batch.items()}
+        loss = model(**share, use_cache=False).loss
+        loss.backward()
+        return loss.item()
+
+    batch, rank = shapes.batch(name, rows=4), dist.get_rank()
+    for wrap in (DistributedDataParallel, fully_shard):
+        alone = [shapes.model(name).train() for _ in range(2)]
+        losses = [step(model, rank) for rank, model in enumerate(alone)]
+        for one, two in zip(*(model.parameters() for model in alone), strict=True):
+            if one.grad is not None:
+                one.grad = (one.grad + two.grad) / 2
+        model = shapes.model(name).train()
+        inner, whole = model, wrap(model)
+        assert abs(step(whole, rank) - losses[rank]) < 1e-5
+        assert_same_gradients(inner, alone[0], 1e-3)
+        assert_same_statistics(inner, alone[rank])
+        if wrap is DistributedDataParallel:
+            # Both go on from what rank 0 has seen.
+            expected = copy.deepcopy(alone[0])
+            step(expected, rank)
+            step(whole, rank)
+            assert_same_statistics(inner, expected)
+
+
+def assert_same_statistics(model, reference) -> None:
+    expected = {name: buffer for name, buffer in reference.named_buffers() if ".running_" in name}
+    assert expected
+    for name, buffer in model.named_buffers():
+        if name in expected:
+            torch.testing.assert_close(buffer, expected[name], msg=lambda text, name=name: f"{name}: {text}")
+
+
 def fsdp_plan(kind: str, folder: Path) -> None:
     """FSDP2 by transformers' own plan, without accelerate."""
     from transformers.distributed import DistributedConfig
@@ -339,7 +378,9 @@ def held(tensors: list[torch.Tensor]) -> int:
     return sum({tensor.data_ptr(): tensor.nbytes for tensor in own if tensor.numel()}.values())
 
 
-COMMANDS = (tensor_parallel, pipeline_parallel, fsdp2, fsdp2_sparing, fsdp_plan, ddp, zero3, memory)
+COMMANDS = (
+    tensor_parallel, pipeline_parallel, fsdp2, fsdp2_sparing, fsdp_plan, ddp, zero3, memory, batch_statistics,
+)  # fmt: skip
 
 
 def main(name_of_command: str, folder: str, *names: str) -> None:
