@@ -313,6 +313,8 @@ def eager_attention_forward(
     position_bias: torch.Tensor | None = None,
     compute_scores: Callable = multiplied_scores,
     softmax_dtype: torch.dtype | None = torch.float32,
+    see_scores: Callable = unchanged,
+    see_weights: Callable = unchanged,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
@@ -327,6 +329,7 @@ def eager_attention_forward(
         position_bias: additive, (batch or 1, heads, q or 1, k).
         compute_scores: how scale and bias enter the scores, one of the functions above.
         softmax_dtype: dtype of the weights before they are rounded to the values'; `None`: that of the scores.
+        see_scores, see_weights: what passes the scores into the softmax, and the weights on from it.
 
     Returns:
         (batch, q, heads, head_dim) and the weights (batch, heads, q, k).
@@ -340,7 +343,8 @@ def eager_attention_forward(
         scores = scores + attention_mask
     if position_bias is not None:
         scores = scores + position_bias
-    weights = nn.functional.softmax(scores, dim=-1, dtype=softmax_dtype).to(value.dtype)
+    scores = see_scores(scores)
+    weights = see_weights(nn.functional.softmax(scores, dim=-1, dtype=softmax_dtype).to(value.dtype))
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     output = torch.matmul(weights, value)
     if s_aux is not None:
