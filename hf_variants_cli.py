@@ -276,6 +276,10 @@ def build_parser() -> argparse.ArgumentParser:
     for option, what in (("language", "language, such as en"), ("dataset", "dataset it was trained on")):
         card.add_argument(f"--{option}", metavar="NAME", action="append", help=f"a {what}; may be given again")
 
+    card.add_argument(
+        "--eval-results", metavar="FILE", type=Path, action="append", help="what lm-eval wrote; may be given again"
+    )
+
     generate = command("generate", _generate, "Continue, or answer, text with any checkpoint, native or variant.")
     generate.add_argument("source", metavar="SRC", help="checkpoint or adapter folder, .gguf file, or Hub id")
     generate.add_argument("prompts", metavar="PROMPT", nargs="+", help="one text each; - reads standard input")
@@ -873,11 +877,14 @@ def _presets(arguments: argparse.Namespace) -> int:
 
 
 def _card(arguments: argparse.Namespace) -> int:
-    from hf_variants.card import CARD, is_by_hand, write_card
+    from hf_variants.card import CARD, evaluation_results, is_by_hand, write_card
 
     path = arguments.folder / CARD
     if is_by_hand(path):
         raise ValueError(f"{path} exists already and was not generated. Remove it first to have a card written.")
+    results = arguments.eval_results and evaluation_results(
+        arguments.folder, arguments.eval_results, arguments.pipeline_tag
+    )
     write_card(
         arguments.folder,
         repo_id=arguments.repo_id,
@@ -889,6 +896,7 @@ def _card(arguments: argparse.Namespace) -> int:
         base_model_relation=arguments.base_model_relation,
         language=arguments.language,
         datasets=arguments.dataset,
+        eval_results=results,
     )
     print(f"written: {path}")
     return 0

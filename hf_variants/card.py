@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from .conversion.record import read_record, speaks_of
 from .conversion.skeleton import empty_model
 from .describe import axes, load_config
 from .drawing import block_svg
+from .evaluation import read_results
 from .model.normalization import NORM_KINDS
 from .model.versions import MINIMUM
 from .sizes import cache_sizes, readable, sizes_in
@@ -105,6 +107,27 @@ def write_card(folder: str | Path, model: PreTrainedModel | None = None, **optio
     (path.parent / DRAWING).write_text(block_svg(config, _class_name(config, model)), encoding="utf-8")
     card.save(path)
     return path
+
+
+def evaluation_results(
+    folder: str | Path, paths: Iterable[str | Path], pipeline_tag: str | None = None
+) -> list[EvalResult]:
+    """
+    What the lm-evaluation-harness wrote on a saved variant, as `write_card` takes it.
+
+    Args:
+        folder: of the checkpoint.
+        paths: of results_*.json, or of folders that hold such.
+        pipeline_tag: the Hub's task; by default as on the card.
+
+    Raises:
+        OSError: if there is no such file; ValueError: as `evaluation.read_results`, or if the folder holds no variant.
+    """
+    folder = Path(folder)
+    config = _config_of(folder, None)
+    class_name = _class_name(config, None)
+    task = pipeline_tag or _earlier(folder / CARD).pipeline_tag or TASKS[class_name][1]
+    return read_results(paths, task, empty_model(getattr(hf_variants, class_name), config).num_parameters())
 
 
 def model_card(

@@ -1,9 +1,15 @@
 """Tools that load a folder by themselves: the lm-evaluation-harness, and sentence-transformers for an encoder."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
+from huggingface_hub import ModelCard
 
+import hf_variants_cli
 from hf_variants import VariantForSequenceClassification
 
 from . import kinds
@@ -61,6 +67,54 @@ def test_lm_evaluation_harness(kind, tmp_path):
     written = model.generate(ids, max_new_tokens=5, do_sample=False)[0]
     new = written[1:] if kind == "seq2seq" else written[ids.shape[1] :]
     assert text.split()[:4] == tokenizer.decode(new, skip_special_tokens=True).split()[:4]
+
+
+# A harness's task in a file of its own, over rows that lie beside it.
+TASK = """
+task: sees
+dataset_path: json
+dataset_kwargs: {data_files: {test: ROWS}}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{question}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: answer
+metric_list: [{metric: acc}]
+"""
+
+
+@pytest.mark.whole
+@pytest.mark.tool("lm-evaluation-harness: results on the card", package="lm_eval")
+@pytest.mark.parametrize("kind", ["llama", "seq2seq"])
+def test_results_of_the_harness_on_the_card(kind, tmp_path):
+    """Its own command, then ours: what the card says is what the logits say."""
+    folder = save(kind, tmp_path / "model")
+    rows = [{"question": f"the {word}", "choices": ["sees", "hears", "likes"], "answer": index % 3}
+            for index, word in enumerate(kinds.WORDS[14:24])]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (tmp_path / "tasks").mkdir()
+    task = TASK.replace("ROWS", json.dumps(str(tmp_path / "rows.jsonl")))
+    (tmp_path / "tasks" / "sees.yaml").write_text(task, encoding="utf-8")
+    # Registered, as in a user's own script.
+    command = "import hf_variants; from lm_eval.__main__ import cli_evaluate; cli_evaluate()"
+    options = {"model": "hf", "model_args": f"pretrained={folder},dtype=float32", "tasks": "sees", "device": "cpu",
+               "include_path": tmp_path / "tasks", "output_path": tmp_path / "out"}  # fmt: skip
+    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    finished = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", command, *arguments], capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+
+    assert hf_variants_cli.main(["card", folder, "--eval-results", str(tmp_path / "out")]) == 0
+    (result,) = ModelCard.load(f"{folder}/README.md").data.eval_results
+    right = 0
+    for row in rows:
+        scores = [log_likelihood(kind, row["question"], f" {choice}")[0] for choice in row["choices"]]
+        right += scores.index(max(scores)) == row["answer"]
+    assert 0 < right < len(rows)
+    assert result.metric_value == pytest.approx(right / len(rows))
+    assert (result.metric_type, result.dataset_name, result.dataset_split) == ("acc", "sees", "test")
+    assert result.task_type == "text-generation"
 
 
 @pytest.mark.whole

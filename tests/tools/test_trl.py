@@ -1,4 +1,4 @@
-"""TRL: what its trainers compute with our models, with and without adapters, and what they would leave out."""
+"""TRL: what its trainers compute with our models and with stock classes, with adapters, and what they would leave out."""
 
 import copy
 import logging
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from transformers import Trainer
 
-from hf_variants import VariantConfig, VariantForCausalLM, presets
+from hf_variants import VariantConfig, VariantForCausalLM, VariantForSequenceClassification, presets, to_native
 from hf_variants.model import losses
 
 from . import kinds
@@ -325,3 +325,124 @@ def test_dpo(kind, adapter, tmp_path):
         assert abs(trainer.compute_loss(trainer.model, dict(batch)) - F.softplus(torch.zeros(()))) < 1e-5
     trainer.train()
     assert sum(seen_losses(trainer)[-3:]) < 0.5 * sum(seen_losses(trainer)[:3])
+
+
+# The trainers of a stock class with the same weights, on the same seeds: losses, and the weights at the end.
+
+
+def beside_stock(model, folder, run):
+    """
+    Trained as a variant and as its native type, both from folders, as TRL loads reference models from there.
+
+    Returns:
+        the variant's trainer; the losses of both; the largest distance of a weight, by that of its training.
+    """
+    start, trainers = to_native(model), []
+    for name, built in (("variant", model), ("native", start)):
+        built.save_pretrained(folder / name)
+        torch.manual_seed(0)
+        trainer = run(type(built).from_pretrained(folder / name), folder / f"{name} trained")
+        trainer.train()
+        trainers.append(trainer)
+    ours, stock = to_native(trainers[0].model).state_dict(), trainers[1].model.state_dict()
+    moved = max((stock[name] - tensor).abs().max() for name, tensor in start.state_dict().items())
+    assert moved > 1e-3
+    apart = max((ours[name] - tensor).abs().max() for name, tensor in stock.items())
+    return trainers[0], [seen_losses(trainer) for trainer in trainers], (apart / moved).item()
+
+
+# Not Adam, which makes whole steps of what is zero but for rounding; GPT-NeoX's products are others.
+DESCENT = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}
+APART = {"llama": (0, 0), "gemma2": (0, 0), "gpt-neox": (1e-5, 1e-3)}
+
+
+def check_beside_stock(kind, losses_seen, apart):
+    of_losses, of_weights = APART[kind]
+    assert all(abs(ours - stock) <= of_losses for ours, stock in zip(*losses_seen, strict=True)), losses_seen
+    assert apart <= of_weights
+
+
+@pytest.mark.tool("TRL: KTO", package="trl")
+@pytest.mark.parametrize("kind", kinds.DECODERS)
+def test_kto(kind, tmp_path):
+    from datasets import Dataset
+    from trl import KTOConfig, KTOTrainer
+
+    examples = Dataset.from_list([
+        {"prompt": pair["prompt"], "completion": pair[label], "label": label == "chosen"}
+        for pair in preferences() for label in ("chosen", "rejected")
+    ])  # fmt: skip
+
+    def run(model, folder):
+        options = {**OPTIONS, **DESCENT, "max_steps": 6, "per_device_train_batch_size": 4}
+        return KTOTrainer(
+            model=model, ref_model=copy.deepcopy(model), args=KTOConfig(output_dir=str(folder), **options),
+            train_dataset=examples, processing_class=kinds.tokenizer(),
+        )  # fmt: skip
+
+    _, losses_seen, apart = beside_stock(kinds.model(kind), tmp_path, run)
+    # Of a policy that is its reference.
+    assert losses_seen[0][0] == 0.5
+    assert losses_seen[0][-1] < losses_seen[0][0]
+    check_beside_stock(kind, losses_seen, apart)
+
+
+@pytest.mark.tool("TRL: reward model", package="trl")
+@pytest.mark.parametrize("kind", [*kinds.DECODERS, "encoder"])
+def test_reward(kind, tmp_path):
+    from trl import RewardConfig, RewardTrainer
+
+    def run(model, folder):
+        return RewardTrainer(
+            model=model, args=RewardConfig(output_dir=str(folder), **{**OPTIONS, **DESCENT, "max_steps": 4}),
+            train_dataset=preferences(), processing_class=kinds.tokenizer(),
+        )  # fmt: skip
+
+    start = kinds.model(kind, VariantForSequenceClassification, num_labels=1)
+    trainer = run(copy.deepcopy(start), tmp_path)
+    batch = next(iter(trainer.get_train_dataloader()))
+    with torch.no_grad():
+        # Each row alone, without padding.
+        scores = [start(ids[mask.bool()][None]).logits[0, 0]
+                  for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]  # fmt: skip
+        chosen, rejected = torch.stack(scores).chunk(2)
+        expected = F.softplus(rejected - chosen).mean()
+        assert abs(trainer.compute_loss(trainer.model.eval(), dict(batch)) - expected) < 1e-5 * expected
+    if kind == "encoder":
+        trainer.train()
+        assert seen_losses(trainer)[-1] < seen_losses(trainer)[0]
+        return
+    _, losses_seen, apart = beside_stock(start, tmp_path, run)
+    assert losses_seen[0][-1] < 0.5 * losses_seen[0][0]
+    check_beside_stock(kind, losses_seen, apart)
+
+
+@pytest.mark.tool("TRL: GRPO", package="trl")
+@pytest.mark.parametrize("kind", kinds.DECODERS)
+def test_grpo(kind, tmp_path):
+    """With a reference model, several steps per generation and a reward that only the words decide."""
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    written = {}
+
+    def repetitions(completions, trainer_state, **_):
+        written.setdefault(len(written), completions)
+        return [float(len(words := text.split()) - len(set(words))) for text in completions]
+
+    def run(model, folder):
+        written.clear()
+        options = {name: value for name, value in OPTIONS.items() if name != "max_length"}
+        options |= {"per_device_train_batch_size": 4, "num_generations": 4, "num_iterations": 2, "beta": 0.1,
+                    "max_completion_length": 8, "max_steps": 6, **DESCENT}  # fmt: skip
+        return GRPOTrainer(
+            model=model, reward_funcs=repetitions, args=GRPOConfig(output_dir=str(folder), **options),
+            train_dataset=Dataset.from_list([{"prompt": f"{question} sees the dog ?"} for question in ANSWERS]),
+            processing_class=kinds.tokenizer(),
+        )  # fmt: skip
+
+    trainer, losses_seen, apart = beside_stock(kinds.model(kind), tmp_path, run)
+    assert len({*written[0]}) > 1
+    assert any(losses_seen[0])
+    assert any(entry.get("kl", 0) > 0 for entry in trainer.state.log_history)
+    check_beside_stock(kind, losses_seen, apart)
