@@ -650,12 +650,16 @@ def indexes() -> Iterator[Case]:
     }.items():
         yield Case("weights: index", name, _index_text(content), READ_WEIGHTS, says)
 
-    def duplicated(folder: Path) -> None:
-        sharded(folder)
-        first, second = (folder / f"model-0000{n}-of-00002.safetensors" for n in (1, 2))
-        tensors = load_file(first) | load_file(second)
-        first.unlink()
-        save_file(tensors, first, metadata={"format": "pt"})
+    def duplicated(change: float) -> Callable[[Path], None]:
+        def changed(folder: Path) -> None:
+            sharded(folder)
+            first, second = (folder / f"model-0000{n}-of-00002.safetensors" for n in (1, 2))
+            copies = {name: tensor + change for name, tensor in load_file(second).items()}
+            tensors = load_file(first) | copies
+            first.unlink()
+            save_file(tensors, first, metadata={"format": "pt"})
+
+        return changed
 
     def lost(folder: Path) -> None:
         sharded(folder)
@@ -665,7 +669,9 @@ def indexes() -> Iterator[Case]:
         sharded(folder)
         _raw(lambda b: b[: len(b) // 2], "model-00002-of-00002.safetensors")(folder)
 
-    yield Case("weights: index", "a tensor in two files", duplicated, READ_WEIGHTS, says)
+    # One of them is read, and it is the same.
+    yield Case("weights: index", "a tensor in two files", duplicated(0.0), mentions=says)
+    yield Case("weights: index", "two values of a tensor", duplicated(1.0), READ_WEIGHTS, says)
     yield Case("weights: index", "a lost shard", lost, READ_WEIGHTS, says)
     yield Case("weights: index", "a shard cut in half", cut, READ_WEIGHTS, says)
     yield Case("weights: index", "well made", sharded)
