@@ -49,6 +49,8 @@ def same(expected, folder, length, vocab_size, bound=2e-5, first=0):
 
 # nanoGPT, as its README describes the model and the paper of GPT-2 does.
 class NanoGPT(nn.Module):
+    approximate = "none"
+
     def __init__(self, width, heads, layers, context, vocab_size, bias):
         super().__init__()
         self.heads = heads
@@ -82,7 +84,8 @@ class NanoGPT(nn.Module):
             q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in packed.chunk(3, dim=-1))
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
             states = states + block["attn"]["c_proj"](mixed)
-            states = states + block["mlp"]["c_proj"](F.gelu(block["mlp"]["c_fc"](block["ln_2"](states))))
+            inside = F.gelu(block["mlp"]["c_fc"](block["ln_2"](states)), approximate=self.approximate)
+            states = states + block["mlp"]["c_proj"](inside)
         return self.lm_head(parts["ln_f"](states))
 
 
@@ -126,6 +129,38 @@ def test_nanogpt(bias, compiled, masks, tmp_path):
     native = hf_variants.to_native(hf_variants.from_native(tmp_path / "out"))
     ids = torch.arange(20)[None]
     assert (native(ids).logits - model(ids)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("decayed", "approximate", "is_said"),
+    [(8, "tanh", True), (10, "none", True), (None, "none", False)],
+)
+def test_nanogpt_before_and_after_its_gelu_changed(decayed, approximate, is_said, tmp_path):
+    """Settings do not say which it is; the optimizer does, whose first group had the layers' matrices alone."""
+    model = nanogpt(tmp_path / "out")
+    model.approximate = approximate
+    content = torch.load(tmp_path / "out" / "ckpt.pt")
+    content["optimizer"] = {} if decayed is None else {"param_groups": [{"params": list(range(decayed))}]}
+    torch.save(content, tmp_path / "out" / "ckpt.pt")
+    report = convert(tmp_path / "out", tmp_path / "variant")
+    same(model, tmp_path / "variant", 20, 50)
+    assert any("gelu_new" in note for note in report.notes) != is_said
+
+
+def test_nanogpt_of_its_first_weeks(tmp_path):
+    """Without a word on biases and the vocabulary, and with a head of its own."""
+    nanogpt(tmp_path / "out")
+    content = torch.load(tmp_path / "out" / "ckpt.pt")
+    del content["model_args"]["bias"], content["model_args"]["vocab_size"]
+    table = torch.randn(50257, 32)
+    content["model"] |= {"transformer.wte.weight": table, "lm_head.weight": table.flip(0).contiguous()}
+    torch.save(content, tmp_path / "out" / "ckpt.pt")
+    model = NanoGPT(32, 4, 2, 24, 50257, True)
+    model.lm_head.weight = nn.Parameter(torch.empty(50257, 32))
+    model.load_state_dict(content["model"])
+    model.approximate = "tanh"
+    convert(tmp_path / "out", tmp_path / "variant")
+    same(model, tmp_path / "variant", 20, 50257)
 
 
 @pytest.mark.parametrize(
@@ -383,6 +418,53 @@ def test_litgpt(kind, tmp_path):
     same(model, tmp_path / "variant", 40, 50)
 
 
+@pytest.mark.parametrize("config", ["model_config.yaml", "lit_config.json"])
+def test_litgpt_of_old_releases(config, tmp_path):
+    """Queries, keys and values of a group lay together until 0.5.4, under another name."""
+    width, size, groups = 32, 8, 2
+    shapes = {"attn.qkv": (64, width), "attn.proj": (width, width), "mlp.fc_1": (56, width), "mlp.fc_2": (56, width)}
+    shapes |= {"mlp.proj": (width, 56), "norm_1": (width,), "norm_2": (width,)}
+    state = {
+        f"transformer.h.{n}.{name}.weight": torch.randn(shape) for n in range(2) for name, shape in shapes.items()
+    }
+    state |= {name: torch.randn(56, width) for name in ("transformer.wte.weight", "lm_head.weight")}
+    state["transformer.ln_f.weight"] = torch.randn(width)
+    values = SIZES | LITGPT["llama"]
+    old = {}
+    for name, tensor in state.items():
+        if "attn.qkv" in name:
+            queries, keys, values_ = tensor.split([width, groups * size, groups * size])
+            parts = zip(queries.chunk(groups), keys.chunk(groups), values_.chunk(groups), strict=True)
+            old[name.replace("attn.qkv", "attn.attn")] = torch.cat([part for group in parts for part in group])
+        else:
+            old[name] = tensor
+    for folder, tensors in {"new": state, "old": old}.items():
+        (tmp_path / folder).mkdir()
+        torch.save(tensors, tmp_path / folder / "lit_model.pth")
+    (tmp_path / "new" / "model_config.yaml").write_text(yaml.dump(values))
+    if config == "lit_config.json":
+        values = {"_" + key.removesuffix("_name") if "class" in key else key: x for key, x in values.items()}
+    (tmp_path / "old" / config).write_text(json.dumps(values) if config.endswith("json") else yaml.dump(values))
+    new, made = (hf_variants.from_native(tmp_path / folder).state_dict() for folder in ("new", "old"))
+    assert new.keys() == made.keys()
+    assert all(torch.equal(new[name], made[name]) for name in new)
+
+
+@pytest.mark.parametrize(
+    ("said", "windows"),
+    [
+        ({}, "SSS"),
+        ({"sliding_window_layer_placing": "all"}, "SSS"),
+        ({"sliding_window_layer_placing": "interleaved"}, "SFS"),
+        ({"sliding_window_layer_placing": 2}, "SFS"),
+        ({"sliding_window_indices": [0, 1, 0, 1, 1]}, "FSF"),
+    ],
+)
+def test_litgpt_says_which_layers_have_windows(said, windows):
+    config, _ = litgpt_room.config_of(SIZES | {"n_layer": 3, "sliding_window_size": 8} | said, "model_config.yaml")
+    assert "".join({"sliding_attention": "S", "full_attention": "F"}[kind] for kind in config.layer_types) == windows
+
+
 @pytest.mark.parametrize("kind", LITGPT)
 def test_litgpt_config_with_every_key(kind, tmp_path):
     """As the package writes it, defaults and all; and each mechanism that no field expresses is refused."""
@@ -403,6 +485,8 @@ def test_litgpt_config_with_every_key(kind, tmp_path):
         ({"rope_adjustments": {"factor": 2.0}, "rope_condense_ratio": 2}, "rope_condense_ratio"),
         ({"rope_local_base_freq": 100, "rope_indices": [0, 1]}, "rope_indices"),
         ({"rotary_percentage": 0.0}, "rotary_percentage"),
+        ({"sliding_window_size": 8, "sliding_window_layer_placing": 3}, "sliding_window_layer_placing"),
+        ({"sliding_window_size": 8, "sliding_window_indices": [1]}, "sliding_window_indices"),
     ],
 )
 def test_litgpt_is_not_guessed(change, message):
@@ -499,6 +583,19 @@ def test_nanochat(tmp_path):
         ({"tensors": {"value_embeds.2.weight": torch.zeros(64, 16)}}, "value_embeds"),
         ({"tensors": {"transformer.h.2.attn.ve_gate.weight": torch.zeros(2, 12)}}, "ve_gate"),
         ({"tensors": {"smear_lambda": torch.zeros(1)}}, "smear_lambda"),
+        # All that a checkpoint of a later release has.
+        (
+            {
+                "window_pattern": "SL",
+                "tensors": {
+                    "x0_lambdas": torch.full((3,), 0.1),
+                    "value_embeds.2.weight": torch.zeros(64, 16),
+                    "smear_gate.weight": torch.zeros(1, 24),
+                    "backout_lambda": torch.zeros(1),
+                },
+            },
+            r"x0_lambdas\).*value_embeds\.2\.weight\).*smear_gate\.weight\).*backout_lambda\)",
+        ),
     ],
 )
 def test_nanochat_is_not_guessed(change, message, tmp_path):
@@ -755,7 +852,8 @@ def x_arguments(kind):
 @pytest.mark.whole
 @pytest.mark.parametrize("kind", X_TRANSFORMERS)
 def test_x_transformers(kind, tmp_path):
-    package = pytest.importorskip("x_transformers", reason="pip install x-transformers")
+    import x_transformers as package
+
     arguments = x_arguments(kind)
     layers = dict(arguments["attn_layers"])
     stack = (package.Decoder if layers.pop("causal") else package.Encoder)(**layers)
@@ -779,7 +877,8 @@ def test_x_transformers(kind, tmp_path):
 @pytest.mark.whole
 @pytest.mark.parametrize("shared", [False, True])
 def test_x_transformers_of_two_stacks(shared):
-    package = pytest.importorskip("x_transformers", reason="pip install x-transformers")
+    import x_transformers as package
+
     arguments = {
         "dim": 32, "tie_token_emb": shared, "enc_num_tokens": 50, "enc_max_seq_len": 32, "enc_depth": 2, "enc_heads": 4,
         "dec_num_tokens": 50, "dec_max_seq_len": 24, "dec_depth": 3, "dec_heads": 2, "dec_attn_dim_head": 16,

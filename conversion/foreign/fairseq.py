@@ -305,16 +305,13 @@ def open_checkpoint(path: Path) -> ForeignCheckpoint:
     missing = [source for copy, source in ties.items() if copy in state and source not in state]
     if missing:
         raise ConversionError(f"{file} lacks {some(missing)}. It is incomplete; fetch it again.")
-    return ForeignCheckpoint(
-        code_base="fairseq",
-        path=file.parent,
-        files=[file],
-        config=config,
+    return ForeignCheckpoint.of_state(
+        "fairseq",
+        file,
+        config,
+        rules,
+        state,
         class_name="VariantForCausalLM" if isinstance(config, VariantConfig) else "VariantForConditionalGeneration",
-        rules=rules,
-        weights={name: tensor.to("meta") for name, tensor in state.items()},
-        load=state.__getitem__,
-        stored=state.__getitem__,
         ties=ties,
         notes=[
             "No tokenizer is converted: dict.txt lists pieces of words, and what makes them is outside of fairseq's files",

@@ -1,4 +1,4 @@
-"""LitGPT's lit_model.pth with model_config.yaml (https://github.com/Lightning-AI/litgpt)."""
+"""LitGPT's lit_model.pth with model_config.yaml (https://github.com/Lightning-AI/litgpt), of old releases too."""
 
 from pathlib import Path
 
@@ -7,25 +7,22 @@ import yaml
 from hf_variants.model.configuration_variant import VariantConfig
 
 from ..errors import ConversionError
-from ..json_files import read_text
+from ..families._common import QKV_BY_HEAD, QKV_IN_BLOCKS
+from ..json_files import read_object, read_text
 from ..pickles import load_state_dict
-from ..rules import Rule, Split
+from ..rules import Rule
 from .source import ForeignCheckpoint, Settings
 
 
 WEIGHTS, CONFIG = "lit_model.pth", "model_config.yaml"
+# What stood in its place before March 2024, and two of its keys.
+OLD_CONFIG = "lit_config.json"
+OLD_KEYS = {"_norm_class": "norm_class_name", "_mlp_class": "mlp_class_name"}
 LAYER, OURS = "transformer.h.{layer}.", "model.layers.{layer}."
 RULES = (
     Rule("transformer.wte.weight", "model.embed_tokens.weight"),
     Rule("transformer.ln_f.{leaf}", "model.norm.{leaf}"),
     Rule("lm_head.{leaf}", "lm_head.{leaf}"),
-    Rule(
-        LAYER + "attn.qkv.{leaf}",
-        tuple(OURS + f"self_attn.{name}_proj.{{leaf}}" for name in "qkv"),
-        Split(lambda config: [heads * config.head_dim for heads in (
-            config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads
-        )]),
-    ),
     *(
         Rule(f"{LAYER}{theirs}.{{leaf}}", f"{OURS}{ours}.{{leaf}}")
         for theirs, ours in {
@@ -36,6 +33,12 @@ RULES = (
         }.items()
     ),
 )  # fmt: skip
+QKV = tuple(OURS + f"self_attn.{name}_proj.{{leaf}}" for name in "qkv")
+FUSED = Rule(LAYER + "attn.qkv.{leaf}", QKV, QKV_IN_BLOCKS)
+# Until 0.5.4.
+OLD_FUSED = Rule(LAYER + "attn.attn.{leaf}", QKV, QKV_BY_HEAD)
+# Which layers have a window, of releases that did not list them: the first of so many.
+PLACINGS = {None: 1, "all": 1, "interleaved": 2, 1: 1, 2: 2}
 # Kind of network -> ours, and its activation where it is no GELU.
 NETWORKS = {"GptNeoxMLP": ("mlp", None), "LLaMAMLP": ("glu", "silu"), "GemmaMLP": ("glu", None)}
 GELUS = {"none": "gelu", "tanh": "gelu_pytorch_tanh"}
@@ -48,7 +51,7 @@ def finds(path: Path) -> bool:
     if path.is_file() and path.name != WEIGHTS:
         return False
     folder = path if path.is_dir() else path.parent
-    return (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file()
+    return (folder / WEIGHTS).is_file() and any((folder / name).is_file() for name in (CONFIG, OLD_CONFIG))
 
 
 def _one_of(settings: Settings, key: str, known: dict, value: object) -> object:
@@ -58,6 +61,16 @@ def _one_of(settings: Settings, key: str, known: dict, value: object) -> object:
             "This checkpoint cannot be converted."
         )
     return known[value]
+
+
+def _indices(settings: Settings, key: str, layers: int) -> list[int] | None:
+    """For each layer 1 or 0; more than there are layers are not read."""
+    values = settings.take(key, list, None)
+    if values is not None and (len(values) < layers or any(value not in (0, 1) for value in values)):
+        raise ConversionError(
+            f"`{key}` in {settings.where} is {values!r}, and must be 0 or 1 for each of {layers} layers. Correct it."
+        )
+    return None if values is None else values[:layers]
 
 
 def _rope(settings: Settings, head_size: int) -> tuple[dict, list[str]]:
@@ -130,17 +143,23 @@ def config_of(values: object, where: str | Path) -> tuple[VariantConfig, list[st
     scores = settings.take("attention_scores_scalar", (int, float), None)
     window, in_window = (
         settings.count("sliding_window_size", None),
-        settings.take("sliding_window_indices", list, None),
+        _indices(settings, "sliding_window_indices", layers),
+    )
+    every = _one_of(
+        settings,
+        "sliding_window_layer_placing",
+        PLACINGS,
+        settings.take("sliding_window_layer_placing", (int, str), None),
     )
     rope, notes = _rope(settings, head_size)
-    local, is_local = settings.count("rope_local_base_freq", None), settings.take("rope_indices", list, None)
+    local, is_local = settings.count("rope_local_base_freq", None), _indices(settings, "rope_indices", layers)
     fields: dict = {}
     if window is not None:
-        in_window = in_window or [1] * layers
+        in_window = in_window or [layer % every == 0 for layer in range(layers)]
         fields["sliding_window"] = window
         fields["layer_types"] = ["sliding_attention" if inside else "full_attention" for inside in in_window]
     if local is not None:
-        if window is None or [bool(x) for x in is_local or [1] * layers] != [bool(x) for x in in_window or ()]:
+        if window is None or (is_local or [1] * layers) != in_window:
             raise ConversionError(
                 f"`rope_indices` in {where} are others than `sliding_window_indices`, which no field says. This checkpoint "
                 "cannot be converted."
@@ -172,7 +191,7 @@ def config_of(values: object, where: str | Path) -> tuple[VariantConfig, list[st
         rope_interleaved=settings.take("rope_interleave", bool, False), rope_in_float32=True, rope_table_in_float32=True,
         tie_word_embeddings=False, bos_token_id=None, eos_token_id=None, **fields,
     )  # fmt: skip
-    settings.pass_over("hf_config")
+    settings.pass_over("hf_config", "org")
     # Mixtures of experts and latent attention.
     settings.refuse_but(n_expert=0, latent_attention=None, first_k_dense_replace=None, n_shared_expert=None)
     settings.pass_over(
@@ -185,22 +204,18 @@ def config_of(values: object, where: str | Path) -> tuple[VariantConfig, list[st
 
 def open_checkpoint(path: Path) -> ForeignCheckpoint:
     folder = path if path.is_dir() else path.parent
-    try:
-        values = yaml.safe_load(read_text(folder / CONFIG))
-    except yaml.YAMLError as error:
-        raise ConversionError(
-            f"{folder / CONFIG} is no YAML ({error}). The file is damaged; fetch it again."
-        ) from error
-    config, notes = config_of(values, folder / CONFIG)
+    file = folder / CONFIG if (folder / CONFIG).is_file() else folder / OLD_CONFIG
+    config, notes = config_of(_read(file), file)
     state = load_state_dict(folder / WEIGHTS)
-    return ForeignCheckpoint(
-        code_base="LitGPT",
-        path=folder,
-        files=[folder / WEIGHTS],
-        config=config,
-        rules=RULES,
-        weights={name: tensor.to("meta") for name, tensor in state.items()},
-        load=state.__getitem__,
-        stored=state.__getitem__,
-        notes=notes,
-    )
+    is_old = any(".attn.attn." in name for name in state)
+    rules = (*RULES, OLD_FUSED if is_old else FUSED)
+    return ForeignCheckpoint.of_state("LitGPT", folder / WEIGHTS, config, rules, state, notes=notes)
+
+
+def _read(file: Path) -> object:
+    if file.suffix == ".json":
+        return {OLD_KEYS.get(key, key): value for key, value in read_object(file).items()}
+    try:
+        return yaml.safe_load(read_text(file))
+    except yaml.YAMLError as error:
+        raise ConversionError(f"{file} is no YAML ({error}). The file is damaged; fetch it again.") from error

@@ -83,26 +83,30 @@ def config_of(values: object, where: str | Path) -> VariantConfig:
 
 
 def _refuse_mechanisms(state: dict[str, torch.Tensor], file: Path) -> None:
+    """All of them at once: each came with others, and with constants that no checkpoint holds."""
+    found: dict[str, str] = {}
     for name, tensor in state.items():
         what = next((what for pattern, what in ADDED.items() if re.search(pattern, name)), None)
         neutral, factors = NEUTRAL.get(name, (None, ""))
         if neutral is not None and not torch.all(tensor == neutral):
             what = factors
         if what is not None:
-            raise ConversionError(
-                f"{file} has {name}, that is, {what}, which no field expresses. This checkpoint cannot be converted; those "
-                "of nanochat before January 2026 can."
-            )
+            found.setdefault(what, name)
+    if found:
+        raise ConversionError(
+            f"{file} has {', '.join(f'{what} ({name})' for what, name in found.items())}, which no field expresses. This "
+            "checkpoint cannot be converted; those of nanochat before January 2026 can."
+        )
 
 
 def open_checkpoint(path: Path) -> ForeignCheckpoint:
     file = _steps(path)[-1] if path.is_dir() else path
     description = _description(file)
     content = read_object(description)
-    # The others are a log of the training, metrics of any name among them.
-    config = config_of(content.get("model_config"), f"`model_config` in {description}")
     state = without_prefix(load_state_dict(file), file)
     _refuse_mechanisms(state, file)
+    # The others are a log of the training, metrics of any name among them.
+    config = config_of(content.get("model_config"), f"`model_config` in {description}")
     state = {name: tensor for name, tensor in state.items() if name not in NEUTRAL}
     notes = [
         "No tokenizer is converted: nanochat's tokenizer.pkl is a pickle that only its own packages can read",
@@ -112,14 +116,4 @@ def open_checkpoint(path: Path) -> ForeignCheckpoint:
         if name in state and len(state[name]) > config.vocab_size:
             notes.append(f"{name} is without {len(state[name]) - config.vocab_size} rows that nanochat never uses")
             state[name] = state[name][: config.vocab_size]
-    return ForeignCheckpoint(
-        code_base="nanochat",
-        path=file.parent,
-        files=[file],
-        config=config,
-        rules=RULES,
-        weights={name: tensor.to("meta") for name, tensor in state.items()},
-        load=state.__getitem__,
-        stored=state.__getitem__,
-        notes=notes,
-    )
+    return ForeignCheckpoint.of_state("nanochat", file, config, RULES, state, notes=notes)

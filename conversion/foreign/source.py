@@ -117,6 +117,21 @@ class ForeignCheckpoint:
     notes: list[str] = field(default_factory=list)
     class_name: str = "VariantForCausalLM"
 
+    @classmethod
+    def of_state(
+        cls,
+        code_base: str,
+        file: Path,
+        config: VariantConfig | VariantSeq2SeqConfig,
+        rules: tuple[Rule, ...],
+        state: Mapping[str, torch.Tensor],
+        **more: Any,
+    ) -> "ForeignCheckpoint":
+        """Of one file, which holds the whole of a state dict."""
+        weights = {name: tensor.to("meta") for name, tensor in state.items()}
+        load = state.__getitem__
+        return cls(code_base, file.parent, [file], config, rules, weights, load, load, **more)
+
     def __post_init__(self) -> None:
         if not self.weights.keys() - self.computed.keys():
             names = ", ".join(str(file) for file in self.files) or "The state dict"
