@@ -290,6 +290,12 @@ def build_parser() -> argparse.ArgumentParser:
     chat.add_argument("--system", metavar="TEXT", help="a system message to begin with")
     _add_generation_options(chat)
 
+    serve = command("serve", _serve, "Answer an OpenAI client: `transformers serve`, which then knows variants.")
+    serve.add_argument("source", metavar="SRC", help="checkpoint folder or Hub id, native or variant")
+    serve.add_argument(
+        "options", metavar="...", nargs=argparse.REMAINDER, help="what `transformers serve` takes, such as --port 8000"
+    )
+
     demo = command("demo", _demo, "Convert, prove, chat with, fine-tune and export a real small model.")
     demo.add_argument("--output", metavar="DIR", type=Path, default=Path("demo-output"), help="default: %(default)s")
     demo.add_argument(
@@ -937,6 +943,20 @@ def _loading(arguments: argparse.Namespace) -> dict[str, Any]:
         "quantize": arguments.quantize,
         "seed": arguments.seed,
     }
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from transformers.utils.import_utils import is_serve_available
+
+    # Registers our classes.
+    import hf_variants  # noqa: F401
+
+    if not is_serve_available():
+        raise ValueError("Serving needs packages that are not installed. Run `pip install transformers[serving]`.")
+    from transformers.cli.transformers import app
+
+    app(["serve", arguments.source, *arguments.options], prog_name="hf-variants")
+    return 0
 
 
 def _demo(arguments: argparse.Namespace) -> int:

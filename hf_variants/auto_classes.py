@@ -1,5 +1,7 @@
 """Which of our classes each of transformers' Auto classes stands for."""
 
+import sys
+
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -9,6 +11,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    processing_utils,
 )
 from transformers.models.auto import modeling_auto
 
@@ -81,10 +84,14 @@ def register() -> None:
 
     Their `register` does not fill the tables of names, and those are what others read: Trainer's label smoothing
     shifts the labels of a class that is listed there, and only of such; pipelines call any other class unsupported;
-    the lm-evaluation-harness takes it for a decoder.
+    the lm-evaluation-harness takes it for a decoder. `transformers serve` and TRL look for the class that a config
+    names among transformers' own names.
     """
+    # `processing_utils` makes the module anew when it is first imported.
+    transformers = sys.modules[processing_utils.__package__]
     for config_class in (VariantConfig, VariantSeq2SeqConfig):
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     for auto_class, model_class, names in MODELS:
         auto_class.register(model_class.config_class, model_class, exist_ok=True)
         names[model_class.config_class.model_type] = model_class.__name__
+        setattr(transformers, model_class.__name__, model_class)

@@ -139,6 +139,8 @@ def _probes() -> dict[str, Probe]:
         found[f"{room.NAME}: export --engine"] = partial(_engine, room)
     found["Pipeline (2 processes)"] = _pipeline
     found["Tensor parallel (2 processes)"] = _tensor_parallel
+    found["torchao: int4 weight-only, packed"] = _packed_int4
+    found["transformers serve, OpenAI client"] = _chat_server
     found["vLLM, SGLang: the transformers backend"] = _serving
     return found | {
         f"PEFT: {name}": partial(_adapter, *options) for name, options in ADAPTERS.items() if _installed("peft")
@@ -213,6 +215,21 @@ def _tensor_parallel(subject: Subject) -> Answer:
     }
     lost = f"every rank computes or gathers the whole of {', '.join(sorted(whole)[:6])}" if whole else ""
     return DEGRADED if whole else WORKS, lost, f"the plan of the config for {RANKS} ranks"
+
+
+def _packed_int4(subject: Subject) -> Answer:
+    lost = "its kernels are MSLK's, CUDA's and an XPU's: on a CPU take int8, or int4 by `IntxWeightOnlyConfig`"
+    return DEGRADED, lost, "docs/tools.md, what torchao says on a CPU"
+
+
+def _chat_server(subject: Subject) -> Answer:
+    if not subject.model.can_generate():
+        return None
+    evidence = "docs/tools.md, chats over loopback"
+    if subject.config.is_encoder_decoder:
+        lost = "an answer lacks as many tokens as the prompt has, as those of native encoder-decoders, unless streamed"
+        return DEGRADED, lost, evidence
+    return WORKS, "started by `hf-variants serve`: --trust-remote-code is not enough for it", evidence
 
 
 def _serving(subject: Subject) -> Answer:

@@ -77,6 +77,7 @@ def test_help_does_not_wait_for_torch():
         "standalone",
         "generate",
         "chat",
+        "serve",
         "demo",
     ],
 )

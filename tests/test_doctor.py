@@ -92,6 +92,13 @@ def test_a_native_folder_is_asked_what_it_would_lose(tmp_path):
     assert finding.status == WORKS
 
 
+def test_what_a_server_of_transformers_makes_of_it(tmp_path):
+    kinds.config("seq2seq").save_pretrained(tmp_path / "pairs")
+    finding, *_ = doctor(tmp_path / "pairs", "transformers serve, OpenAI client")
+    assert (finding.status, "unless streamed" in finding.detail) == (DEGRADED, True)
+    assert statuses("llama", "transformers serve, OpenAI client")["transformers serve, OpenAI client"] == WORKS
+
+
 def test_a_preset_is_asked_without_a_folder():
     assert statuses("llama", "native") == {"export to a native type": WORKS}
 

@@ -171,6 +171,13 @@ def test_fsdp2_sparing(kind, tmp_path_factory):
 
 
 @pytest.mark.whole
+@pytest.mark.tool("Trainer: FSDP2 (2 processes)", package="transformers")
+@pytest.mark.parametrize("kind", FSDP_NAMES)
+def test_trainer_with_fsdp2(kind, tmp_path_factory):
+    assert not launched(tmp_path_factory, "trainer_fsdp2", FSDP_NAMES.values())[FSDP_NAMES[kind]]
+
+
+@pytest.mark.whole
 @pytest.mark.tool("FSDP2 by transformers' plan", package="transformers")
 @pytest.mark.parametrize("kind", SHARDED_KINDS)
 def test_fsdp_plan(kind, tmp_path_factory):

@@ -4,7 +4,13 @@ import pytest
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig, pipeline
 
-from hf_variants import VariantForSequenceClassification, VariantForTokenClassification
+from hf_variants import (
+    VariantForSequenceClassification,
+    VariantForTokenClassification,
+    VariantModel,
+    VariantSeq2SeqForSequenceClassification,
+    VariantSeq2SeqForTokenClassification,
+)
 
 from . import kinds
 
@@ -76,7 +82,7 @@ def test_continuous_batching_is_refused_where_paged_attention_ignores_a_soft_cap
         batched(kinds.model(kind), [[3, 4, 5]])
 
 
-@pytest.mark.tool("pipeline", package="transformers")
+@pytest.mark.tool("pipeline: text-generation", package="transformers")
 @pytest.mark.parametrize("kind", kinds.DECODERS)
 def test_text_generation_pipeline(kind, caplog):
     model, tokenizer = kinds.model(kind), kinds.tokenizer()
@@ -88,22 +94,83 @@ def test_text_generation_pipeline(kind, caplog):
     assert "is not supported" not in caplog.text
 
 
-@pytest.mark.tool("pipeline", package="transformers")
+@pytest.mark.tool("pipeline: fill-mask", package="transformers")
 @pytest.mark.parametrize("kind", ["encoder"])
-def test_pipelines_of_an_encoder(kind, caplog):
+def test_fill_mask_pipeline(kind, caplog):
     tokenizer = kinds.tokenizer()
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     fill = pipeline("fill-mask", model=kinds.model(kind), tokenizer=tokenizer, top_k=3)
     ids = tokenizer("the <mask> sees", return_tensors="pt")["input_ids"]
     expected = kinds.model(kind)(ids).logits[0, 1].topk(3).indices.tolist()
     assert [out["token"] for out in fill("the <mask> sees")] == expected
-
-    classify = pipeline(
-        "text-classification", model=kinds.model(kind, VariantForSequenceClassification), tokenizer=tokenizer
-    )
-    assert classify("the cat")[0]["label"] in ("LABEL_0", "LABEL_1")
-    tag = pipeline("token-classification", model=kinds.model(kind, VariantForTokenClassification), tokenizer=tokenizer)
-    assert len(tag("the cat sees")) == 3
-    extract = pipeline("feature-extraction", model=kinds.model(kind).model, tokenizer=tokenizer)
-    assert torch.tensor(extract("the cat")).shape == (1, 2, 32)
     assert "is not supported" not in caplog.text
+
+
+# A row ends a sequence once, by which an encoder-decoder's classifier goes.
+TEXT = "the cat sees a dog <eos>"
+CLASSIFIERS = {
+    **dict.fromkeys(kinds.KINDS, (VariantForSequenceClassification, {})),
+    # As BART's. By `last`, as T5Gemma's, a row without padding is read one token earlier than one with.
+    "seq2seq": (VariantSeq2SeqForSequenceClassification, {"classifier_pooling": "end_of_sequence"}),
+}
+TAGGERS = {"seq2seq": VariantSeq2SeqForTokenClassification}
+
+
+def reader(task, kind, model_class, fields=()):
+    """A pipeline and its model."""
+    tokenizer = kinds.tokenizer()
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    model = kinds.model(kind, model_class, **dict(fields))
+    return pipeline(task, model=model, tokenizer=tokenizer), model
+
+
+def ids_of(*texts):
+    return kinds.tokenizer()(*texts, return_tensors="pt")["input_ids"]
+
+
+@pytest.mark.tool("pipeline: text-classification", package="transformers")
+@pytest.mark.parametrize("kind", kinds.KINDS)
+@torch.no_grad()
+def test_text_classification_pipeline(kind, caplog):
+    classify, model = reader("text-classification", kind, *CLASSIFIERS[kind])
+    texts = [TEXT, "w20 w21 <eos>", "who likes the old bird and the big dog <eos>"]
+    for text, scores in zip(texts, classify(texts, top_k=None, batch_size=3), strict=True):
+        expected = model(ids_of(text)).logits[0].softmax(-1)
+        # Padded among the others it is what it is alone.
+        for score in scores:
+            assert score["score"] == pytest.approx(expected[model.config.label2id[score["label"]]].item(), rel=1e-4)
+    assert "is not supported" not in caplog.text
+
+
+@pytest.mark.tool("pipeline: token-classification", package="transformers")
+@pytest.mark.parametrize("kind", kinds.KINDS)
+@torch.no_grad()
+def test_token_classification_pipeline(kind, caplog):
+    tag, model = reader("token-classification", kind, TAGGERS.get(kind, VariantForTokenClassification))
+    found = tag(TEXT)
+    expected, labels = model(ids_of(TEXT)).logits[0].softmax(-1).max(-1)
+    assert [model.config.label2id[each["entity"]] for each in found] == labels.tolist()
+    assert [float(each["score"]) for each in found] == pytest.approx(expected.tolist(), rel=1e-5)
+    assert "is not supported" not in caplog.text
+
+
+@pytest.mark.tool("pipeline: zero-shot-classification", package="transformers")
+@pytest.mark.parametrize("kind", kinds.KINDS)
+@torch.no_grad()
+def test_zero_shot_classification_pipeline(kind):
+    choose, model = reader("zero-shot-classification", kind, *CLASSIFIERS[kind])
+    model.config.label2id = {"contradiction": 0, "entailment": 1}
+    labels = ["red", "old", "small"]
+    out = choose("the cat sees", candidate_labels=labels, hypothesis_template="who likes {} <eos>")
+    logits = torch.stack([model(ids_of("the cat sees", f"who likes {label} <eos>")).logits[0, 1] for label in labels])
+    expected = dict(zip(labels, logits.softmax(0).tolist(), strict=True))
+    assert dict(zip(out["labels"], out["scores"], strict=True)) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.tool("pipeline: feature-extraction", package="transformers")
+@pytest.mark.parametrize("kind", [*kinds.DECODERS, "encoder"])
+@torch.no_grad()
+def test_feature_extraction_pipeline(kind):
+    extract, model = reader("feature-extraction", kind, VariantModel)
+    expected = model(ids_of(TEXT))[0]
+    assert torch.equal(extract(TEXT, return_tensors=True), expected)

@@ -245,6 +245,63 @@ def assert_same_statistics(model, reference) -> None:
             torch.testing.assert_close(buffer, expected[name], msg=lambda text, name=name: f"{name}: {text}")
 
 
+def trainer_fsdp2(kind: str, folder: Path) -> None:
+    """transformers' Trainer: losses, the weights at the end, and a sharded checkpoint from which another one goes on."""
+    from accelerate import DistributedType, FullyShardedDataParallelPlugin
+    from accelerate.state import AcceleratorState, PartialState
+    from torch.distributed.fsdp import FSDPModule
+    from transformers import Trainer, TrainingArguments
+
+    class TrainerOnCPU(Trainer):
+        def create_accelerator_and_postprocess(self):
+            super().create_accelerator_and_postprocess()
+            # accelerate looks at the plugin on accelerators only and takes DDP on a CPU; what follows runs there as well.
+            self.accelerator.state.distributed_type = DistributedType.FSDP
+            self.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
+            self.is_fsdp_enabled = True
+
+    AcceleratorState._reset_state()
+    PartialState._reset_state()
+    reference, batch = shapes.model(kind), shapes.batch(kind, rows=4)
+    path = save_once(reference, folder / "whole")
+    reference.train()
+    expected = step_alone(reference, batch)
+    rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+
+    def trainer(**options) -> Trainer:
+        arguments = TrainingArguments(
+            output_dir=str(folder / "run"), fsdp="full_shard",
+            fsdp_config={"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "cpu_ram_efficient_loading": False,
+                         "state_dict_type": "SHARDED_STATE_DICT"},
+            use_cpu=True, per_device_train_batch_size=2, max_steps=STEPS, optim="sgd", optim_args="momentum=0.9",
+            learning_rate=0.05, lr_scheduler_type="constant", max_grad_norm=0.0, logging_steps=1, report_to=[],
+            disable_tqdm=True, dataloader_pin_memory=False, **options,
+        )  # fmt: skip
+        return TrainerOnCPU(type(reference).from_pretrained(path), arguments, train_dataset=rows)
+
+    def assert_saves(run: Trainer, where: Path) -> None:
+        # What accelerate gathers on accelerators is still in shards on a CPU.
+        state = {name: whole(tensor) for name, tensor in run.accelerator.get_state_dict(run.model_wrapped).items()}
+        run.accelerator.unwrap_model(run.model_wrapped).save_pretrained(
+            where, is_main_process=run.is_world_process_zero(), state_dict=state
+        )
+        dist.barrier()
+        assert_trained(type(reference).from_pretrained(where).state_dict(), reference)
+
+    run = trainer(save_strategy="steps", save_steps=1)
+    run.train()
+    assert any(isinstance(module, FSDPModule) for module in run.model_wrapped.modules())
+    assert all(isinstance(parameter, DTensor) for parameter in run.model_wrapped.parameters())
+    losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+    assert max(abs(ours - alone) for ours, alone in zip(losses, expected, strict=True)) < 1e-4, (losses, expected)
+    assert_saves(run, folder / "saved")
+
+    again = trainer(save_strategy="no")
+    again.train(resume_from_checkpoint=str(folder / "run" / "checkpoint-1"))
+    assert again.state.global_step == STEPS
+    assert_saves(again, folder / "resumed")
+
+
 def fsdp_plan(kind: str, folder: Path) -> None:
     """FSDP2 by transformers' own plan, without accelerate."""
     from transformers.distributed import DistributedConfig
@@ -379,7 +436,8 @@ def held(tensors: list[torch.Tensor]) -> int:
 
 
 COMMANDS = (
-    tensor_parallel, pipeline_parallel, fsdp2, fsdp2_sparing, fsdp_plan, ddp, zero3, memory, batch_statistics,
+    tensor_parallel, pipeline_parallel, fsdp2, fsdp2_sparing, trainer_fsdp2, fsdp_plan, ddp, zero3, memory,
+    batch_statistics,
 )  # fmt: skip
 
 
