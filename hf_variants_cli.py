@@ -160,6 +160,10 @@ def build_parser() -> argparse.ArgumentParser:
         "source", metavar="SRC", help="checkpoint or adapter folder, file of weights, .gguf file, or Hub id"
     )
     convert.add_argument("destination", metavar="DST", type=Path, help="folder to create")
+    convert.add_argument(
+        "--plan", action="store_true",
+        help="write nothing, and say what it would take: bytes, disk, memory, time; of a Hub id, only headers are fetched",
+    )  # fmt: skip
     _add_shard_size(convert)
     _add_workers(convert)
     _add_stored(convert)
@@ -611,7 +615,27 @@ def _count(text: str) -> int:
 def _convert(arguments: argparse.Namespace) -> int:
     from hf_variants.conversion import convert, convert_adapter
 
+    if arguments.plan:
+        return _plan(arguments)
     return _translate(arguments, convert, convert_adapter, {"ignore_keys": arguments.ignore_keys})
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from hf_variants.conversion.plans import plan
+
+    given = {name: getattr(arguments, name) for name in ("verify", "memory", "base", "onto")}
+    for option, value in given.items():
+        if value:
+            raise ValueError(f"--{option} does nothing to a plan. Leave one of the two out.")
+    return _report(
+        plan,
+        arguments.source,
+        arguments.destination,
+        dtype=_dtype(arguments.dtype),
+        ignore_keys=arguments.ignore_keys,
+        max_shard_bytes=arguments.max_shard_bytes,
+        workers=arguments.workers,
+    )
 
 
 def _export(arguments: argparse.Namespace) -> int:
