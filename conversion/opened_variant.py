@@ -12,7 +12,7 @@ from . import checkpoint, tensor_files
 from .companions import copy_companions
 from .errors import ConversionError
 from .family import is_variant, read_config, variant_class
-from .layout import as_transformers_reads
+from .layout import as_transformers_reads, refuse_other_shapes
 from .skeleton import empty_model, stored_tensors
 
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     pass
 from .generation_settings import write_generation_config
 from .gguf_source import is_gguf, open_gguf, write_gguf_companions
-from .native_source import NativeSource, open_native
+from .native_source import NativeSource, open_native, refuse_more_layers_than_tensors
 from .translation import check_ties, for_other_heads
 
 
@@ -120,8 +120,10 @@ def _open_own(source: str | Path, path: Path, config: PreTrainedConfig) -> Opene
         )
     checkpoint.refuse_adapter(path)
     model_class = variant_class((config.architectures or ["VariantForCausalLM"])[0])
-    model = empty_model(model_class, config)
     weights = checkpoint.weights_of(source, path)
+    refuse_more_layers_than_tensors(config, weights)
+    model = empty_model(model_class, config)
+    refuse_other_shapes(model, weights)
     layout = as_transformers_reads(model, weights)
     names = check_ties(model, layout.names, layout.load)
     if missing := sorted(stored_tensors(model).keys() - set(names)):

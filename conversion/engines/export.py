@@ -3,7 +3,7 @@
 import copy
 import importlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -16,13 +16,13 @@ from transformers.utils import logging
 from ... import card
 from ...model.block import Block
 from .. import output_folder
-from ..companions import has_tokenizer
+from ..companions import has_tokenizer, refuse_broken_files
 from ..errors import ConversionError, VerificationFailed
 from ..in_memory import build
 from ..on_disk import lineage_of_source
 from ..opened_variant import open_variant
 from ..record import command_line, last_part, write_record
-from ..skeleton import empty_model, stored_tensors
+from ..skeleton import empty_model, loading, stored_tensors
 from ..tokenization import differences, load_tokenizer
 from ..verification import Check
 
@@ -131,10 +131,13 @@ def export_to_engine(
     output_folder.refuse_occupied(destination)
     opened = open_variant(source, ignore_keys)
     room.refuse_unrepresentable(opened.config)
+    if opened.files.is_dir():
+        refuse_broken_files(opened.files)
     version = room.version()
     stored = stored_tensors(empty_model(opened.model_class, opened.config))
     weights = {name: opened.load(name).clone(memory_format=torch.contiguous_format) for name in stored}
-    model = build(opened.model_class, copy.deepcopy(opened.config), weights)
+    with loading(opened.path, opened.model_class) if opened.files.is_dir() else nullcontext():
+        model = build(opened.model_class, copy.deepcopy(opened.config), weights)
     del weights
     tokenizer, notes = _tokenizer(opened.files)
     report = EngineReport(

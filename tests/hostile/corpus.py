@@ -18,14 +18,19 @@ from .checkpoints import read, write
 
 
 # What reads which part of a folder: damage there must not go unseen.
-NATIVE = ("convert", "verify", "generate", "chat", "edit", "cost")
-VARIANT = ("export", "verify", "bundle", "card", "describe", "generate", "chat", "edit", "standalone", "cost")
+NATIVE = ("convert", "verify", "generate", "chat", "edit", "cost", "doctor", "export --engine")
+VARIANT = (
+    "export", "verify", "bundle", "card", "describe", "generate", "chat", "edit", "standalone", "cost", "doctor",
+    "export --engine",
+)  # fmt: skip
 FOREIGN = ("convert", "verify")
 PLAN = ("ablate",)
 ABLE = {"native": NATIVE, "variant": VARIANT, "foreign": FOREIGN, "plan": PLAN}
-READ_WEIGHTS = frozenset({"convert", "export", "verify", "bundle", "generate", "chat", "edit", "standalone"})
-READ_CONFIG = frozenset({*READ_WEIGHTS, "card", "describe", "cost"})
-READ_TOKENIZER = frozenset({"convert", "export", "verify", "bundle", "generate", "chat", "edit", "standalone"})
+READ_WEIGHTS = frozenset(
+    {"convert", "export", "export --engine", "verify", "bundle", "generate", "chat", "edit", "standalone"}
+)
+READ_CONFIG = frozenset({*READ_WEIGHTS, "card", "describe", "cost", "doctor"})
+READ_TOKENIZER = READ_WEIGHTS
 SPEAK = frozenset({"generate", "chat"})
 NONE: frozenset[str] = frozenset()
 

@@ -82,8 +82,10 @@ def _command_line(case: Case, command: str, folder: Path, good: Path, destinatio
         return [command, str(folder / "plan.json"), "--output", str(destination), "--no-plots"]
     if command == "verify":
         return [command, str(good), str(folder), *case.options]
-    if command in ("card", "describe", "cost"):
+    if command in ("card", "describe", "cost", "doctor"):
         return [command, str(folder)]
+    if command == "export --engine":
+        return ["export", str(folder), str(destination), "--engine", "gguf"]
     if command == "edit":
         return [command, str(folder), str(destination), "--layers", "0"]
     return [command, str(folder), str(destination), *case.options]

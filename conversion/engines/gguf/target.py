@@ -213,6 +213,12 @@ def _read_back(
         NotRepresentable: naming the fields that come out of such a file otherwise.
     """
     offered = {key: value for key, value in offered.items() if value is not None}
+    for key, value in offered.items():
+        if type(value) is int and not 0 <= value < 2**32:
+            field = next((field for field, own in config.to_dict().items() if own == value), key)
+            raise NotRepresentable(
+                name, {field: (value, Refusal("its files hold whole numbers of 32 bits, from 0 on"))}
+            )
     opened = _read(offered, shapes, tensors, name)
     read = opened.metadata.consumed
     keys = {key: value for key, value in offered.items() if key in read or not key.startswith(f"{name}.")}
