@@ -147,6 +147,38 @@ rounded weights in float32, *step by step* goes through torch's kernel, in bfloa
 """
 
 
+EXPORTED = """
+## Exported models in their engines
+
+Milliseconds for one step of greedy decoding, the median of the rounds with the quartiles in brackets, and for the prompt,
+with what `hf-variants export` writes: CTranslate2 in float32 and rounded to 8 bits, and onnxruntime in float32, whose loop
+is a few lines of Python. Each engine has a process of its own, and they take turns, as above. *Over plain* is the time of
+our plain `generate` by that of the engine: above 1 the engine is faster. *Tokens* is the share that is the stock class's,
+up to the first other one.
+"""
+
+
+def engine_sections() -> str:
+    text = ""
+    for machine, group in by_machine(load("engines")).items():
+        text += f"\n**{machine}**:\n"
+        for row in (row for report in group for measured in report["measured"] for row in measured["rows"]):
+            text += f"\n{row['shape']}, {row['context']} tokens of context, batch {row['batch']}:\n\n"
+            plain = median(row, "ours plain")
+            rows = []
+            for name, result in row["engines"].items():
+                step, prompt = result["decode_s_per_step"], result["prefill_s"]
+                rows.append([
+                    name,
+                    f"{milliseconds(step['median'])} ({milliseconds(step['low'])}-{milliseconds(step['high'])})",
+                    ratio(plain, step["median"]), milliseconds(prompt["median"]), f"{result['tokens_as_stock']:.0%}",
+                    f"{result['processor_used_by_others']:.0%}",
+                ])  # fmt: skip
+            text += table(("", "step", "over plain", "prompt", "tokens", "others"), rows)
+        text += "\n" + "\n".join(f"    {report['command']}" for report in group) + "\n"
+    return text and EXPORTED + text
+
+
 def training_sections() -> str:
     text = ""
     for machine, group in by_machine(load("training")).items():
@@ -217,7 +249,14 @@ def kernel_sections() -> str:
 
 
 def page() -> str:
-    return INTRODUCTION + decoding_sections() + training_sections() + accuracy_sections() + kernel_sections()
+    return (
+        INTRODUCTION
+        + decoding_sections()
+        + engine_sections()
+        + training_sections()
+        + accuracy_sections()
+        + kernel_sections()
+    )
 
 
 if __name__ == "__main__":

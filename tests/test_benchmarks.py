@@ -103,6 +103,20 @@ def test_decoding(tmp_path):
 
 
 @pytest.mark.whole
+def test_exported_models_in_their_engines(tmp_path, monkeypatch):
+    report = run("engines.py", "--shape", "llama-8m", "--contexts", "8", "--batches", "2", "--new-tokens", "4",
+                 "--rounds", "3", "--threads", "1", "--patience", "0", "--output", str(tmp_path / "x.json"))  # fmt: skip
+    (row,) = report["measured"][0]["rows"]
+    assert row["refused"] == {}
+    assert {"CTranslate2 float32", "onnxruntime float32", "ours plain", "ours fast"} <= row["engines"].keys()
+    for name, result in row["engines"].items():
+        assert "int8" in name or result["tokens_as_stock"] == 1.0
+    page = load("speed_page")
+    monkeypatch.setattr(page, "RESULTS", tmp_path)
+    assert all(f"| {name} |" in page.engine_sections() for name in row["engines"])
+
+
+@pytest.mark.whole
 def test_training(tmp_path):
     report = run("training.py", "--shapes", "llama-8m", "--batch", "1", "--length", "32", "--rounds", "2", "--threads", "1",
                  "--contenders", "stock", "ours", "ours, loss in chunks of 256", "--patience", "0",
