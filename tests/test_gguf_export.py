@@ -23,6 +23,7 @@ from hf_variants.conversion.engines import ENGINES, export_to_engine
 from hf_variants.conversion.engines import gguf as room
 from hf_variants.conversion.engines.export import in_float32
 from hf_variants.conversion.engines.gguf import keys as file_keys
+from hf_variants.conversion.engines.gguf import proof
 from hf_variants.conversion.engines.gguf.file import format_of
 from hf_variants.conversion.engines.gguf.runtime import unread
 from hf_variants.conversion.gguf_files.architectures import ARCHITECTURES
@@ -31,6 +32,7 @@ from hf_variants.conversion.record import read_record
 from tests.native_rows import all_rows
 from tests.parity import hostile_, random_native
 from tests.test_gguf_files import GROUPED, MODELS, SIZES, rope, stock
+from tests.tools.features import FEATURES, RARER, with_and_without
 
 
 # What the runtime does not read, of models as small as these.
@@ -158,9 +160,63 @@ def test_matrices_are_in_the_format_asked_for(quantization, tmp_path):
     assert kinds["blk.0.ffn_down.weight"] == ("F16" if quantization == "q8_0" else quantization.upper())
 
 
+def test_blocks_are_rounded_here_as_the_package_rounds_them():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(64, 96, generator=generator) * 10.0 ** torch.randint(-6, 4, (64, 1), generator=generator)
+    # A block of zeros, and one with values halfway between two steps.
+    values[0], values[1, :32] = 0.0, torch.arange(32) - 16.5
+    values[1, 0] = 127.0
+    kind = gguf.GGMLQuantizationType.Q8_0
+    theirs = torch.from_numpy(gguf.dequantize(gguf.quantize(values.numpy(), kind), kind))
+    ours = proof.FORMATS["Q8_0"].round(values)
+    assert torch.equal(ours, theirs)
+    error = proof.FORMATS["Q8_0"].error(values)
+    # The step is in half precision, whose smallest number is a bound of its own.
+    assert ((values - theirs).abs() <= error + 127 * 2.0**-25).all()
+    assert ((values - theirs).abs() > 0.9 * error).any()
+
+
+@pytest.mark.parametrize("change", ["one step", "the scale of a block", "another order"])
+def test_blocks_that_say_something_else_are_caught(change, tmp_path, monkeypatch):
+    model, quantize = small(), gguf.quantize
+
+    def changed(array, kind):
+        made = quantize(array, kind)
+        if kind != gguf.GGMLQuantizationType.Q8_0 or array.shape != (96, 64):
+            return made
+        if change == "one step":
+            made[5, 7] ^= 1
+        elif change == "the scale of a block":
+            made[5, 0] ^= 1
+        else:
+            made = made[::-1].copy()
+        return made
+
+    monkeypatch.setattr(gguf, "quantize", changed)
+    (tensors,) = (each for each in written(model, tmp_path / "out", "q8_0") if each.name == "tensors of the file")
+    assert not tensors.ok
+
+
+@pytest.mark.parametrize("quantization", ["f16", "bf16", "q8_0"])
+def test_outputs_are_as_far_off_as_rounding_explains(quantization, tmp_path):
+    model = in_float32(small())
+    path = tmp_path / "out" / room.FILE
+    checks = {check.name: check for check in written(model, path.parent, quantization)}
+    assert checks["outputs of the file"].ok
+    read = from_native(path, dtype=torch.float32)
+    _, errors = proof._tensors(path, model, read)
+    assert len(errors) == sum(parameter.ndim > 1 for parameter in read.parameters())
+    assert proof._outputs(model, read, errors).ok
+    read.model.layers[0].self_attn.scaling *= 1.5
+    assert not proof._outputs(model, read, errors).ok
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_model_in_half_precision_stays_so_bit_for_bit(dtype, tmp_path):
-    model = small().to(dtype)
+    model = small()
+    # The parameters alone, as a checkpoint in half precision loads: frequencies of the rotation stay in float32.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
     expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert not failed(written(model, tmp_path / "out"))
     read = from_native(tmp_path / "out" / room.FILE)
@@ -308,6 +364,30 @@ def test_a_tensor_that_is_another_is_caught(title, names, tmp_path, monkeypatch)
 
         monkeypatch.setattr(room, "write_file", changed)
         assert failed(written(model, tmp_path / "out")), name
+
+
+# What files of the architectures that come nearest say of such a model. "GLU" is the base, and has no file without it.
+SAID = (
+    "epsilon", "residual multiplier", "biases", "QK-norm", "scaling", "theta", "interleaved", "linear", "yarn", "llama3",
+    "QK-norm after the rotation",
+)  # fmt: skip
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("feature", SAID)
+def test_a_feature_is_written_and_missed_where_it_is_off(feature, tmp_path):
+    """The mutation: the same weights written without the feature do not pass for the model that has it."""
+    on, off = with_and_without(*{**FEATURES, **RARER}[feature])
+    assert not failed(written(on, tmp_path / "on"))
+    assert failed(written(off, tmp_path / "off", reference=on))
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("feature", [name for name in {**FEATURES, **RARER} if name not in (*SAID, "GLU")])
+def test_a_feature_that_no_file_says_is_refused(feature):
+    on, _ = with_and_without(*{**FEATURES, **RARER}[feature])
+    with pytest.raises(NotRepresentable):
+        room.refuse_unrepresentable(on.config)
 
 
 # On disk

@@ -200,6 +200,8 @@ RARER = {
         {**BASE, "qk_norm": "head", "qk_norm_after_rope": True},
         {**BASE, "qk_norm": "head"},
     ),
+    "values that are turned": ({**BASE, "rope_turns_values": True}, BASE),
+    "rotation from a table of the checkpoint": ({**BASE, "rope_table_in_checkpoint": True}, BASE),
     "norm before the output projection": ({**BASE, "attention_sub_norm": True}, BASE),
     "norm inside the FFN": ({**BASE, "ffn_sub_norm": True}, BASE),
     "DynamicTanh": ({**BASE, "norm_type": "dynamic_tanh"}, {**BASE, "norm_type": "layernorm"}),
