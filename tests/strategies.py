@@ -131,7 +131,9 @@ def draw_attention(draw, norm: dict) -> dict:
     if chance(draw, 20):
         fields["attention_output_bias"] = chance(draw, 50)
     forms = (
-        ("multiplied", "batched", "fused") if fields["scale_query"] else ("multiplied", "batched", "divided", "fused")
+        ("multiplied", "batched", "fused")
+        if fields["scale_query"]
+        else ("multiplied", "batched", "divided", "divided_in_float32", "fused")
     )
     fields["attention_score_form"] = one_of(draw, *forms)
     # No backend combines the two.
@@ -347,7 +349,11 @@ def variant_fields(draw) -> dict:
     fields |= norm | draw_block(draw) | draw_feed_forward(draw) | draw_attention(draw, norm) | layers
     fields |= draw_positions(draw, fields, layers)
     fields |= draw_embedding_and_head(draw, fields)
-    can_broadcast = fields["num_key_value_heads"] == 1 and fields["attention_score_form"] in ("multiplied", "divided")
+    can_broadcast = fields["num_key_value_heads"] == 1 and fields["attention_score_form"] not in (
+        "batched",
+        "fused",
+        "biased",
+    )
     fields["broadcast_key_value"] = can_broadcast and chance(draw, 40)
     if chance(draw, 25):
         fields["per_layer_config"] = draw_per_layer_config(draw, fields)

@@ -89,7 +89,12 @@ FAMILIES = (
         model_type="codegen",
         config=(
             *CONFIG,
-            Fixed(rope_in_float32=True, rope_table_in_float32=True, rope_result_in_float32=True),
+            Fixed(
+                rope_in_float32=True,
+                rope_table_in_float32=True,
+                rope_result_in_float32=True,
+                attention_score_form="divided_in_float32",
+            ),
             Computed((), _check_heads, lambda fields: {}),
             Irrelevant("n_ctx", "gives the class an attribute that nothing reads"),
             # A key that the class does not declare.

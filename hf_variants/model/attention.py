@@ -45,8 +45,9 @@ class AttentionAxis(Axis):
     scale_query (`bool`): multiply the queries instead of the scores (OPT).
     attention_score_form (`str`): how eager attention rounds the scores: `"multiplied"`, product times scaling,
         plus the position bias; `"batched"`, the same with another layout of the keys, and so another gradient
-        (XGLM); `"divided"`, product divided by the scaling's inverse (GPT-J); `"fused"`, product and scaling in
-        one operation (GPT-2's option); `"biased"`, product, scaling and position bias in one operation (BLOOM).
+        (XGLM); `"divided"`, product divided by the scaling's inverse (GPT-J), or `"divided_in_float32"`, which under
+        autocast rounds no quotient (CodeGen); `"fused"`, product and scaling in one operation (GPT-2's option);
+        `"biased"`, product, scaling and position bias in one operation (BLOOM).
     attention_scores_in_float32 (`bool`): eager attention upcasts queries and keys first (GPT-J, GPT-Neo).
     attention_softmax_in_float32 (`bool`): eager attention computes the softmax in float32, or else in the scores'
         dtype (GPT-2).
@@ -78,8 +79,8 @@ class AttentionAxis(Axis):
     heads_first_from: Literal["norm", "rotation", "scores"] = setting("rotation", ROUNDING)
     broadcast_key_value: bool = setting(False, PER_LAYER, ROUNDING)
     scale_query: bool = setting(False, PER_LAYER, ROUNDING)
-    attention_score_form: Literal["multiplied", "batched", "divided", "fused", "biased"] = setting(
-        "multiplied", PER_LAYER, ROUNDING
+    attention_score_form: Literal["multiplied", "batched", "divided", "divided_in_float32", "fused", "biased"] = (
+        setting("multiplied", PER_LAYER, ROUNDING)
     )
     attention_scores_in_float32: bool = setting(False, PER_LAYER, ROUNDING)
     attention_softmax_in_float32: bool = setting(True, PER_LAYER, ROUNDING)
@@ -184,8 +185,8 @@ class AttentionAxis(Axis):
                 "Set `attention_score_form='multiplied'`, or leave the cap unset.",
             ),
             Check(
-                self.attention_score_form == "divided" and self.scale_query,
-                "`attention_score_form` divided and `scale_query` are both set, so nothing is left to divide.",
+                self.attention_score_form.startswith("divided") and self.scale_query,
+                f"`attention_score_form` {self.attention_score_form} and `scale_query` are both set, so nothing is left to divide.",
                 "Use one of the two.",
             ),
             Check(
@@ -194,7 +195,7 @@ class AttentionAxis(Axis):
                 "Set `num_key_value_heads=1` or `broadcast_key_value=False`.",
             ),
             Check(
-                self.broadcast_key_value and self.attention_score_form not in ("multiplied", "divided"),
+                self.broadcast_key_value and self.attention_score_form in ("batched", "fused", "biased"),
                 f"`broadcast_key_value` is set with `attention_score_form` {self.attention_score_form}, whose product "
                 "cannot broadcast.",
                 "Set `attention_score_form` to 'multiplied' or 'divided', or `broadcast_key_value=False`.",
@@ -265,6 +266,13 @@ def divided_scores(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """query key^T / (1 / scaling): the same, rounded differently (GPT-J)."""
     return torch.matmul(query, key.transpose(2, 3)) / (1.0 / scaling), position_bias
+
+
+def float32_divided_scores(
+    query: torch.Tensor, key: torch.Tensor, scaling: float, position_bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The same in float32: autocast takes the product in less (CodeGen)."""
+    return torch.matmul(query, key.transpose(2, 3)).float() / (1.0 / scaling), position_bias
 
 
 def fused_scores(
@@ -381,6 +389,7 @@ SCORES: dict[str, Callable] = {
     "multiplied": multiplied_scores,
     "batched": batched_scores,
     "divided": divided_scores,
+    "divided_in_float32": float32_divided_scores,
     "fused": fused_scores,
     "biased": biased_scores,
 }

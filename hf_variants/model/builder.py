@@ -166,7 +166,11 @@ def build_rotation(config: VariantConfig, rope_parameters: dict | None) -> Calla
     # Tables in float32 promote the products by themselves, each with its own rounding of the gradient (OLMo 2).
     upcast = config.rope_in_float32 and not config.rope_table_in_float32
     rotation = (PartialRotation if partial_table else Rotation)(
-        config.rope_interleaved, upcast, round_result=not config.rope_result_in_float32
+        config.rope_interleaved,
+        upcast,
+        # Otherwise in the tables' dtype, which under autocast is that of the hidden states.
+        round_result=(config.rope_in_float32 or config.rope_table_in_float32) and not config.rope_result_in_float32,
+        cast_tables=config.rope_table_stored and not config.rope_table_in_float32,
     )
     if config.heads_first_from == "scores":
         return PositionsFirstRotation(rotation)

@@ -79,7 +79,8 @@ class PositionsAxis(Axis):
     rope_result_in_float32 (`bool`): leave rotated queries and keys in float32 up to the scores of eager attention;
         a cache rounds the keys (CodeGen).
     rope_table_stored (`bool`): read cos and sin from a table of `max_position_embeddings` positions that is cast
-        with the weights (GPT-J), instead of computing them for the positions at hand.
+        with the weights, and to the queries' dtype where it is used (GPT-J), instead of computing them for the
+        positions at hand.
     rope_frequencies_in_float32 (`bool`): the frequencies stay in float32 when the weights are cast (Baichuan).
     alibi_form (`str`): `"distance"` (paper), `"key_position"` (BLOOM: slope times the key's position counted over
         real tokens), `"key_index"` (Baichuan: slope times the key's index) or `"key_offset"` (MPT: slope times the
@@ -598,7 +599,7 @@ class StoredRotaryEmbedding(RotaryEmbedding):
     """
     Cosines and sines from a table of `max_position_embeddings` rows, made once and cast with the weights (GPT-J).
 
-    `table_in_float32` returns its rows as they are.
+    `forward` returns its rows as they are; the rotation casts them, where it does (`Rotation`).
     """
 
     def __init__(self, config: PreTrainedConfig, rope_parameters: dict | None = None, **options):
@@ -621,12 +622,8 @@ class StoredRotaryEmbedding(RotaryEmbedding):
 
     @torch.no_grad()
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        tables = []
-        for table in (self.cos, self.sin):
-            rows = look_up(table, position_ids)
-            rows = rows.repeat_interleave(2, dim=-1) if self.interleaved else torch.cat((rows, rows), dim=-1)
-            tables.append(rows if self.table_in_float32 else rows.to(x.dtype))
-        return tuple(tables)
+        rows = (look_up(table, position_ids) for table in (self.cos, self.sin))
+        return tuple(x.repeat_interleave(2, dim=-1) if self.interleaved else torch.cat((x, x), dim=-1) for x in rows)
 
 
 class CheckpointRotaryEmbedding(nn.Module):
@@ -737,18 +734,28 @@ class Rotation:
     Args:
         interleaved (`bool`): pairs (0, 1), (2, 3), ... instead of (0, d/2), (1, d/2 + 1), ...
         in_float32 (`bool`): upcast, rotate in float32 and round once; tables in float32 need no upcast.
-        round_result (`bool`): return the input's dtype; else that of the products (CodeGen).
+        round_result (`bool`): return the input's dtype; else that of the products.
+        cast_tables (`bool`): to the input's dtype, which under autocast is not that of the hidden states (GPT-J).
 
     Shape: query (batch, heads, length, head_dim) and key alike; cos, sin (batch or 1, length, head_dim).
     """
 
-    def __init__(self, interleaved: bool = False, in_float32: bool = False, round_result: bool = True):
+    def __init__(
+        self,
+        interleaved: bool = False,
+        in_float32: bool = False,
+        round_result: bool = True,
+        cast_tables: bool = False,
+    ):
         self.rotate = rotate_pairs if interleaved else rotate_halves
         self.in_float32 = in_float32
         self.round_result = round_result
+        self.cast_tables = cast_tables
 
     def turn(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         dtype = x.dtype
+        if self.cast_tables:
+            cos, sin = cos.to(dtype), sin.to(dtype)
         if self.in_float32:
             x = x.float()
         turned = (x * cos) + (self.rotate(x) * sin)
