@@ -199,6 +199,11 @@ def model_folder(folder: Path) -> Path:
     return folder
 
 
+def is_sentence_encoder(folder: Path) -> bool:
+    """Whether a folder is, or holds the model of, what Sentence Transformers loads by a modules.json."""
+    return (root_of(folder) / MODULES).is_file()
+
+
 def root_of(folder: Path) -> Path:
     """The sentence encoder of which a folder is the model (see `model_folder`), or the folder itself."""
     parent = folder.parent

@@ -13,6 +13,7 @@ from transformers.utils import CONFIG_NAME, logging
 from hf_variants.model.configuration_variant import VariantConfig
 
 from . import block_configs, checkpoint, tensor_files
+from .companions import is_sentence_encoder
 from .config_map import quantisation_of
 from .errors import ConversionError, reading
 from .family import Family, family_and_head, family_of, is_variant, read_config, stacks
@@ -98,9 +99,12 @@ def native_family_and_head(config: PreTrainedConfig, weights: checkpoint.Weights
     """
     Of a checkpoint, from `architectures`. Where that says nothing, or only a name that no class of transformers has and
     no task can be read from, it is the family's language model, or the bare model if `weights` have nothing of its head.
+    Of an encoder-decoder that lies as a sentence encoder, it is the encoder, which is all that Sentence Transformers loads.
     """
     class_name = next(iter(config.architectures or ()), None)
     family = family_of(config.model_type)
+    if weights is not None and family.encoder is not None and is_sentence_encoder(weights.folder):
+        return family.encoder, "base"
     if class_name is not None and family.knows(class_name):
         return family_and_head(config, class_name)
     bare = family.native_class("base")

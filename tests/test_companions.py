@@ -10,6 +10,7 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     BartConfig,
@@ -23,7 +24,9 @@ from transformers import (
     MistralConfig,
     MistralForCausalLM,
     T5Config,
+    T5EncoderModel,
     T5ForConditionalGeneration,
+    T5Model,
 )
 from transformers.models.auto.tokenization_auto import (
     MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS,
@@ -376,6 +379,23 @@ def test_a_sentence_encoder_whose_model_lies_in_a_folder_of_its_own(given, tmp_p
             assert (folder / name).read_bytes() == (source / name).read_bytes()
         for name in ("sentence_bert_config.json", "tokenizer.json"):
             assert (folder / name).read_bytes() == (source / "0_Transformer" / name).read_bytes()
+
+
+@pytest.mark.parametrize("whole", [T5ForConditionalGeneration, T5Model])
+def test_of_an_encoder_decoder_as_a_sentence_encoder_the_encoder_is_taken(whole, tmp_path):
+    """Sentence Transformers loads no more of T5, whatever lies in the folder."""
+    source = tmp_path / "source"
+    sentence_encoder(source)
+    hostile_(whole(T5Config(vocab_size=32, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4))).save_pretrained(
+        source
+    )
+    report = convert(source, tmp_path / "variant")
+    assert "of which T5EncoderModel is what was taken" in report.to_markdown()
+    ids = torch.arange(3, 15)[None]
+    made = AutoModel.from_pretrained(tmp_path / "variant")(ids, attention_mask=torch.ones_like(ids))
+    assert torch.equal(made.last_hidden_state, T5EncoderModel.from_pretrained(source)(ids).last_hidden_state)
+    export(tmp_path / "variant", tmp_path / "back")
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["architectures"] == ["T5EncoderModel"]
 
 
 @pytest.mark.parametrize("layout", ["new", "old"])

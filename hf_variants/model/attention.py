@@ -186,7 +186,8 @@ class AttentionAxis(Axis):
             ),
             Check(
                 self.attention_score_form.startswith("divided") and self.scale_query,
-                f"`attention_score_form` {self.attention_score_form} and `scale_query` are both set, so nothing is left to divide.",
+                f"`attention_score_form` {self.attention_score_form} and `scale_query` are both set, so nothing is left to "
+                "divide.",
                 "Use one of the two.",
             ),
             Check(

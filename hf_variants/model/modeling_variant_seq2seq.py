@@ -214,6 +214,12 @@ class VariantSeq2SeqModel(VariantSeq2SeqPreTrainedModel):
                     "of, as well. Pass one of the three."
                 )
             decoder_input_ids = self.shift_right(input_ids)
+        if decoder_input_ids is None and decoder_inputs_embeds is None:
+            raise ValueError(
+                "`decoder_input_ids` and `decoder_inputs_embeds` are both missing. Pass one of them, or labels to a model "
+                "that takes those; the encoder alone is `get_encoder()`, and a checkpoint of it what "
+                "`hf-variants edit --encoder-alone` makes."
+            )
         if encoder_outputs is None:
             encoder_outputs = self.encoder(
                 input_ids=input_ids,
