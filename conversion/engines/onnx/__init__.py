@@ -98,7 +98,10 @@ def write(model: PreTrainedModel, tokenizer: Any, folder: Path, quantization: st
 
 
 def _lacks_sdpa(config: Any) -> bool:
-    return bool(config.unsupported_attention_features("sdpa"))
+    """Whether torch's sdpa, or its translation, which does not broadcast a key/value head, lacks what a model has."""
+    stacks = (config.encoder, config.decoder) if config.is_encoder_decoder else (config,)
+    broadcasts = any(layer.broadcast_key_value for stack in stacks for layer in stack.per_layer_config)
+    return broadcasts or bool(config.unsupported_attention_features("sdpa"))
 
 
 def _write_config(model: PreTrainedModel, folder: Path) -> list[str]:
