@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -20,10 +20,6 @@ from .family import Family, family_and_head, family_of, is_variant, read_config,
 from .json_files import read_config_values
 from .layout import Layout, as_transformers_reads, output_embedding
 from .skeleton import empty_model, stored_tensors
-
-
-if TYPE_CHECKING:
-    pass
 from .translation import Translation, translation_between
 
 
