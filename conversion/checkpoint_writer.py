@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Set
-from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -59,7 +58,6 @@ def write_checkpoint(
     writing: Writing,
     source: Path,
     weights: checkpoint.Weights | None = None,
-    hashes: HashedMeanwhile | None = None,
 ) -> Written:
     """
     Weights and config of `source` into a folder.
@@ -67,8 +65,6 @@ def write_checkpoint(
     Args:
         tensors: given the names of those that an earlier run has written, makes the others.
         weights: of the source, where they are read through it.
-        hashes: of the source's files, of a caller who has other work while they are computed; by default this waits for
-            them, where the tensors' are not taken as they pass by.
     """
     digests = Digests()
     if weights is not None and weights.hash_what_is_read():
@@ -82,8 +78,7 @@ def write_checkpoint(
     if is_variant(config):
         config.auto_map = auto_map_of(config, type(target).__name__)
         write_code(folder)
-    files = weight_files(source) if digests.source is None else ()
-    with nullcontext(hashes) if hashes is not None else HashedMeanwhile(files):
+    with HashedMeanwhile(weight_files(source) if digests.source is None else ()):
         non_finite = tensor_writer.write_safetensors(
             tensors({name for entry in kept.values() for name in entry.tensors}), headers, folder,
             writing.max_shard_bytes, workers=writing.workers, digests=digests.result, progress=progress,

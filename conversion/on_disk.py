@@ -18,6 +18,7 @@ from .companions import copy_companions, refuse_broken_files, root_of
 from .errors import ConversionError, VerificationFailed, reading
 from .family import head_of_variant, is_variant, read_config, variant_class
 from .foreign import is_foreign, open_foreign
+from .garbage import own_garbage
 from .generation_settings import write_generation_config
 from .gguf_source import is_gguf, open_gguf, write_gguf_companions
 from .json_files import read_config_values
@@ -40,6 +41,7 @@ from .translation import check_ties, for_other_heads
 from .verification import VerificationReport, verify
 
 
+@own_garbage()
 def convert(
     source: str | Path,
     destination: str | Path,
@@ -94,6 +96,7 @@ def convert(
     return report
 
 
+@own_garbage()
 def export(
     source: str | Path,
     destination: str | Path,

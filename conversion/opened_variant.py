@@ -35,6 +35,7 @@ class OpenedVariant:
         config: ours.
         model_class: ours, for its head.
         load, header: one of our tensors by name, and one of its shape and dtype without values.
+        stored: the same for whoever needs no values but copies them.
         apart: names of tensors that the class leaves out and models with another head have (a trained pooler).
         model_type: what it is a checkpoint of.
         deviations: where the arithmetic of a native class differs, and why.
@@ -42,6 +43,7 @@ class OpenedVariant:
             returns notes on the tokenizer.
         skeleton: the model without memory for its weights.
         native: the same as its own class has it; `None` for one of ours.
+        weights: in the folder; `None` for other files.
     """
 
     source: str
@@ -50,12 +52,14 @@ class OpenedVariant:
     model_class: type[PreTrainedModel]
     load: tensor_files.TensorSource
     header: tensor_files.TensorSource
+    stored: tensor_files.StoredSource
     apart: list[str]
     model_type: str
     deviations: list[str]
     write_companions: Callable[[Path], list[str]]
     skeleton: PreTrainedModel
     native: NativeSource | None = None
+    weights: checkpoint.Weights | None = None
 
     @property
     def files(self) -> Path:
@@ -95,6 +99,7 @@ def _as_variant(source: str, opened: NativeSource, write_companions: Callable[[P
         ours: native for native, ours in for_other_heads(opened.family, opened.head, layout.apart, target).items()
     }
     load, header = translation.lookup(), translation.lookup(layout.header)
+    stored = translation.lookup(unread=layout.stored)
     return OpenedVariant(
         source=source,
         path=opened.path,
@@ -102,12 +107,14 @@ def _as_variant(source: str, opened: NativeSource, write_companions: Callable[[P
         model_class=model_class,
         load=lambda name: layout.load(apart[name]) if name in apart else load(name),
         header=lambda name: layout.header(apart[name]) if name in apart else header(name),
+        stored=lambda name: layout.stored(apart[name]) if name in apart else stored(name),
         apart=list(apart),
         model_type=opened.family.model_type,
         deviations=[deviation.reason for deviation in opened.family.deviations_of(opened.config)],
         write_companions=write_companions,
         skeleton=target,
         native=opened,
+        weights=opened.weights,
     )
 
 
@@ -140,9 +147,11 @@ def _open_own(source: str | Path, path: Path, config: PreTrainedConfig) -> Opene
         model_class=model_class,
         load=layout.load,
         header=layout.header,
+        stored=layout.stored,
         apart=[name for name in layout.apart if re.search(r"(^|\.)pooler\.", name)],
         model_type=(config.native_leftovers or {}).get("model_type", config.model_type),
         deviations=[],
         write_companions=lambda folder: copy_companions(path, folder),
         skeleton=model,
+        weights=weights,
     )

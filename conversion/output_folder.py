@@ -8,6 +8,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,9 @@ def new_folder(destination: str | Path, task: str | None = None) -> Iterator[Pat
         held.enter_context(_ended_by_signal())
         try:
             yield temporary
-            for path in temporary.rglob("*"):
-                if path.is_file():
-                    _flush(path)
+            # Together: a file system writes its journal once for all that wait for it.
+            with ThreadPoolExecutor(8) as pool:
+                list(pool.map(_flush, [path for path in temporary.rglob("*") if path.is_file()]))
             (temporary / PROGRESS).unlink(missing_ok=True)
             _flush(temporary)
             if stays:

@@ -1,6 +1,6 @@
 """Which tensors of one model make which of another: a plan of steps, and its run."""
 
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -64,15 +64,17 @@ class Translation:
         """Names of the target's tensors that are made of no stored one."""
         return {name for step in self.steps if not step.sources for name in step.targets}
 
-    def lookup(self, load: tensor_files.TensorSource | None = None) -> tensor_files.TensorSource:
+    def lookup(
+        self, load: tensor_files.TensorSource | None = None, unread: tensor_files.StoredSource | None = None
+    ) -> Callable[[str], Any]:
         """The same by name, in any order; what a step makes together is kept until another step is asked for."""
         step_of = {name: step for step in self.steps for name in step.targets}
-        made: dict[str, torch.Tensor] = {}
+        made: dict[str, Any] = {}
 
-        def one(name: str) -> torch.Tensor:
+        def one(name: str) -> Any:
             if name not in made:
                 made.clear()
-                made.update(replace(self, steps=[step_of[name]]).tensors(load))
+                made.update(replace(self, steps=[step_of[name]]).tensors(load, unread))
             return made[name]
 
         return one

@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import re
 
 import pytest
 import torch
@@ -164,6 +165,18 @@ def test_values_that_change_nothing_are_no_obstacle(folder, more):
     assert hf_variants.from_native(folder(**more)) is not None
 
 
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "t5", "bert"])
+def test_every_name_that_is_read_is_found_in_the_text(model_type):
+    family = all_families()[model_type]
+    config_class, classes = family.native_class(family.primary).config_class, family.config_map.readers(family.primary)
+    names = reads_of(config_class, classes).names | config_keys._reads_itself(config_class)
+    assert len(names) > 50
+    modules = {found.__module__ for found in (*classes, *config_class.__mro__[:-1])}
+    text = "\n".join(config_keys._texts(tuple(sorted(modules))))
+    assert not names - set(re.findall(r"(?:\.\s*|[\"'])(\w+)\b", text))
+    assert not config_keys._are_mentioned(frozenset({"new_gate"}), config_class, classes)
+
+
 def test_what_is_read_and_not_understood_is_refused_unless_ignored(folder, tmp_path, monkeypatch):
     plain = config_keys.reads_of
 
@@ -171,7 +184,9 @@ def test_what_is_read_and_not_understood_is_refused_unless_ignored(folder, tmp_p
         reads = plain(*classes)
         return config_keys.Reads(reads.names | {"new_gate"}, reads.defaults)
 
+    texts = config_keys._texts
     monkeypatch.setattr(config_keys, "reads_of", with_another_read)
+    monkeypatch.setattr(config_keys, "_texts", lambda names: (*texts(names), "self.gate = config.new_gate"))
     source = folder(new_gate=True, note="hello")
     with pytest.raises(ConversionError, match=r"\['new_gate'\].*ignore_keys.*--ignore-key"):
         convert(source, tmp_path / "variant")

@@ -1,6 +1,8 @@
 """What edit is given: checkpoints of several dtypes, for an attention that is not here, with damaged modules beside them."""
 
+import hashlib
 import json
+import re
 
 import pytest
 import torch
@@ -9,7 +11,9 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from hf_variants.conversion import convert
 from hf_variants.conversion.errors import ConversionError
-from hf_variants.surgery import DropLayers, FeedForwardWidth, FuseNorms, GrowLayers, KeyValueHeads, edit
+from hf_variants.conversion.opened_variant import open_variant
+from hf_variants.conversion.tensor_files import Unread
+from hf_variants.surgery import DropLayers, FeedForwardWidth, FuseNorms, GrowLayers, KeyValueHeads, Subject, edit
 from hf_variants_cli import main
 from tests.parity import hostile_
 
@@ -22,6 +26,36 @@ SIZES = {
     "num_hidden_layers": 3,
 }
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def test_the_record_has_the_hashes_of_what_was_read_and_of_the_result(tmp_path):
+    native = hostile_(LlamaForCausalLM(LlamaConfig(**SIZES)))
+    native.save_pretrained(tmp_path / "native")
+    edit(tmp_path / "native", tmp_path / "edited", [DropLayers("1"), KeyValueHeads(2)], measure=False)
+    record = json.loads((tmp_path / "edited" / "conversion_report.json").read_text())
+    assert record["sha256"] == record["source_sha256"] == {}
+    for key, place in (("tensor_sha256", "edited"), ("source_tensor_sha256", "native")):
+        tensors = load_file(tmp_path / place / "model.safetensors")
+        if place == "native":
+            tensors = {name: tensor for name, tensor in tensors.items() if ".layers.1." not in name}
+        assert record[key] == {
+            name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in tensors.items()
+        }
+
+
+def test_tensors_that_no_operation_changes_come_unread(tmp_path):
+    native = hostile_(LlamaForCausalLM(LlamaConfig(**SIZES)))
+    native.save_pretrained(tmp_path / "native")
+    subject = Subject.of(open_variant(tmp_path / "native"))
+    for operation, changed in (
+        (DropLayers("1"), "nothing"),
+        (FeedForwardWidth(32), "mlp"),
+        (GrowLayers("0"), "1.*_proj"),
+    ):
+        after = operation.apply(subject)
+        read = {name for name, tensor in after.tensors() if not isinstance(tensor, Unread)}
+        assert read == {name for name in read if re.search(changed, name)}
+        assert bool(read) == (changed != "nothing")
 
 
 def test_tensors_of_several_dtypes_keep_their_own(tmp_path):

@@ -17,7 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from . import tokenizer_data
-from .subject import APPROXIMATE, Outcome, Subject, SurgeryError
+from .subject import APPROXIMATE, Outcome, Subject, SurgeryError, of_no_file
 
 
 CURVE = "distillation.json"
@@ -169,7 +169,7 @@ def distill(before: Subject, after: Subject, settings: Distillation, workplace: 
 
     what = f"trained towards the source for {settings.steps} steps on {tokens:,} tokens"
     outcome = Outcome(what, APPROXIMATE, (str(recovery),))
-    return replace(after, source=load, outcomes=(*after.outcomes, outcome)), recovery
+    return replace(after, source=load, unread=of_no_file, outcomes=(*after.outcomes, outcome)), recovery
 
 
 def _windows(after: Subject, settings: Distillation) -> list[Example]:

@@ -13,9 +13,10 @@ from ..conversion import output_folder, tensor_writer
 from ..conversion.checkpoint_writer import Writing, write_checkpoint
 from ..conversion.companions import refuse_broken_files
 from ..conversion.errors import NotRepresentable
+from ..conversion.garbage import own_garbage
 from ..conversion.on_disk import export
 from ..conversion.opened_variant import open_variant
-from ..conversion.record import HashedMeanwhile, command_line, is_hub_id, last_part, weight_files, write_record
+from ..conversion.record import command_line, is_hub_id, last_part, write_record
 from ..conversion.report import Report
 from ..conversion.tokenization import load_tokenizer
 from . import tokenizer_data
@@ -96,6 +97,7 @@ class EditReport:
         return "\n".join(lines)
 
 
+@own_garbage()
 def edit(
     source: str | Path,
     destination: str | Path,
@@ -160,24 +162,22 @@ def edit(
         recovery=recovery,
     )
     with output_folder.new_folder(destination) as temporary:
-        # Those of the source are computed while the rest is made.
-        with HashedMeanwhile(weight_files(opened.files)) as hashes:
-            written = write_checkpoint(
-                temporary, after.config, after.skeleton, lambda but: after.tensors(), headers, Writing(max_shard_bytes),
-                opened.files, hashes=hashes,
-            )  # fmt: skip
-            report.non_finite = written.non_finite
-            report.tokenizer = opened.write_companions(temporary)
-            if after.tokenizer_json is not None:
-                report.tokenizer += tokenizer_data.write(after, temporary)
-            for name, text_of_file in after.files:
-                (temporary / name).parent.mkdir(exist_ok=True)
-                (temporary / name).write_text(text_of_file, encoding="utf-8")
-            generation_config = temporary / GENERATION_CONFIG_NAME
-            if not after.skeleton.can_generate():
-                generation_config.unlink(missing_ok=True)
-            elif after.tokens is not None and generation_config.is_file():
-                renumber_generation_config(generation_config, after.tokens)
+        written = write_checkpoint(
+            temporary, after.config, after.skeleton, lambda but: after.tensors(), headers, Writing(max_shard_bytes),
+            opened.files, opened.weights,
+        )  # fmt: skip
+        report.non_finite = written.non_finite
+        report.tokenizer = opened.write_companions(temporary)
+        if after.tokenizer_json is not None:
+            report.tokenizer += tokenizer_data.write(after, temporary)
+        for name, text_of_file in after.files:
+            (temporary / name).parent.mkdir(exist_ok=True)
+            (temporary / name).write_text(text_of_file, encoding="utf-8")
+        generation_config = temporary / GENERATION_CONFIG_NAME
+        if not after.skeleton.can_generate():
+            generation_config.unlink(missing_ok=True)
+        elif after.tokens is not None and generation_config.is_file():
+            renumber_generation_config(generation_config, after.tokens)
         if measure:
             report.difference = difference(before, after)
         if text is not None:
@@ -190,6 +190,8 @@ def edit(
         write_record(temporary, report.to_dict(), opened.files, written.digests)
         lineage = card.lineage_of(opened.path) | ({"base_model": str(source)} if is_hub_id(source) else {})
         card.write_card(temporary, name=last_part(destination), lineage=lineage)
+        if opened.weights is not None:
+            opened.weights.refuse_changed()
     if native is not None:
         try:
             report.native = export(destination, native, model_type=model_type, max_shard_bytes=max_shard_bytes)

@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..conversion.in_memory import build
 from ..conversion.opened_variant import OpenedVariant
 from ..conversion.skeleton import empty_model, stored_tensors
+from ..conversion.tensor_files import Unread
 from ..model.axis import nobody_chose
 from ..model.block import Block
 from ..model.configuration_variant import VariantConfig
@@ -27,6 +28,10 @@ SAME_BITS = "same bits"
 SAME_FUNCTION = "same function"
 APPROXIMATE = "approximate"
 EXACTNESS = (SAME_BITS, SAME_FUNCTION, APPROXIMATE)
+
+
+def of_no_file(header: torch.Tensor) -> None:
+    """Where no tensor can come unread: of a model in memory, and where training changed all of them."""
 
 
 class SurgeryError(ValueError):
@@ -59,6 +64,7 @@ class Subject:
         config: a `VariantConfig` or `VariantSeq2SeqConfig`.
         model_class: one of our classes.
         source, header_source: one stored tensor by name, of the class or one of `apart`; and the same without values.
+        unread: of what `header_source` gave for a tensor of a file, that tensor as it lies there; `None` of anything else.
         apart: tensors that the class leaves out and models with another head have.
         tokens: of every token id the id that it had in the source, -1 for a new one; `None` while all are as they were.
         tokenizer_path: where its tokenizer is, a folder or a GGUF file; `None` for a model in memory.
@@ -71,6 +77,7 @@ class Subject:
     model_class: type[PreTrainedModel]
     source: Load
     header_source: Load
+    unread: Callable[[torch.Tensor], torch.Tensor | Unread | None] = of_no_file
     apart: tuple[str, ...] = ()
     tokens: tuple[int, ...] | None = None
     tokenizer_path: Path | None = None
@@ -81,11 +88,21 @@ class Subject:
     @classmethod
     def of(cls, opened: OpenedVariant) -> "Subject":
         """A checkpoint that was opened."""
+        headers: dict[str, torch.Tensor] = {}
+        names: dict[int, str] = {}
+
+        def header(name: str) -> torch.Tensor:
+            if name not in headers:
+                headers[name] = opened.header(name)
+                names[id(headers[name])] = name
+            return headers[name]
+
         made = cls(
             opened.config,
             opened.model_class,
             opened.load,
-            opened.header,
+            header,
+            lambda header: opened.stored(names[id(header)]) if id(header) in names else None,
             tuple(opened.apart),
             tokenizer_path=opened.files,
         )
@@ -139,10 +156,14 @@ class Subject:
                 )
         return headers | {name: self.header_source(name) for name in self.apart}
 
-    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """What a checkpoint stores, one by one; they may be views of the source's memory."""
-        for name in (*self.stored, *self.apart):
-            yield name, self.load(name)
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor | Unread]]:
+        """
+        What a checkpoint stores, one by one, unread where no operation changes its values; others may be views of the
+        source's memory.
+        """
+        for name, header in self.headers().items():
+            unread = self.unread(header)
+            yield name, self.load(name) if unread is None else unread
 
     def model(self) -> PreTrainedModel:
         """The model with its weights, in evaluation mode; it shares no memory with the source."""
@@ -219,7 +240,8 @@ class Subject:
         Args:
             outcome: of the operation.
             tensor: (name, this subject) -> the next one's tensor of that name; by default the one that has it. It is also
-                called for tensors without values, with which it must not look at any.
+                called for tensors without values, with which it must not look at any; one that it then gives back as it
+                is must be one that it does not change.
             changes: attributes of the next one.
         """
         read = tensor or (lambda name, before: before.load(name))
