@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -28,21 +29,17 @@ from hf_variants.conversion.skeleton import empty_model, stored_tensors
 from hf_variants.conversion.tensor_writer import write_safetensors
 
 
-# What a child process runs: a conversion, whose time without Python's start it prints, with the peaks of its memory.
-CHILD = """
+# What a child process runs: `run` with its paths once in small, since what is imported when it is first used is part of the
+# start, and once in earnest; it prints the time of that, without Python's start, and the peaks of its memory.
+MEASURED = """
 import json, sys, threading, time
-import hf_variants
-from hf_variants.conversion import convert, export, verify
 
 def memory(what):
     with open("/proc/self/status") as stream:
         return next(int(line.split()[1]) * 1024 for line in stream if line.startswith(what))
 
-function, *paths = json.loads(sys.argv[1])
-run = {"convert": convert, "export": export, "verify": verify}[function]
-options = {"progress": False} if function == "verify" else {"max_shard_bytes": int(sys.argv[2])}
-# What transformers imports when it is first used is part of the start.
-run(*json.loads(sys.argv[3]), **options)
+paths, small, options = json.loads(sys.argv[1])
+run(*small, **options)
 print("ready", flush=True)
 sys.stdin.readline()
 before, peak, stop = memory("RssAnon"), [0, 0], threading.Event()
@@ -52,14 +49,39 @@ def watch():
 watcher = threading.Thread(target=watch)
 watcher.start()
 start, processor = time.perf_counter(), time.process_time()
-result = run(*paths, **options)
+run(*paths, **options)
+flush(*paths)
 seconds, processor = time.perf_counter() - start, time.process_time() - processor
 stop.set(); watcher.join()
-assert function != "verify" or result.ok, result.to_markdown()
-print(json.dumps({"seconds": seconds, "processor": processor, "own": peak[0] - before, "resident": peak[1]}))
+figures = {"seconds": seconds, "processor": processor, "own": peak[0] - before, "resident": peak[1], "release": release}
+print(json.dumps(figures))
 """
 
-# What a process of another converter's environment runs, on the same checkpoint and measured in the same way.
+# Ours, which flushes by itself.
+OURS = """
+import hf_variants
+from hf_variants import conversion
+release = ""
+
+def run(*paths, function, **options):
+    result = getattr(conversion, function)(*paths, **options)
+    assert function != "verify" or result.ok, result.to_markdown()
+
+def flush(*paths):
+    pass
+"""
+
+# What the others leave to the system.
+FLUSHED = """
+import os
+
+def flush(source, destination):
+    for name in os.listdir(destination):
+        with open(os.path.join(destination, name), "rb") as stream:
+            os.fsync(stream.fileno())
+"""
+
+# Other converters on the same checkpoint, in environments of their own.
 OTHERS = {
     "mergekit": """
 from mergekit.config import MergeConfiguration
@@ -99,33 +121,6 @@ def run(source, destination, shard_bytes):
     room.convert_hf_checkpoint(destination, model_name="Llama")
 """,
 }
-MEASURED = """
-import json, os, sys, threading, time
-
-def memory(what):
-    with open("/proc/self/status") as stream:
-        return next(int(line.split()[1]) * 1024 for line in stream if line.startswith(what))
-
-source, destination, small, small_destination, shard_bytes = sys.argv[1:]
-run(small, small_destination, int(shard_bytes))
-print("ready", flush=True)
-sys.stdin.readline()
-before, peak, stop = memory("RssAnon"), [0, 0], threading.Event()
-def watch():
-    while not stop.wait(0.005):
-        peak[:] = max(peak[0], memory("RssAnon")), max(peak[1], memory("VmRSS"))
-watcher = threading.Thread(target=watch)
-watcher.start()
-start, processor = time.perf_counter(), time.process_time()
-run(source, destination, int(shard_bytes))
-for name in os.listdir(destination):
-    with open(os.path.join(destination, name), "rb") as stream:
-        os.fsync(stream.fileno())
-seconds, processor = time.perf_counter() - start, time.process_time() - processor
-stop.set(); watcher.join()
-figures = {"seconds": seconds, "processor": processor, "own": peak[0] - before, "resident": peak[1], "release": release}
-print(json.dumps(figures))
-"""
 # What LitGPT has no model of.
 NOT_IN_LITGPT = {"gpt2": "no model of LitGPT has learned positions"}
 
@@ -188,51 +183,43 @@ class Child:
     """
     A process that has imported everything and waits, so that it begins at the same moment as cp does: after another's files
     were removed. A virtual machine that gives unused memory back to its host is faster then than after a pause.
+
+    Args:
+        code: that defines `run` and `flush`.
+        paths, small: of the run that is measured, and of the one before.
+        options: of both.
     """
 
-    def __init__(self, function: str, *paths: Path, small: Sequence[Path], shard_bytes: int = 0):
+    def __init__(self, code: str, paths: Sequence[Path], small: Sequence[Path], python: Path, **options: Any):
         start = time.perf_counter()
-        command = [json.dumps([function, *map(str, paths)]), str(shard_bytes), json.dumps([*map(str, small)])]
+        said = json.dumps([[*map(str, paths)], [*map(str, small)], options])
         self._process = subprocess.Popen(
-            [sys.executable, "-c", CHILD, *command],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
-        assert self._process.stdout is not None
-        assert self._process.stdout.readline() == "ready\n"
-        self._start = time.perf_counter() - start
-
-    def run(self) -> dict:
-        said, _ = self._process.communicate("go\n")
-        if self._process.returncode:
-            raise RuntimeError("The conversion failed.")
-        return {**json.loads(said.splitlines()[-1]), "start": self._start}
-
-
-class Other:
-    """A process of another converter's environment, which waits as ours does."""
-
-    def __init__(self, name: str, python: Path, *paths: Path, shard_bytes: int):
-        self._process = subprocess.Popen(
-            [str(python), "-c", OTHERS[name] + MEASURED, *map(str, paths), str(shard_bytes)],
+            [str(python), "-c", code + MEASURED, said],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        self._name = name
         assert self._process.stdout is not None
-        # It may print while it gets ready.
+        # Some print while they get ready.
         while (line := self._process.stdout.readline()) != "ready\n":
             if not line:
-                raise RuntimeError(f"{name} failed: {self._process.communicate()[1][-500:]}")
+                raise RuntimeError(f"It failed: {self._process.communicate()[1][-500:]}")
+        self._start = time.perf_counter() - start
 
     def run(self) -> dict:
         said, errors = self._process.communicate("go\n")
         if self._process.returncode:
-            raise RuntimeError(f"{self._name} failed: {errors[-500:]}")
-        return json.loads(said.splitlines()[-1])
+            raise RuntimeError(f"It failed: {errors[-500:]}")
+        return {**json.loads(said.splitlines()[-1]), "start": self._start}
 
 
-def others(kind: str, arguments: argparse.Namespace, place: Path, native: Path, small: Path, size: int) -> list[dict]:
+def ours(function: str, *paths: Path, small: Sequence[Path], **options: Any) -> Child:
+    """A process of `convert`, `export` or `verify`."""
+    return Child(OURS, paths, small, Path(sys.executable), function=function, **options)
+
+
+def others(
+    kind: str, arguments: argparse.Namespace, place: Path, native: Path, small: Path, size: int
+) -> Iterator[dict]:
     """Rows of the converters whose environments were given, and of those that cannot be measured, with why."""
-    rows = []
     result, shard_bytes = place / "result", int(arguments.shard_gb * 1e9)
     for name, python in (("mergekit", arguments.mergekit), ("LitGPT", arguments.litgpt)):
         row = {"type": kind, "function": name, "bytes": size}
@@ -240,26 +227,26 @@ def others(kind: str, arguments: argparse.Namespace, place: Path, native: Path, 
         if python is None:
             why = "no environment with it was given"
         if why is not None:
-            rows.append({**row, "absent": why})
+            yield {**row, "absent": why}
             continue
         runs = []
         for _ in range(arguments.repeats):
             small_result = place / "small-other"
-            other = Other(name, python, native, result, small, small_result, shard_bytes=shard_bytes)
+            other = Child(
+                OTHERS[name] + FLUSHED, (native, result), (small, small_result), python, shard_bytes=shard_bytes
+            )
             shutil.rmtree(small_result)
             runs.append(other.run())
             shutil.rmtree(result)
-        rows.append(
-            {
-                **row, "release": runs[0]["release"],
-                **{key: statistics.median(run[key] for run in runs) for key in ("seconds", "processor")},
-                **{key: max(run[key] for run in runs) for key in ("own", "resident")},
-            }
-        )  # fmt: skip
-    return rows
+        yield {
+            **row, "release": runs[0]["release"],
+            **{key: statistics.median(run[key] for run in runs) for key in ("seconds", "processor")},
+            **{key: max(run[key] for run in runs) for key in ("own", "resident")},
+        }  # fmt: skip
 
 
-def measure(kind: str, gb: float, arguments: argparse.Namespace, place: Path) -> list[dict]:
+def measure(kind: str, gb: float, arguments: argparse.Namespace, place: Path) -> Iterator[dict]:
+    """Rows as they are measured."""
     native, variant, result, copy = (place / name for name in ("native", "variant", "result", "copy"))
     shard_bytes = int(arguments.shard_gb * 1e9)
     make(kind, int(gb * 1e9), native, shard_bytes)
@@ -267,55 +254,63 @@ def measure(kind: str, gb: float, arguments: argparse.Namespace, place: Path) ->
     largest = largest_tensor(native)
     small = [place / name for name in ("small-native", "small-variant", "small-result")]
     make(kind, 0, small[0], shard_bytes, width=64)
-    Child("convert", native, variant, small=small[:2], shard_bytes=shard_bytes).run()
-    rows = []
+    ours("convert", native, variant, small=small[:2], max_shard_bytes=shard_bytes).run()
     for function, source, first in (("convert", native, small[0]), ("export", variant, small[1])):
-        ours: list[dict] = []
+        runs: list[dict] = []
         theirs: list[float] = []
         # Once for nothing, so that every run follows one of the other's.
         copied(source, copy)
         for _ in range(arguments.repeats):
-            child = Child(function, source, result, small=(first, small[2]), shard_bytes=shard_bytes)
+            child = ours(function, source, result, small=(first, small[2]), max_shard_bytes=shard_bytes)
             shutil.rmtree(small[2])
             shutil.rmtree(copy)
-            ours.append(child.run())
+            runs.append(child.run())
             shutil.rmtree(result)
             theirs.append(copied(source, copy))
         shutil.rmtree(copy)
-        rows.append(
-            {
-                "type": kind, "function": function, "bytes": size, "largest": largest, "cp": statistics.median(theirs),
-                "seconds": statistics.median(run["seconds"] for run in ours),
-                "ratio": statistics.median(cp / run["seconds"] for cp, run in zip(theirs, ours, strict=True)),
-                "processor": statistics.median(run["processor"] for run in ours),
-                "start": statistics.median(run["start"] for run in ours),
-                "own": max(run["own"] for run in ours), "resident": max(run["resident"] for run in ours),
-            }
-        )  # fmt: skip
-    rows += others(kind, arguments, place, native, small[0], size)
+        yield {
+            "type": kind, "function": function, "bytes": size, "largest": largest, "cp": statistics.median(theirs),
+            "seconds": statistics.median(run["seconds"] for run in runs),
+            "ratio": statistics.median(cp / run["seconds"] for cp, run in zip(theirs, runs, strict=True)),
+            "processor": statistics.median(run["processor"] for run in runs),
+            "start": statistics.median(run["start"] for run in runs),
+            "own": max(run["own"] for run in runs), "resident": max(run["resident"] for run in runs),
+        }  # fmt: skip
+    yield from others(kind, arguments, place, native, small[0], size)
     if arguments.verify:
-        run = Child("verify", native, variant, small=small[:2]).run()
-        rows.append({"type": kind, "function": "verify", "bytes": size, **run})
-    return rows
+        run = ours("verify", native, variant, small=small[:2], progress=False).run()
+        yield {"type": kind, "function": "verify", "bytes": size, **run}
 
 
-def markdown(rows: list[dict]) -> str:
-    lines = [
-        "| type | what | GB | cp -r, s | ours, s | cp / ours | processor, s | start, s | own memory, MB | resident, MB |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        if "absent" in row:
-            lines.append(
-                f"| {row['type']} | {row['function']} | {row['bytes'] / 1e9:.2f} | not run: {row['absent']} |"
-            )
-            continue
-        cp, ratio = (f"{row[key]:.2f}" if key in row else "" for key in ("cp", "ratio"))
-        lines.append(
-            f"| {row['type']} | {row['function']} | {row['bytes'] / 1e9:.2f} | {cp} | {row['seconds']:.2f} | {ratio} | "
-            f"{row['processor']:.2f} | {row.get('start', 0):.1f} | {row['own'] / 1e6:.0f} | {row['resident'] / 1e6:.0f} |"
-        )
-    return "\n".join(lines)
+HEAD = """\
+| type | what | GB | cp -r, s | ours, s | cp / ours | processor, s | start, s | own memory, MB | resident, MB |
+|---|---|---|---|---|---|---|---|---|---|"""
+
+
+def line(row: dict) -> str:
+    """A row of the table."""
+    cells = [row["type"], row["function"], f"{row['bytes'] / 1e9:.2f}"]
+    if "absent" in row:
+        cells.append(f"not run: {row['absent']}")
+    else:
+        cells += [f"{row[key]:.2f}" if key in row else "" for key in ("cp", "seconds", "ratio", "processor")]
+        cells += [f"{row.get('start', 0):.1f}", f"{row['own'] / 1e6:.0f}", f"{row['resident'] / 1e6:.0f}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def written(output: Path, settings: dict, rows: list[dict]) -> None:
+    """Write the figures, with those that an earlier run of the same settings left of other types and sizes."""
+    if output.exists():
+        earlier = json.loads(output.read_text())
+        if {key: earlier[key] for key in settings} == settings:
+            known = {(row["type"], row["function"], round(row["bytes"], -8)) for row in rows}
+            others = [
+                row for row in earlier["rows"]
+                if (row["type"], row["function"], round(row["bytes"], -8)) not in known
+            ]  # fmt: skip
+            rows = sorted([*others, *rows], key=lambda row: list(TYPES).index(row["type"]))
+    content = {**settings, "load": os.getloadavg()[0], "rows": rows}
+    output.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def main() -> None:
@@ -332,21 +327,26 @@ def main() -> None:
     )
     parser.add_argument("--mergekit", type=Path, metavar="PYTHON", help="of an environment that has mergekit")
     parser.add_argument("--litgpt", type=Path, metavar="PYTHON", help="of an environment that has LitGPT")
-    parser.add_argument("--output", type=Path, help="also write the figures as JSON")
+    parser.add_argument("--output", type=Path, help="also write the figures as JSON, beside those of earlier runs")
     arguments = parser.parse_args()
-    rows = []
-    for kind in arguments.types:
-        for gb in arguments.gb:
-            with tempfile.TemporaryDirectory(dir=arguments.place) as place:
-                rows += measure(kind, gb, arguments, Path(place))
     versions = (
         f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
     )
-    print(f"{versions}, shards of {arguments.shard_gb} GB, {arguments.repeats} runs\n\n{markdown(rows)}")
-    if arguments.output:
-        machine = {"cores": os.cpu_count(), "load": os.getloadavg()[0], "shard_gb": arguments.shard_gb}
-        content = {"kind": "conversion", "versions": versions, **machine, "repeats": arguments.repeats, "rows": rows}
-        arguments.output.write_text(json.dumps(content, indent=2) + "\n")
+    settings = {
+        "kind": "conversion", "versions": versions,
+        "cores": os.cpu_count(), "shard_gb": arguments.shard_gb, "repeats": arguments.repeats,
+    }  # fmt: skip
+    print(f"{versions}, shards of {arguments.shard_gb} GB, {arguments.repeats} runs\n\n{HEAD}", flush=True)
+    rows: list[dict] = []
+    for kind in arguments.types:
+        for gb in arguments.gb:
+            with tempfile.TemporaryDirectory(dir=arguments.place) as place:
+                # Each as soon as it is there: a run that is cut short loses what it was at.
+                for row in measure(kind, gb, arguments, Path(place)):
+                    rows.append(row)
+                    print(line(row), flush=True)
+                    if arguments.output:
+                        written(arguments.output, settings, rows)
 
 
 if __name__ == "__main__":

@@ -59,6 +59,8 @@ def plan(rows: Sequence[dict]) -> str:
     for kind in WHAT:
         for function in ("convert", "export"):
             found = [row for row in rows if (row["type"], row["function"]) == (kind, function)]
+            if not found:
+                continue
             row = max(found, key=lambda row: row["bytes"])
             speed = row["bytes"] / row["seconds"]
             # A tensor that only moves is never there as a whole.
