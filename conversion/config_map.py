@@ -642,7 +642,9 @@ def _fields_of(config: AnyVariantConfig) -> Fields:
         for stack in STACKS:
             fields |= {f"{stack}.{name}": value for name, value in _fields_of(getattr(config, stack)).items()}
         return fields
-    fields = {name: getattr(config, name) for name in config.to_dict() if not config.is_heterogeneous_in(name)}
+    # A saved config is without parameters of a rotation that is not there.
+    names = dict.fromkeys([*config.to_dict(), "rope_parameters"])
+    fields = {name: getattr(config, name) for name in names if not config.is_heterogeneous_in(name)}
     return fields | {name: None for name in FIELDS if config.is_heterogeneous_in(name)}
 
 

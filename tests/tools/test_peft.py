@@ -4,6 +4,7 @@ import copy
 import sys
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import peft
 import pytest
@@ -434,14 +435,25 @@ def test_later_adapter_on_tied_embeddings():
     assert base.lm_head.base_layer.weight is not base.model.embed_tokens.weight
 
 
-def test_tied_embeddings_through_remote_code(tmp_path, monkeypatch):
-    """The guard travels with a checkpoint's code, to where this package is not."""
+@pytest.fixture
+def no_custom_code_before(tmp_path, monkeypatch):
+    """As in a process that has loaded none, and nothing of the test's own stays."""
+
+    def forget() -> dict[str, ModuleType]:
+        return {name: sys.modules.pop(name) for name in [*sys.modules] if name.split(".")[0] == "transformers_modules"}
+
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     # The package of an earlier test looks for modules in that test's folder, which may still come first.
     elsewhere = [path for path in sys.path if not (Path(path) / "transformers_modules").is_dir()]
     monkeypatch.setattr("sys.path", elsewhere)
-    for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
-        monkeypatch.delitem(sys.modules, name)
+    before = forget()
+    yield
+    forget()
+    sys.modules.update(before)
+
+
+def test_tied_embeddings_through_remote_code(no_custom_code_before, tmp_path):
+    """The guard travels with a checkpoint's code, to where this package is not."""
     model("llama", tie_word_embeddings=True).save_pretrained(tmp_path / "base")
     remote_class = get_class_from_dynamic_module("modeling_variant.VariantForCausalLM", tmp_path / "base")
     assert not issubclass(remote_class, VariantForCausalLM)
