@@ -30,6 +30,9 @@ def suite(kind: str, *more: type) -> type:
         "all_model_classes": tester.all_model_classes,
         "is_encoder_decoder": tester.is_encoder_decoder,
         "__module__": __name__,
+        # Where torchao is installed: counts equal tokens of random weights in float8, quantised whole and in shards. A stock
+        # Llama of these sizes fails for one of six seeds, and a variant of its weights does for the same one, alike.
+        "test_tp_generation_quantized": None,
     }
     config = tester.get_config()
     if getattr(config, "decoder", config).position_embedding_type != "rope":
