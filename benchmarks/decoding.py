@@ -323,17 +323,13 @@ def add_machine_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["llama-135m"])
-    parser.add_argument("--contexts", nargs="+", type=int, default=[64], help="tokens of the prompt, or of the source")
+def parse_turns(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Arguments of a benchmark in which engines take turns to generate, and what this parser has."""
     parser.add_argument(
         "--batches", nargs="+", type=int, default=[1], help="sequences that are generated side by side"
     )
     parser.add_argument("--new-tokens", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=7, help="timed turns of each engine in each case")
-    parser.add_argument("--engines", nargs="+", choices=ENGINES,
-                        default=[name for name in ENGINES if name not in NOT_BY_DEFAULT])  # fmt: skip
     add_machine_options(parser)
     parser.add_argument("--models", type=Path, help="folder to keep the written models in, and to find them in again")
     parser.add_argument("--prepare-only", action="store_true", help="write the models, and measure nothing")
@@ -341,6 +337,16 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.rounds < 3 or arguments.new_tokens < 4:
         parser.error("A median needs at least 3 rounds, and a time per step at least 4 tokens.")
+    return arguments
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["llama-135m"])
+    parser.add_argument("--contexts", nargs="+", type=int, default=[64], help="tokens of the prompt, or of the source")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES,
+                        default=[name for name in ENGINES if name not in NOT_BY_DEFAULT])  # fmt: skip
+    arguments = parse_turns(parser)
 
     from torch_turns import prepare
 

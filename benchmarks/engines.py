@@ -20,11 +20,11 @@ from decoding import (
     CTRANSLATE2_ENGINES,
     TORCH_ENGINES,
     Process,
-    add_machine_options,
     command,
     ctranslate2_process,
     machine,
     measure_case,
+    parse_turns,
     serve,
     show,
 )
@@ -121,18 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape instead of the real ones")
     parser.add_argument("--contexts", nargs="+", type=int, default=[64], help="tokens of the prompt")
-    parser.add_argument(
-        "--batches", nargs="+", type=int, default=[1], help="sequences that are generated side by side"
-    )
-    parser.add_argument("--new-tokens", type=int, default=48)
-    parser.add_argument("--rounds", type=int, default=7, help="timed turns of each engine in each case")
-    add_machine_options(parser)
-    parser.add_argument("--models", type=Path, help="folder to keep the written models in, and to find them in again")
-    parser.add_argument("--prepare-only", action="store_true", help="write the models, and measure nothing")
-    parser.add_argument("--output", type=Path, help="JSON file to write; those in results/ are in docs/speed.md")
-    arguments = parser.parse_args()
-    if arguments.rounds < 3 or arguments.new_tokens < 4:
-        parser.error("A median needs at least 3 rounds, and a time per step at least 4 tokens.")
+    arguments = parse_turns(parser)
 
     started = time.perf_counter()
     cases = [(context, batch) for context in arguments.contexts for batch in arguments.batches]

@@ -1,6 +1,7 @@
 """The weights of a checkpoint folder: the files that transformers would load, tensor by tensor, and none outside."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def resolve_folder(source: str | Path) -> Path:
         raise FileNotFoundError(
             f"{source} is not a folder and not a Hub id. Give a folder with a config.json, or owner/name."
         )
-    try:
+    with fetching(source):
         folder = Path(snapshot_download(str(source), allow_patterns=[*HUB_PATTERNS, "README.md"]))
         modules = list(modules_of(folder))
         if modules:
@@ -61,17 +62,24 @@ def resolve_folder(source: str | Path) -> Path:
                 snapshot_download(str(source), allow_patterns=[within + name])
             if (model / name).is_file():
                 if is_index:
-                    shards = sorted({within + str(file) for file in _weight_map(model / name).values()})
+                    shards = sorted({within + str(file) for file in weight_map(model / name).values()})
                     snapshot_download(str(source), allow_patterns=shards)
                 break
         return model
+
+
+@contextmanager
+def fetching(source: str | Path) -> Iterator[None]:
+    """Around requests to the Hub: what goes wrong there, in a sentence."""
+    try:
+        yield
     except (OSError, HFValidationError) as error:
         raise FileNotFoundError(
             f"{source} is no folder here and could not be fetched from the Hub. Check the name and the connection."
         ) from error
 
 
-def _weight_map(index: Path) -> dict[str, Any]:
+def weight_map(index: Path) -> dict[str, Any]:
     """Tensor name -> file name, as an index says."""
     content = read_object(index)
     weight_map = content.get("weight_map")
@@ -122,9 +130,9 @@ class Weights:
         """Tensor name -> file name."""
         if not self.file.endswith(".json"):
             return dict.fromkeys(self._tensors_of(self.file), self.file)
-        weight_map = _weight_map(self.folder / self.file)
+        named = weight_map(self.folder / self.file)
         suffix = ".safetensors" if "safetensors" in self.file else ".bin"
-        for file in sorted(set(map(str, weight_map.values()))):
+        for file in sorted(set(map(str, named.values()))):
             # transformers follows such paths; a malicious index could read any file of this machine.
             if Path(file).name != file or not file.endswith(suffix) or len(file) > 255:
                 raise ConversionError(
@@ -136,7 +144,7 @@ class Weights:
                     f"{self.folder / self.file} names {file[:200]!r}, which is missing. The checkpoint is incomplete; "
                     "fetch it again."
                 )
-        return self._in_files(weight_map)
+        return self._in_files(named)
 
     def _in_files(self, weight_map: Mapping[str, Any]) -> dict[str, str]:
         """

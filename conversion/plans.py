@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from huggingface_hub import parse_safetensors_file_metadata, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, NotASafetensorsRepoError
+from huggingface_hub.errors import EntryNotFoundError, NotASafetensorsRepoError
 from safetensors.torch import save_file
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from . import tensor_writer
 from .casting import as_dtype, cast_headers
-from .checkpoint import _weight_map
+from .checkpoint import fetching, weight_map
 from .companions import HUB_PATTERNS
 from .errors import ConversionError
 from .foreign import is_foreign
@@ -179,24 +179,22 @@ def _at_hand(source: str | Path) -> Iterator[str | Path]:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        try:
-            small = Path(snapshot_download(str(source), allow_patterns=[*HUB_PATTERNS]))
-            for path in small.iterdir():
-                if path.is_file():
-                    shutil.copyfile(path, folder / path.name)
-            index = folder / SAFE_WEIGHTS_INDEX_NAME
-            files = set(map(str, _weight_map(index).values())) if index.is_file() else {SAFE_WEIGHTS_NAME}
-            for file in sorted(files):
-                if Path(file).name == file:
-                    _write_hollow(folder / file, parse_safetensors_file_metadata(str(source), file))
-        except (EntryNotFoundError, NotASafetensorsRepoError) as error:
-            raise ConversionError(
-                f"{source} has no safetensors files, whose headers alone can be fetched. Download it, and plan the folder."
-            ) from error
-        except (OSError, HFValidationError) as error:
-            raise FileNotFoundError(
-                f"{source} is no folder here and could not be fetched from the Hub. Check the name and the connection."
-            ) from error
+        with fetching(source):
+            try:
+                small = Path(snapshot_download(str(source), allow_patterns=[*HUB_PATTERNS]))
+                for path in small.iterdir():
+                    if path.is_file():
+                        shutil.copyfile(path, folder / path.name)
+                index = folder / SAFE_WEIGHTS_INDEX_NAME
+                files = set(map(str, weight_map(index).values())) if index.is_file() else {SAFE_WEIGHTS_NAME}
+                for file in sorted(files):
+                    if Path(file).name == file:
+                        _write_hollow(folder / file, parse_safetensors_file_metadata(str(source), file))
+            except (EntryNotFoundError, NotASafetensorsRepoError) as error:
+                raise ConversionError(
+                    f"{source} has no safetensors files, whose headers alone can be fetched. Download it, and plan the "
+                    "folder."
+                ) from error
         yield folder
 
 

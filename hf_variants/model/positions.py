@@ -622,8 +622,8 @@ class StoredRotaryEmbedding(RotaryEmbedding):
 
     @torch.no_grad()
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = (look_up(table, position_ids) for table in (self.cos, self.sin))
-        return tuple(x.repeat_interleave(2, dim=-1) if self.interleaved else torch.cat((x, x), dim=-1) for x in rows)
+        spread = repeat_pairs if self.interleaved else repeat_halves
+        return spread(look_up(self.cos, position_ids)), spread(look_up(self.sin, position_ids))
 
 
 class CheckpointRotaryEmbedding(nn.Module):

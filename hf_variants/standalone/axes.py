@@ -13,9 +13,6 @@ from ..model.feed_forward import LEARNED_ACTIVATIONS
 from ..model.normalization import NORM_KINDS
 
 
-DTYPE = "torch.get_default_dtype()"
-
-
 class NotStandalone(ValueError):
     """A variant that cannot be written as one file; the message names the fields and the way out."""
 
@@ -411,7 +408,7 @@ class Stack:
         self.hidden_act = c.hidden_act
         # xIELU's parameters are in bfloat16, unless it is told.
         told = c.hidden_act == "xielu"
-        self.activation = f'ACT2CLS["xielu"](dtype={DTYPE})' if told else f'ACT2FN["{c.hidden_act}"]'
+        self.activation = 'ACT2CLS["xielu"](dtype=torch.get_default_dtype())' if told else f'ACT2FN["{c.hidden_act}"]'
         self.fresh_activation = self.activation if c.hidden_act in LEARNED_ACTIVATIONS else None
         self.mlp_bias, self.down_bias = c.mlp_bias, c.mlp_output_bias
         self.any_bias = self.qkv_bias or self.o_bias or self.mlp_bias or self.down_bias
