@@ -278,7 +278,8 @@ def _texts(module_names: tuple[str, ...]) -> tuple[str, ...]:
         path = Path(spec.origin)
         texts[name] = path.read_text(encoding="utf-8")
         package = name if spec.submodule_search_locations else name.rpartition(".")[0]
-        for dots, module, names in re.findall(r"\bfrom\s+(\.*)([\w.]*)\s+import\s+(\w*)", texts[name]):
+        # Without a boundary before it, since a search for a literal beginning takes a twentieth of the time.
+        for dots, module, names in re.findall(r"from\s+(\.*)([\w.]*)\s+import\s+(\w*)", texts[name]):
             base = ".".join(package.split(".")[: 1 - len(dots) or None]) if dots else ""
             waiting.append(".".join(filter(None, (base, module))) or names)
         if spec.submodule_search_locations and name.count(".") == 1:
@@ -296,8 +297,14 @@ def _are_mentioned(
     Looking for that takes a fiftieth of its time, and where there is none, no key is read.
     """
     classes = (*model_classes, *(owner for owner in config_class.__mro__ if owner is not object))
-    found = re.compile(rf"(\.\s*|[\"'])({'|'.join(map(re.escape, names))})\b")
-    return any(map(found.search, _texts(tuple(sorted({found.__module__ for found in classes})))))
+    texts = _texts(tuple(sorted({found.__module__ for found in classes})))
+    # Most names stand in no text at all, which is seen at once.
+    return any(
+        re.search(rf"(\.\s*|[\"']){re.escape(name)}\b", text) is not None
+        for name in names
+        for text in texts
+        if name in text
+    )
 
 
 @cache
