@@ -5,9 +5,10 @@ An entry per layer, each with an `attention` and an `ffn` (DeciLM, Nemotron-NAS,
 stock type whose layers are alike, and its tensors have that type's names.
 """
 
+import copy
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -28,12 +29,13 @@ KEYS = (KEY, HEADS_KEY)
 # Types of their own code that are a stock type but for this.
 STOCK_TYPES = {"nemotron-nas": "llama", "deci": "llama"}
 
-HEADS, WIDTH = "num_key_value_heads", "intermediate_size"
+QUERIES, HEADS, WIDTH = "num_attention_heads", "num_key_value_heads", "intermediate_size"
 # A part of an entry -> our name of the sublayer, and the keys that are read of it.
 PARTS = {
-    "attention": ("self_attn", {"no_op", HEADS, "n_heads_in_group"}),
+    "attention": ("self_attn", {"no_op", QUERIES, HEADS, "n_heads_in_group"}),
     "ffn": ("mlp", {"no_op", WIDTH, "ffn_mult", "hidden_act"}),
 }
+SIZES_OF_PARTS = {"attention": ("self_attn", (QUERIES, HEADS)), "ffn": ("mlp", (WIDTH,))}
 # What says that something usual is there.
 USUAL = {"gated": True}
 
@@ -52,7 +54,7 @@ def even(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     made = dict(values)
     layers = _layers(values)
-    for size in (HEADS, WIDTH):
+    for size in (QUERIES, HEADS, WIDTH):
         given = Counter(layer[size] for layer in layers if size in layer)
         if made.get(size) is None and given:
             made[size] = given.most_common(1)[0][0]
@@ -70,6 +72,19 @@ def overrides(config: PreTrainedConfig) -> dict[int, dict[str, Any]]:
         for number, layer in enumerate(_layers(values))
     }
     return {number: fields for number, fields in own.items() if fields}
+
+
+def entries_of(layers: Sequence[Any]) -> list[dict[str, Any]]:
+    """The way back: the entries of layers with our names of fields, every size written out."""
+    return [
+        {
+            part: {"no_op": True}
+            if sublayer in getattr(layer, "skip", ())
+            else {size: getattr(layer, size) for size in sizes}
+            for part, (sublayer, sizes) in SIZES_OF_PARTS.items()
+        }
+        for layer in layers
+    ]
 
 
 def without(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -90,11 +105,13 @@ def native_skeleton(family: "Family", head: str, config: PreTrainedConfig) -> Pr
     steps = rules.plan(family.rules_for(head), stored_tensors(native), stored_tensors(variant))
     sized: dict[tuple, PreTrainedModel] = {}
     for number, fields in own.items():
-        sizes = tuple((size, fields[size]) for size in (HEADS, WIDTH) if size in fields)
+        sizes = tuple((size, fields[size]) for size in (QUERIES, HEADS, WIDTH) if size in fields)
         if sizes not in sized:
-            sized[sizes] = empty_model(
-                family.native_class(head), type(config).from_dict({**alike.to_dict(), **dict(sizes)})
-            )
+            other_config = copy.deepcopy(alike)
+            for size, value in sizes:
+                # On construction, classes want heads that fill the width together.
+                setattr(other_config, size, value)
+            sized[sizes] = empty_model(family.native_class(head), other_config)
         other = sized[sizes]
         for step in steps:
             if step.layer != number:
@@ -157,17 +174,16 @@ def _refuse_others(found: Mapping[str, Any], read: set[str], where: str) -> None
 
 
 def _heads(found: Mapping[str, Any], values: Mapping[str, Any], where: str) -> dict[str, int]:
-    if (count := found.get(HEADS)) is not None:
-        return {HEADS: _whole(count, f"{where}.{HEADS}")}
-    if (group := found.get("n_heads_in_group")) is None:
-        return {}
-    queries, group = values.get("num_attention_heads"), _whole(group, f"{where}.n_heads_in_group")
+    own = {size: _whole(found[size], f"{where}.{size}") for size in (QUERIES, HEADS) if found.get(size) is not None}
+    if HEADS in own or (group := found.get("n_heads_in_group")) is None:
+        return own
+    queries, group = own.get(QUERIES, values.get(QUERIES)), _whole(group, f"{where}.n_heads_in_group")
     if not isinstance(queries, int) or queries % group:
         raise ConversionError(
             f"`{where}.n_heads_in_group` is {group}, which does not divide the {queries} heads (`num_attention_heads`). "
             "Correct it."
         )
-    return {HEADS: queries // group}
+    return own | {HEADS: queries // group}
 
 
 def _width(found: Mapping[str, Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:

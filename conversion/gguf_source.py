@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 from hf_variants.model.configuration_variant import VariantConfig
 
-from . import gguf_files
+from . import block_configs, gguf_files
 from .errors import ConversionError
 from .family import stacks
 from .layout import as_transformers_reads
@@ -44,11 +44,13 @@ def variant_of_gguf(opened: gguf_files.GGUFCheckpoint) -> VariantConfig:
     """
     config = opened.family.config_map.to_variant(opened.config, (), opened.head)
     for stack in stacks(config):
-        if stack.num_key_value_heads != opened.heads.keys:
-            raise ConversionError(
-                f"`{opened.metadata.name('attention.head_count_kv')}` is {opened.heads.keys} in {opened.file.path}, and "
-                f"{opened.family.model_type} has {stack.num_key_value_heads}. The file is damaged."
-            )
+        for number, layer in enumerate(stack.per_layer_config):
+            keys = opened.heads.own.get(number, opened.heads).keys
+            if layer.num_key_value_heads != keys and "self_attn" not in getattr(layer, "skip", ()):
+                raise ConversionError(
+                    f"`{opened.metadata.name('attention.head_count_kv')}` is {keys} in {opened.file.path}, and "
+                    f"{opened.family.model_type} has {layer.num_key_value_heads}. The file is damaged."
+                )
     if not opened.has_pooler:
         config.pooler = False
     config.dtype = opened.dtype
@@ -87,9 +89,11 @@ class _GGUFWeights:
         return self._file.header(name)
 
 
-def load_gguf(path: Path, ignore_keys: Iterable[str] = ()) -> PreTrainedModel:
-    """The stock model in a GGUF file."""
+def load_gguf(path: Path, ignore_keys: Iterable[str] = ()) -> PreTrainedModel | None:
+    """The stock model in a GGUF file; `None` for layers that differ, where the stock class has layers that are alike."""
     opened = gguf_files.open_checkpoint(path, ignore_keys)
+    if block_configs.overrides(opened.config):
+        return None
     arguments = {} if opened.has_pooler else {"add_pooling_layer": False}
     model = opened.family.native_class(opened.head).from_pretrained(
         None, config=opened.config, state_dict={name: opened.load(name) for name in opened.names()},

@@ -110,6 +110,8 @@ def _load(source: str | Path | PreTrainedModel, dtype: torch.dtype | None, ignor
     if is_gguf(source):
         model = load_gguf(Path(source), ignore_keys)
         seen = readings(Path(source), model, ignore_keys)
+        if model is None:
+            model = from_native(source, ignore_keys=ignore_keys)
         return _Loaded(model if dtype is None else model.to(dtype), Path(source), readings=seen)
     if is_foreign(source):
         # No class of transformers computes it: what a conversion in memory makes is what one on disk must.

@@ -148,6 +148,20 @@ def test_key_value_heads_as_a_list(tmp_path):
     assert torch.equal(from_native(tmp_path / "native")(IDS).logits, native(IDS, use_cache=False).logits)
 
 
+def test_layers_may_have_heads_of_queries_of_their_own(tmp_path):
+    """Five heads, which do not fill the width of 48, too."""
+    native = LlamaForCausalLM(LlamaConfig(**SIZES, num_key_value_heads=2, intermediate_size=64))
+    entries = [{"attention": {"num_attention_heads": 4, "num_key_value_heads": 2}, "ffn": {}} for _ in range(5)]
+    for number, (queries, heads) in {1: (6, 3), 3: (5, 1)}.items():
+        own = LlamaConfig(**SIZES, num_key_value_heads=heads, intermediate_size=64)
+        own.num_attention_heads = queries
+        native.model.layers[number] = LlamaForCausalLM(own).model.layers[number]
+        entries[number]["attention"] = {"num_attention_heads": queries, "num_key_value_heads": heads}
+    hostile_(native).eval()
+    write(tmp_path / "native", native, deci(native, intermediate_size=64, block_configs=entries))
+    assert torch.equal(from_native(tmp_path / "native")(IDS).logits, native(IDS, use_cache=False).logits)
+
+
 @pytest.mark.parametrize(
     ("place", "part", "change", "words"),
     [

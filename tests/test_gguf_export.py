@@ -38,7 +38,7 @@ from tests.tools.features import FEATURES, RARER, with_and_without
 # What the runtime does not read, of models as small as these.
 REFUSED = {
     "llama yarn, all keys": "rope_parameters", "mistral with a window": "sliding_window", "exaone4": "sliding_window",
-    "phi3": "sliding_window", "starcoder2": "sliding_window", "nomic-bert": "norm_placement",
+    "phi3": "sliding_window", "starcoder2": "sliding_window",
     "baichuan": "lm_head_normalized", "cohere": "qk_norm", "cohere2": "head_dim", "glm": "head_dim",
     "gemma2": "attention_scaling", "gemma3": "attention_scaling", "gemma3, capped": "attention_scaling",
     "embedding gemma": "attention_scaling",
@@ -283,6 +283,54 @@ def test_rope_of_any_fixed_frequencies_becomes_divisors(tmp_path):
     model = small(rope_parameters=parameters)
     assert not failed(written(model, tmp_path / "out"))
     assert "rope_freqs.weight" in GGUFFile(tmp_path / "out" / room.FILE).tensors
+
+
+OWN_SIZES = {
+    1: {"num_attention_heads": 6, "num_key_value_heads": 3},
+    2: {"skip": ["self_attn"]},
+    3: {"intermediate_size": 64},
+    4: {"num_attention_heads": 5, "num_key_value_heads": 1, "intermediate_size": 128},
+}
+
+
+@pytest.mark.parametrize("quantization", [None, pytest.param("q8_0", marks=pytest.mark.whole)])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"attention_bias": True, "attention_output_bias": True, "tie_word_embeddings": True},
+        rope("linear", factor=2.0),
+    ],
+    ids=str,
+)
+def test_layers_that_differ_in_their_sizes(fields, quantization, tmp_path):
+    sizes = {"num_hidden_layers": 5, "num_key_value_heads": 2, "head_dim": 16, "per_layer_config": OWN_SIZES}
+    assert not failed(written(small(**sizes, **fields), tmp_path / "out", quantization))
+    file = GGUFFile(tmp_path / "out" / room.FILE)
+    assert file.architecture == "deci"
+    assert file.metadata["deci.attention.head_count"] == [4, 6, 0, 4, 5]
+    assert file.metadata["deci.attention.head_count_kv"] == [2, 3, 0, 2, 1]
+    assert file.metadata["deci.feed_forward_length"] == [96, 96, 96, 64, 128]
+    assert not [name for name in file.tensors if name.startswith("blk.2.attn")]
+
+
+@pytest.mark.parametrize(
+    ("own", "fields", "named"),
+    [
+        ({"skip": ["mlp"]}, {}, "per_layer_config"),
+        ({"hidden_act": "gelu"}, {}, "per_layer_config"),
+        ({"intermediate_size": 64}, {"hidden_act": "gelu"}, "hidden_act"),
+        ({"intermediate_size": 64}, {"norm_placement": "post"}, "norm_placement"),
+        # Nearer are those that have these, and layers that are alike.
+        ({"intermediate_size": 64}, {"qk_norm": "head"}, "per_layer_config"),
+        ({"intermediate_size": 64}, {"layer_types": "SF", "sliding_window": 8}, "per_layer_config"),
+    ],
+    ids=str,
+)
+def test_layers_that_differ_otherwise_are_refused(own, fields, named):
+    with pytest.raises(NotRepresentable) as caught:
+        room.refuse_unrepresentable(VariantConfig(**{**GROUPED, "per_layer_config": {1: own}, **fields}))
+    assert named in caught.value.fields
 
 
 def test_a_window_as_wide_as_the_context_is_none(tmp_path):

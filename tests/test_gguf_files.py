@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import hf_variants
 from hf_variants.conversion import ConversionError, convert, verify
@@ -21,6 +21,7 @@ from hf_variants.conversion.gguf_files.architectures import ARCHITECTURES
 from hf_variants.conversion.gguf_files.container import GGUFFile
 from tests import gguf_files
 from tests.parity import hostile_, inputs_of, logits_of, relative_error
+from tests.test_block_configs import HEADS, IDS, WIDTHS, by_hand
 
 
 SIZES = {
@@ -338,6 +339,80 @@ def test_a_file_is_the_stock_model_it_was_written_from(title, tmp_path):
     made, reference = logits_of(ours, inputs), logits_of(native, inputs)
     bounds = [deviation.bound for deviation in family_of(native.config.model_type).deviations_of(ours.config)]
     assert torch.equal(made, reference) or relative_error(made, reference) < max(bounds, default=2e-6 * offset)
+
+
+# Layers that differ
+
+HEADS_OF_LAYERS, WIDTHS_OF_LAYERS = [entry or 0 for entry in HEADS], [entry or 0 for entry in WIDTHS]
+QUERIES_OF_LAYERS = [4 if entry else 0 for entry in HEADS]
+PLACES = {
+    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+}  # fmt: skip
+OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+
+
+def with_own_layers(path, **changes):
+    """A Llama put together by hand of layers with other sizes, and its file."""
+    native = by_hand(LlamaConfig, LlamaForCausalLM)
+    keys = {
+        "block_count": 5, "embedding_length": 48, "context_length": 64, "attention.layer_norm_rms_epsilon": 1e-6,
+        "rope.freq_base": native.config.rope_parameters["rope_theta"], "attention.key_length": 12,
+        "attention.value_length": 12, "attention.head_count": QUERIES_OF_LAYERS,
+        "attention.head_count_kv": HEADS_OF_LAYERS, "feed_forward_length": WIDTHS_OF_LAYERS, **changes,
+    }  # fmt: skip
+    writer = gguf.GGUFWriter(path, "deci")
+    for name, value in keys.items():
+        gguf_files._add(writer, f"deci.{name}", value)
+    for name, tensor in native.state_dict().items():
+        stem, _, leaf = name.rpartition(".")
+        if stem in OUTSIDE:
+            theirs = OUTSIDE[stem]
+        else:
+            layer, _, place = stem.removeprefix("model.layers.").partition(".")
+            theirs = f"blk.{layer}.{PLACES[place]}"
+            if theirs.endswith(("attn_q", "attn_k")):
+                heads = 4 if theirs.endswith("q") else HEADS[int(layer)]
+                tensor = tensor.reshape(heads, 2, 6, 48).transpose(1, 2).reshape(tensor.shape)
+        writer.add_tensor(f"{theirs}.{leaf}", tensor.detach().numpy().copy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return native, path
+
+
+def test_layers_of_their_own_sizes(tmp_path):
+    native, path = with_own_layers(tmp_path / "model.gguf")
+    report = convert(path, tmp_path / "ours", verify=True)
+    assert report.exactness == "bit-exact"
+    ours = hf_variants.from_native(path)
+    assert torch.equal(ours(IDS).logits, native(IDS, use_cache=False).logits)
+    assert ours.config.to_dict()["per_layer_config"] == {
+        "1": {"skip": ["self_attn"], "intermediate_size": 512},
+        "2": {"skip": ["mlp"], "num_key_value_heads": 1},
+        "4": {"num_key_value_heads": 4, "intermediate_size": 768},
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attention.head_count_kv": [2, 0, 0, 2, 4]}, "linear"),
+        ({"attention.head_count_kv": [2, 0, 1, 2]}, "no 5 counts"),
+        ({"feed_forward_length": [256, 512, 0, 256, -1]}, "no 5 counts"),
+        ({"feed_forward_length": [256, 512, 0, 256, 512]}, r"blk\.4\.ffn|shape"),
+        ({"attention.head_count": [4, 0, 4, 4, 3]}, "num_attention_heads"),
+        ({"feed_forward_length": [256, 0, 0, 256, 768]}, "does nothing"),
+        ({"attention.sliding_window": 8}, "sliding_window"),
+    ],
+    ids=str,
+)
+def test_layers_of_sizes_that_cannot_be(changes, message, tmp_path):
+    with_own_layers(tmp_path / "model.gguf", **changes)
+    with pytest.raises(ValueError, match=message):
+        convert(tmp_path / "model.gguf", tmp_path / "ours")
 
 
 # Number formats, and the result's dtype

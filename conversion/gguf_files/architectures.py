@@ -38,6 +38,7 @@ class Architecture:
         stored_names: native names, with `{layer}`, in place of the class's own, where it saves under older ones.
         says_partial: whether the native class rotates a part of every head unless told otherwise.
         undeclared: options that the config class takes without showing them.
+        layers_differ: whether layers have sizes of their own, which `block_configs` says natively.
     """
 
     model_type: str | Callable[[Metadata], str]
@@ -48,6 +49,7 @@ class Architecture:
     says_partial: bool = False
     undeclared: tuple[str, ...] = ()
     types: tuple[str, ...] = ()
+    layers_differ: bool = False
 
     @property
     def native_types(self) -> tuple[str, ...]:
@@ -156,6 +158,30 @@ def nested_rope(base: float | None) -> Options:
 
 def _llama(metadata: Metadata) -> str:
     return "mistral" if metadata.get("attention.sliding_window") else "llama"
+
+
+def _deci(metadata: Metadata, common: Mapping[str, Any]) -> dict[str, Any]:
+    """`block_configs` of a model whose layers differ."""
+    layers = common["num_hidden_layers"]
+    queries, widths = (metadata.of_layers(key, layers) for key in ("attention.head_count", "feed_forward_length"))
+    keys = (
+        metadata.of_layers("attention.head_count_kv", layers) if metadata.get("attention.head_count_kv") else queries
+    )
+    if linear := [layer for layer in range(layers) if queries[layer] and not keys[layer]]:
+        raise ConversionError(
+            f"Layers {linear[:5]} have heads of queries and none of keys (`{metadata.name('attention.head_count_kv')}`): a "
+            "linear layer stands in for their attention, which is missing here. Use the code that belongs to the model."
+        )
+    entries = [
+        {
+            "attention": {"num_attention_heads": queries[layer], "num_key_value_heads": keys[layer]}
+            if queries[layer]
+            else {"no_op": True},
+            "ffn": {"intermediate_size": widths[layer]} if widths[layer] else {"no_op": True},
+        }
+        for layer in range(layers)
+    ]
+    return {} if all(entry == entries[0] for entry in entries) else {"block_configs": entries}
 
 
 def _bert(metadata: Metadata) -> str:
@@ -349,6 +375,7 @@ NOMIC_LAYER = "encoder.layers.{layer}."
 
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture(_llama, window(), PAIRED, types=("llama", "mistral")),
+    "deci": Architecture("llama", _deci, PAIRED, undeclared=("block_configs",), layers_differ=True),
     "mistral3": Architecture("ministral3", _ministral3, PAIRED),
     "arcee": Architecture("arcee", layouts=PAIRED),
     "granite": Architecture(

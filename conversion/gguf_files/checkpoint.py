@@ -10,6 +10,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
+from .. import block_configs
 from ..errors import ConversionError, UnsupportedModelType
 from ..family import Family, family_of
 from ..skeleton import empty_model, stored_tensors
@@ -118,12 +119,13 @@ class GGUFCheckpoint:
         return tensor.contiguous()
 
     def _native(self, piece: Piece, tensor: torch.Tensor) -> torch.Tensor:
+        heads = self.heads.of(piece.name)
         try:
-            return piece.layout.to_native(tensor, self.heads)
+            return piece.layout.to_native(tensor, heads)
         except RuntimeError as error:
             raise ConversionError(
-                f"The rows of {piece.name} in {self.file.path} ({tensor.shape[0]}) are not those of {self.heads.queries} "
-                f"heads of queries and {self.heads.keys} of keys (`attention.head_count`, `attention.head_count_kv`). The "
+                f"The rows of {piece.name} in {self.file.path} ({tensor.shape[0]}) are not those of {heads.queries} "
+                f"heads of queries and {heads.keys} of keys (`attention.head_count`, `attention.head_count_kv`). The "
                 "file is damaged."
             ) from error
 
@@ -173,7 +175,7 @@ def understand(file: GGUFFile, ignore_keys: Iterable[str] = ()) -> GGUFCheckpoin
     head = architecture.head or family.primary
     padded_rows = ROBERTA_PADDING + 1 if model_type in ("roberta", "xlm-roberta") else 0
     config, heads, tied = _config(metadata, architecture, family)
-    native = native_model(family.native_class(head), config)
+    native = native_model(family, head, config)
     pieces = _pieces(metadata, architecture, family, native, config, heads, tied)
     settings = _settings(file, native)
     metadata.refuse_leftovers()
@@ -229,13 +231,20 @@ def _config(metadata: Metadata, architecture: Architecture, family: Family) -> t
         # A class that does not declare it may read `head_dim` all the same.
         if name in known or name in (*OPTIONAL, *architecture.undeclared) or (name == "head_dim" and value != derived)
     }
-    heads = Heads(common["num_attention_heads"], common["num_key_value_heads"])
+    heads = Heads(common["num_attention_heads"], common["num_key_value_heads"], _own_heads(values))
     try:
         return config_class(**kept), heads, common["tie_word_embeddings"]
     except (StrictDataclassError, TypeError, ValueError, KeyError, ArithmeticError) as error:
         raise ConversionError(
             f"{metadata.file.path} describes no {family.model_type} model ({' '.join(str(error).split())})."
         ) from error
+
+
+def _own_heads(values: dict[str, Any]) -> dict[int, Heads]:
+    """Of layers that have some of their own."""
+    entries = enumerate(values.get("block_configs", ()))
+    found = {layer: entry["attention"] for layer, entry in entries if not entry["attention"].get("no_op")}
+    return {layer: Heads(own["num_attention_heads"], own["num_key_value_heads"]) for layer, own in found.items()}
 
 
 # Keys of native configs that not every release's class shows.
@@ -247,7 +256,8 @@ OPTIONAL = (
 def _common(metadata: Metadata, architecture: Architecture, known: dict[str, Any]) -> dict[str, Any]:
     """What most architectures write alike, under transformers' standard names."""
     file = metadata.file
-    heads, hidden = metadata.uniform("attention.head_count"), metadata.need("embedding_length")
+    uniform = metadata.usual if architecture.layers_differ else metadata.uniform
+    heads, hidden = uniform("attention.head_count"), metadata.need("embedding_length")
     if heads is None:
         raise ConversionError(f"{file.path} has no key `{metadata.name('attention.head_count')}`. It is incomplete.")
     vocab_size = file.tensors["token_embd.weight"].shape[0] if metadata.has("token_embd.weight") else None
@@ -261,10 +271,10 @@ def _common(metadata: Metadata, architecture: Architecture, known: dict[str, Any
     values = {
         "vocab_size": vocab_size,
         "hidden_size": hidden,
-        "intermediate_size": metadata.uniform("feed_forward_length"),
+        "intermediate_size": uniform("feed_forward_length"),
         "num_hidden_layers": metadata.need("block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": metadata.uniform("attention.head_count_kv") or heads,
+        "num_key_value_heads": uniform("attention.head_count_kv") or heads,
         "head_dim": head_dim,
         "max_position_embeddings": metadata.get("context_length"),
         "tie_word_embeddings": _tied(metadata, known),
@@ -339,8 +349,11 @@ def _epsilon(metadata: Metadata, known: dict[str, Any]) -> dict[str, Any]:
     return {name: found.pop()}
 
 
-def native_model(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+def native_model(family: Family, head: str, config: PreTrainedConfig) -> PreTrainedModel:
     """The native model without memory; llama.cpp's encoders have no pooler."""
+    model_class = family.native_class(head)
+    if block_configs.overrides(config):
+        return block_configs.native_skeleton(family, head, config)
     if "add_pooling_layer" in signature(model_class.__init__).parameters:
         return empty_model(model_class, config, add_pooling_layer=False)
     return empty_model(model_class, config)
@@ -413,7 +426,7 @@ def _find(name: str, table: Any, architecture: Architecture, file: GGUFFile, hea
         block, _, part = theirs.rpartition(".")
         fused = f"{block}.attn_qkv.{leaf}"
         if fused in file.tensors:
-            return [piece(fused, rows_of(file.tensors[fused].shape[0], heads, part[-1]))]
+            return [piece(fused, rows_of(file.tensors[fused].shape[0], heads.of(fused), part[-1]))]
     return []
 
 

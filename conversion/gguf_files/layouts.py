@@ -1,16 +1,24 @@
 """How llama.cpp lays a tensor out where it is not as the native class has it: each way there, and the way back."""
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 
 
 @dataclass(frozen=True)
 class Heads:
-    """What layouts need to know of the attention."""
+    """What layouts need to know of the attention; `own` has it of layers that differ, by their numbers."""
 
     queries: int
     keys: int
+    own: Mapping[int, "Heads"] = field(default_factory=dict)
+
+    def of(self, name: str) -> "Heads":
+        """Those of the layer that a tensor of the file belongs to."""
+        layer = re.match(r"blk\.(\d+)\.", name)
+        return self if layer is None else self.own.get(int(layer[1]), self)
 
 
 class Layout:

@@ -1,5 +1,6 @@
 """A GGUF file's metadata as it is consumed: whatever nobody has asked for in the end is refused by name."""
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -62,6 +63,25 @@ class Metadata:
                 f"`{self.name(key)}` differs from layer to layer ({value}), which the native class does not know."
             )
         return value[0]
+
+    def of_layers(self, key: str, layers: int) -> list[int]:
+        """A key that has one count for every layer, or one per layer, of which 0 says that the layer lacks the part."""
+        value = self.need(key)
+        values = value if isinstance(value, list) else [value] * layers
+        if len(values) != layers or any(type(one) is not int or one < 0 for one in values):
+            raise ConversionError(
+                f"`{self.name(key)}` is {str(value)[:60]} in {self.file.path}, which are no {layers} counts, one for each "
+                "layer (`block_count`). The file is damaged."
+            )
+        return values
+
+    def usual(self, key: str, default: Any = None) -> Any:
+        """Of such a key what most layers have that have the part."""
+        value = self.get(key, default)
+        if not isinstance(value, list):
+            return value
+        counts = Counter(one for one in value if one != 0)
+        return counts.most_common(1)[0][0] if counts else 0
 
     def tensor(self, name: str) -> torch.Tensor | None:
         """A tensor that holds settings, as float32."""

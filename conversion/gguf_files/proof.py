@@ -1,6 +1,6 @@
 """Proof that a GGUF file was read right, by readers that are not ours: the package `gguf`, and transformers' loader."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,16 +27,23 @@ class Reading:
     detail: str
 
 
-def readings(path: Path, model: PreTrainedModel, ignore_keys: Iterable[str] = ()) -> list[Reading]:
-    """Compare the stock model that was read from a file with what other readers see there."""
+def readings(path: Path, model: PreTrainedModel | None, ignore_keys: Iterable[str] = ()) -> list[Reading]:
+    """
+    Compare what was read from a file with what other readers see there.
+
+    Args:
+        model: the stock model that was read, or `None` where no stock class computes what is in the file.
+    """
     opened = open_checkpoint(path, ignore_keys)
-    return [_against_gguf(opened, model), _against_loader(opened, model)]
+    if model is None:
+        return [_against_gguf(opened, {name: opened.load(name) for name in opened.pieces})]
+    return [_against_gguf(opened, model.state_dict()), _against_loader(opened, model)]
 
 
-def _against_gguf(opened: GGUFCheckpoint, model: PreTrainedModel) -> Reading:
+def _against_gguf(opened: GGUFCheckpoint, state: Mapping[str, torch.Tensor]) -> Reading:
     """Every tensor, brought back into llama.cpp's layout, against the package's own reader and its dequantisation."""
     name = "tensors against the package gguf"
-    gguf, state = opened.file.package, model.state_dict()
+    gguf = opened.file.package
     different, compared = [], 0
     rounded = False
     by_file: dict[str, list[tuple[str, int, Piece]]] = {}
@@ -81,7 +88,7 @@ def _piece_of(opened: GGUFCheckpoint, tensor: torch.Tensor, native: str, index: 
     sizes = [opened.file.tensors[each.name].shape[0] for each in opened.pieces[native]]
     if len(sizes) > 1:
         tensor = tensor.split(sizes)[index]
-    return piece.layout.to_gguf(tensor, opened.heads)
+    return piece.layout.to_gguf(tensor, opened.heads.of(piece.name))
 
 
 def _against_loader(opened: GGUFCheckpoint, model: PreTrainedModel) -> Reading:

@@ -8,6 +8,7 @@ import struct
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,19 @@ from safetensors.torch import load_file, save_file
 from .checkpoints import read, write
 
 
+# Without its package an engine refuses everything.
+PACKAGES = {"gguf": ("gguf",), "ctranslate2": ("ctranslate2",), "onnx": ("onnx", "onnxruntime", "onnxscript")}
+ENGINES = tuple(f"export --engine {name}" for name, needed in PACKAGES.items() if all(map(find_spec, needed)))
 # What reads which part of a folder: damage there must not go unseen.
-NATIVE = ("convert", "verify", "generate", "chat", "edit", "cost", "doctor", "export --engine")
+NATIVE = ("convert", "verify", "generate", "chat", "edit", "cost", "doctor", *ENGINES)
 VARIANT = (
     "export", "verify", "bundle", "card", "describe", "generate", "chat", "edit", "standalone", "cost", "doctor",
-    "export --engine",
+    *ENGINES,
 )  # fmt: skip
 FOREIGN = ("convert", "verify")
 PLAN = ("ablate",)
 ABLE = {"native": NATIVE, "variant": VARIANT, "foreign": FOREIGN, "plan": PLAN}
-READ_WEIGHTS = frozenset(
-    {"convert", "export", "export --engine", "verify", "bundle", "generate", "chat", "edit", "standalone"}
-)
+READ_WEIGHTS = frozenset({"convert", "export", "verify", "bundle", "generate", "chat", "edit", "standalone", *ENGINES})
 READ_CONFIG = frozenset({*READ_WEIGHTS, "card", "describe", "cost", "doctor"})
 READ_TOKENIZER = READ_WEIGHTS
 SPEAK = frozenset({"generate", "chat"})

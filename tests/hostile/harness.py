@@ -47,7 +47,7 @@ class _TooLong(BaseException):
 
 
 @contextlib.contextmanager
-def _watch(outcome: Outcome) -> Iterator[None]:
+def _watch(outcome: Outcome, seconds: float) -> Iterator[None]:
     """Limits the time, and measures time and memory, where the system tells them."""
 
     def stop(*_: object) -> None:
@@ -57,7 +57,7 @@ def _watch(outcome: Outcome) -> Iterator[None]:
     _forget_the_peak()
     # Of the processor's time, which other programs do not change.
     previous = signal.signal(signal.SIGPROF, stop)
-    signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     start = time.process_time()
     try:
         yield
@@ -88,6 +88,7 @@ def run(
     may_work: bool = True,
     writes: Sequence[Path] = (),
     if_it_works: Callable[[str], list[str]] = lambda said: [],
+    seconds: float = MAX_SECONDS,
 ) -> Outcome:
     """
     Run one command in this process.
@@ -97,6 +98,7 @@ def run(
         mentions: a refusal names one of these.
         may_work: whether success is no fault.
         if_it_works: given all that was printed, what is wrong with a success.
+        seconds: of the processor's time, after which it is taken to hang.
     """
     outcome = Outcome("works", "")
     # The terminal's own streams are replaced, and with them the prompt: what is asked is seen here.
@@ -110,7 +112,7 @@ def run(
     handlers, root.handlers = root.handlers, []
     status: int | str
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _watch(outcome):
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _watch(outcome, seconds):
             status = hf_variants_cli.main(argv)
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 2

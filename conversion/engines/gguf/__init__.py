@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from ....model.configuration_variant import VariantConfig
 from ...errors import ConversionError
+from ...gguf_files.architectures import ARCHITECTURES
 from ...gguf_files.container import gguf_package
 from ...skeleton import stored_tensors
 from ...translation import translation_to_native
@@ -16,7 +17,7 @@ from ...verification import Check
 from .file import FORMATS, OF_DTYPE, write_file
 from .keys import rotations
 from .proof import check
-from .target import Config, Target, head_of, target_of, without_head
+from .target import Config, Target, as_stored, head_of, target_of, without_head
 from .vocabulary import NoVocabulary, vocabulary_of
 
 
@@ -120,7 +121,8 @@ def _native_tensors(body: PreTrainedModel, target: Target) -> dict[str, torch.Te
     translation = translation_to_native(
         target.family, head_of(target.config), body, target.model, names, state.__getitem__, target.config
     )
-    return dict(translation.tensors())
+    tensors = translation.tensors()
+    return dict(as_stored(target.model)(tensors) if ARCHITECTURES[target.architecture].stored_names else tensors)
 
 
 def _learned(target: Target, native: dict[str, torch.Tensor]) -> dict[str, list[float]]:

@@ -40,9 +40,16 @@ def keys_for(config: VariantConfig | VariantSeq2SeqConfig, architecture: str) ->
     return {name: value for name, value in named.items() if value is not None}
 
 
+# What counts of what; a layer without it has none.
+SUBLAYER = {"num_attention_heads": "self_attn", "num_key_value_heads": "self_attn", "intermediate_size": "mlp"}
+
+
 def _each(config: VariantConfig, field: str) -> Any:
     """The value of a field, or one for every layer where they differ."""
-    values = [getattr(layer, field) for layer in config.per_layer_config]
+    values = [
+        0 if SUBLAYER[field] in getattr(layer, "skip", ()) else getattr(layer, field)
+        for layer in config.per_layer_config
+    ]
     return values[0] if len(set(values)) == 1 else values
 
 

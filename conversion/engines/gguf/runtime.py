@@ -13,11 +13,12 @@ from ...gguf_files.architectures import GEMMA_SCALES
 # Read from the sources that llama-cpp-python 0.3.36 has (`load_arch_hparams`, `load_arch_tensors` and the graph of each
 # architecture), and seen there.
 # Architectures whose loaders take every layer for one without a window.
-WITHOUT_WINDOW = {"llama", "phi3", "starcoder2"}
+WITHOUT_WINDOW = {"llama", "deci", "phi3", "starcoder2"}
 # Architectures whose output projection is square.
 HEADS_FILL_THE_WIDTH = {
     "olmo", "olmo2", "baichuan", "qwen2", "exaone4", "nemotron", "stablelm", "phi2", "phi3", "starcoder2", "command-r",
     "cohere2", "chatglm", "gpt2", "starcoder", "gptneox", "falcon", "bloom", "mpt", "bert", "modern-bert", "eurobert",
+    "nomic-bert",
 }  # fmt: skip
 # Architectures that want a head of its own, and that have none but the embedding.
 OWN_HEAD = {"olmo2", "baichuan", "apertus", "nemotron", "stablelm", "phi2", "gptneox"}
@@ -51,7 +52,8 @@ def unread(config: VariantConfig | VariantSeq2SeqConfig, architecture: str) -> d
     if not isinstance(config, VariantConfig):
         return _lost_of_pair(config)
     found = {field: Refusal(why) for field, why in _lost(config, architecture)}
-    return {field: (getattr(config, field), why) for field, why in found.items()}
+    values = config.to_dict()
+    return {field: (values[field], why) for field, why in found.items()}
 
 
 def _lost_of_pair(config: VariantSeq2SeqConfig) -> dict[str, tuple[Any, Refusal]]:
@@ -98,6 +100,8 @@ def _lost(config: VariantConfig, architecture: str) -> Iterator[tuple[str, str]]
         own = config.head_dim**-0.5 if config.attention_scaling is None else config.attention_scaling
         if not math.isclose(own, scale.of_runtime(config), rel_tol=1e-6):
             yield "attention_scaling", f"llama.cpp multiplies by {scale.of_runtime(config):.4g} in such a model"
+    if any("mlp" in getattr(layer, "skip", ()) for layer in config.per_layer_config):
+        yield "per_layer_config", "llama.cpp passes over all of a layer without a feed-forward network"
     if config.lm_head_normalized:
         yield "lm_head_normalized", "llama.cpp multiplies by the head's weights as they are"
     if architecture == "command-r" and (config.qk_norm != "none") != (layers >= LAYERS_OF_COMMAND_R_WITH_NORMS):

@@ -13,6 +13,7 @@ from ....model.axis import ROUNDING, TRAINING
 from ....model.configuration_variant import FIELDS, VariantConfig
 from ....model.configuration_variant_seq2seq import VariantSeq2SeqConfig
 from ....model.heads import HeadAxis
+from ... import block_configs
 from ...config_map import differing_fields
 from ...errors import ConversionError, NotRepresentable, Refusal
 from ...family import Family, family_of
@@ -21,6 +22,7 @@ from ...gguf_files.checkpoint import ACTIVATION_PARAMETERS, GGUFCheckpoint, nati
 from ...gguf_files.container import gguf_package
 from ...gguf_files.layouts import AS_IT_IS, Heads, Layout
 from ...gguf_source import variant_of_gguf
+from ...layout import Stored
 from ...native_target import WIDELY_KNOWN
 from ...skeleton import stored_tensors
 from ..tokens import first_id
@@ -121,7 +123,13 @@ def target_of(config: Config) -> Target:
     ranks = {model_type: rank for rank, model_type in reversed(list(enumerate(order)))}
     pairs = [(name, model_type) for name, entry in ARCHITECTURES.items() for model_type in entry.native_types]
     nearest: NotRepresentable | None = None
-    for name, model_type in sorted(pairs, key=lambda pair: ranks.get(pair[1], len(order))):
+    own_layers = isinstance(config, VariantConfig) and config.is_heterogeneous
+
+    def place(pair: tuple[str, str]) -> tuple[bool, int]:
+        # What refuses layers that differ says less of them than what takes some.
+        return ARCHITECTURES[pair[0]].layers_differ is not own_layers, ranks.get(pair[1], len(order))
+
+    for name, model_type in sorted(pairs, key=place):
         try:
             return _as_architecture(config, name, model_type)
         except NotRepresentable as error:
@@ -144,19 +152,26 @@ def _as_architecture(config: Config, name: str, model_type: str) -> Target:
             there.
     """
     family, entry, head = family_of(model_type), ARCHITECTURES[name], head_of(config)
-    if (entry.head or family.primary) != head or entry.stored_names or family.native_class(head) is None:
+    if (entry.head or family.primary) != head or family.native_class(head) is None:
         raise NotRepresentable(name, {"config": (config.model_type, Refusal("it holds another kind of model"))})
-    native, config = _native(family, config, name, head)
+    own = _own_sizes(config, name) if entry.layers_differ else {}
+    if entry.layers_differ and not own:
+        raise NotRepresentable(name, {"config": (config.model_type, Refusal("it is for layers that differ"))})
+    native, config = _native(family, _with_layers(config, {}) if own else config, name, head)
+    if own:
+        config = _with_layers(config, own)
+        native.block_configs = block_configs.entries_of(config.per_layer_config)
     if lost := unread(config, name):
         raise NotRepresentable(name, lost)
-    model = native_model(family.native_class(head), native)
+    model = native_model(family, head, native)
     if not config.tie_word_embeddings:
         model.all_tied_weights_keys.pop(family.loosely_tied, None)
     stack = config if isinstance(config, VariantConfig) else config.encoder
-    heads = Heads(stack.num_attention_heads, stack.num_key_value_heads)
+    each = [Heads(layer.num_attention_heads, layer.num_key_value_heads) for layer in stack.per_layer_config]
+    heads = Heads(each[0].queries, each[0].keys, dict(enumerate(each)))
     padded_rows = PADDED_ROWS.get(model_type, 0)
-    parts = _parts(model, name, entry, heads, layers_of(native), padded_rows)
-    stored = stored_tensors(model)
+    stored = as_stored(model).headers if entry.stored_names else stored_tensors(model)
+    parts = _parts(stored, name, entry, heads, layers_of(native), padded_rows)
     shapes = {theirs: tuple(part.make(stored.__getitem__).shape) for theirs, part in parts.items()}
     tensors = divisors(config)
     stated = {f"{name}.{key}": value for key, value in keys_of(entry.options, native).items()}
@@ -170,6 +185,27 @@ def _as_architecture(config: Config, name: str, model_type: str) -> Target:
             raise
         keys, opened, notes = _read_back(config, offered, shapes, tensors, name, head)
     return Target(name, family, native, model, config, keys, tensors, parts, opened, notes)
+
+
+def _own_sizes(config: Config, name: str) -> dict[int, dict[str, Any]]:
+    """
+    Of layers that differ, what they have of their own.
+
+    Raises:
+        NotRepresentable: if that is more than their sizes.
+    """
+    overrides = {int(layer): own for layer, own in (config.to_dict().get("per_layer_config") or {}).items()}
+    sizes = {"skip", block_configs.QUERIES, block_configs.HEADS, block_configs.WIDTH}
+    if others := sorted({field for own in overrides.values() for field in own} - sizes):
+        why = Refusal(f"its layers differ in their sizes alone, and not in {', '.join(others)}")
+        raise NotRepresentable(name, {"per_layer_config": (overrides, why)})
+    return overrides
+
+
+def _with_layers(config: Config, own: Mapping[int, dict[str, Any]]) -> Config:
+    """A config whose layers have this of their own."""
+    values = {name: value for name, value in config.to_dict().items() if name != "per_layer_config"}
+    return type(config).from_dict({**values, **({"per_layer_config": dict(own)} if own else {})})
 
 
 def _native(family: Family, config: Config, name: str, head: str) -> tuple[PreTrainedConfig, Config]:
@@ -246,14 +282,28 @@ def layers_of(native: PreTrainedConfig) -> int:
     return max(native.num_hidden_layers, getattr(native, "num_decoder_layers", None) or 0)
 
 
+def as_stored(model: PreTrainedModel) -> Stored:
+    """The tensors of a native model as its checkpoints have them, without what llama.cpp's encoders lack."""
+    return Stored(model, {name: header for name, header in stored_tensors(model).items() if "pooler" not in name})
+
+
 def _parts(
-    model: PreTrainedModel, architecture: str, entry: Architecture, heads: Heads, layers: int, padded_rows: int
+    stored: Mapping[str, torch.Tensor],
+    architecture: str,
+    entry: Architecture,
+    heads: Heads,
+    layers: int,
+    padded_rows: int,
 ) -> dict[str, Part]:
-    """By the names in the file, what each of its tensors is made of."""
+    """
+    By the names in the file, what each of its tensors is made of.
+
+    Args:
+        stored: the native tensors without values, under the names that the architecture knows them by.
+    """
     package = gguf_package()
     number = next(number for number, name in package.MODEL_ARCH_NAMES.items() if name == architecture)
     known = package.get_tensor_name_map(number, layers)
-    stored = stored_tensors(model)
     parts: dict[str, Part] = {}
     for name in stored:
         stem, _, leaf = name.rpartition(".")
@@ -263,7 +313,8 @@ def _parts(
             rows = stored[name].shape[0]
             for part in "qkv":
                 theirs = f"blk.{stem.split('.')[2]}.attn_{part}.{leaf}"
-                parts[theirs] = Part([name], entry.layout(theirs) or AS_IT_IS, heads, rows_of(rows, heads, part))
+                own = heads.of(theirs)
+                parts[theirs] = Part([name], entry.layout(theirs) or AS_IT_IS, own, rows_of(rows, own, part))
             continue
         if ".norms." in stem:
             *_, layer, _, norm, _, _ = stem.split(".")
@@ -275,7 +326,7 @@ def _parts(
             raise NotRepresentable(architecture, {"config": (name, Refusal("its files have no name for this tensor"))})
         theirs = f"{found}.{leaf}"
         rows = slice(padded_rows, None) if name.endswith("position_embeddings.weight") and padded_rows else None
-        parts[theirs] = Part([name], entry.layout(theirs) or AS_IT_IS, heads, rows)
+        parts[theirs] = Part([name], entry.layout(theirs) or AS_IT_IS, heads.of(theirs), rows)
     return parts
 
 
