@@ -1,4 +1,4 @@
-"""One training step: time and peak memory of the stock class, ours, and ours with the loss in chunks.
+"""One training step: time and peak memory of the stock class, ours, the loss in chunks, and less kept for the way back.
 
 Each contender has a process of its own, so that the peak of its resident memory is its own, and they take turns, a step
 each. Losses of the same steps are compared. Batches are random tokens; a step is forward, backward and fused AdamW.
@@ -23,14 +23,17 @@ from resident import most_resident
 from shapes import SHAPES
 
 
-# Name -> (ours or stock, positions of a chunk of the loss).
+# Name -> (ours or stock, positions of a chunk of the loss, whether `save_training_memory`).
 CONTENDERS = {
-    "stock": ("stock", None),
-    "ours": ("ours", None),
-    "ours, loss in chunks of 256": ("ours", 256),
-    "ours, loss in chunks of 512": ("ours", 512),
-    "ours, loss in chunks of 1024": ("ours", 1024),
+    "stock": ("stock", None, False),
+    "stock, gradient checkpointing": ("stock", None, False),
+    "ours": ("ours", None, False),
+    "ours, loss in chunks of 256": ("ours", 256, False),
+    "ours, loss in chunks of 512": ("ours", 512, False),
+    "ours, loss in chunks of 1024": ("ours", 1024, False),
+    "ours, saving memory": ("ours", 512, True),
 }
+DEFAULT = ["stock", "ours", "ours, loss in chunks of 512", "ours, saving memory"]
 
 
 class Trainer:
@@ -51,13 +54,17 @@ class Trainer:
         torch.set_num_threads(threads)
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
-        which, chunk = CONTENDERS[contender]
+        which, chunk, saves = CONTENDERS[contender]
         folder = Path(folder) / ("ours" if which == "ours" else "native")
         config = transformers.AutoConfig.from_pretrained(folder)
         self.is_pair = config.is_encoder_decoder
         auto = transformers.AutoModelForSeq2SeqLM if self.is_pair else transformers.AutoModelForCausalLM
         self.model = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").train()
-        if chunk is not None:
+        if contender.endswith("gradient checkpointing"):
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        if saves:
+            hf_variants.save_training_memory(self.model, chunk)
+        elif chunk is not None:
             hf_variants.chunk_loss(self.model, chunk)
         self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
         generator = torch.Generator().manual_seed(0)
@@ -117,7 +124,7 @@ def measure(shape: str, folder: Path, arguments: argparse.Namespace) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["llama-135m"])
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=DEFAULT)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)

@@ -29,7 +29,7 @@ peft_targets.register(VariantConfig.model_type, VariantSeq2SeqConfig.model_type)
 
 from . import card  # noqa: E402 (these read the classes above)
 from .conversion import from_native, to_native  # noqa: E402
-from .fast import accelerate_decoding, chunk_loss, quantize_int8  # noqa: E402
+from .fast import accelerate_decoding, chunk_loss, quantize_int8, save_training_memory  # noqa: E402
 
 
 # Where the package is not installed, a model is saved without a card.
@@ -59,5 +59,6 @@ __all__ = [
     "from_native",
     "presets",
     "quantize_int8",
+    "save_training_memory",
     "to_native",
 ]
