@@ -113,6 +113,23 @@ def test_sdpa_equals_eager(case, padded):
     assert torch.equal(model(ids(), attention_mask=mask).last_hidden_state[real], expected)
 
 
+@pytest.mark.parametrize("case", [*CASES, "softcap", "sinks"])
+def test_a_mask_of_what_is_seen_is_no_summand(case):
+    """A 4D mask of booleans or whole numbers, which eager attention of stock classes adds as 0 and 1."""
+    fields = CASES[case] if case in CASES else FEATURES[case]
+    seen = torch.rand(2, 1, 12, 12, generator=torch.Generator().manual_seed(4)) < 0.6
+    seen |= torch.eye(12, dtype=torch.bool)
+    lowest = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+    for implementation in ("eager", "sdpa") if case in CASES else ("eager",):
+        model = build(implementation, VariantModel, **fields)
+        expected = model(ids(), attention_mask=lowest).last_hidden_state
+        for mask in (seen, seen.long())[: 2 if implementation == "eager" else 1]:
+            out = model(ids(), attention_mask=mask).last_hidden_state
+            assert (out - expected).abs().max() < 1e-5 * expected.std()
+            of_layers = model(ids(), attention_mask=dict.fromkeys(model.layer_types, mask)).last_hidden_state
+            assert torch.equal(of_layers, out)
+
+
 # Without compiling, and compiled.
 STANCES = ["force_eager", pytest.param("default", marks=[pytest.mark.compiler, pytest.mark.slow])]
 

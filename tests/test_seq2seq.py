@@ -118,6 +118,20 @@ def test_padding_changes_no_real_token(model):
     assert_close(padded[1:, :4], alone)
 
 
+def test_a_4d_mask_of_the_source_says_what_is_seen():
+    source = torch.randint(3, VOCABULARY, (2, 7), generator=torch.Generator().manual_seed(1))
+    model = build("alibi", "softcap")
+    model.set_attn_implementation("eager")
+    mask = torch.ones_like(source)
+    mask[0, 4:] = 0
+    states = model.get_encoder()(source, attention_mask=mask)
+    outputs = [
+        model(encoder_outputs=states, decoder_input_ids=source, attention_mask=given).logits
+        for given in (mask, mask[:, None, None].bool(), mask[:, None, None])
+    ]
+    assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
+
+
 def test_later_decoder_tokens_change_no_earlier_logits(model):
     ids, mask = batch()
     target = torch.randint(3, VOCABULARY, (2, 6), generator=torch.Generator().manual_seed(4))

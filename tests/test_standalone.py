@@ -362,6 +362,15 @@ def test_save_and_load_again(folder, tmp_path):
     assert all(torch.equal(tensor, weights[name]) for name, tensor in own.state_dict().items())
 
 
+def test_a_mask_of_booleans_is_no_summand_in_eager_attention(folder):
+    path, _ = folder
+    model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True, attn_implementation="eager").eval()
+    ids = torch.arange(3, 11)[None]
+    causal = torch.ones(8, 8, dtype=torch.bool).tril()[None, None]
+    assert torch.equal(model(ids, attention_mask=dict.fromkeys(model.config.layer_types, causal)).logits[:, :5],
+                       model(ids).logits[:, :5])  # fmt: skip
+
+
 def test_gradient_checkpointing_and_lora(folder):
     import peft
 

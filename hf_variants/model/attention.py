@@ -309,6 +309,18 @@ def float32_scores(
     return compute_scores(query.float(), key.float(), scaling, position_bias)
 
 
+def mask_scores(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """
+    Scores (batch, heads, q, k) with what a query does not see at the lowest number.
+
+    Args:
+        mask: (batch, 1, q, k): added, if of floating point; else true or 1 where a query sees a key, as sdpa takes it.
+    """
+    if mask.is_floating_point():
+        return scores + mask
+    return scores.masked_fill(mask == 0, torch.finfo(scores.dtype).min)
+
+
 def eager_attention_forward(
     module: nn.Module,
     query: torch.Tensor,
@@ -332,7 +344,7 @@ def eager_attention_forward(
 
     Args:
         query: (batch, heads, q, head_dim); key, value: (batch, kv_heads, k, head_dim).
-        attention_mask: additive, (batch, 1, q, k) or `None`.
+        attention_mask: (batch, 1, q, k), see `mask_scores`, or `None`.
         softcap: scores become softcap * tanh(scores / softcap).
         s_aux: attention sinks, (heads,): a logit per head that takes part in the denominator alone.
         position_bias: additive, (batch or 1, heads, q or 1, k).
@@ -349,7 +361,7 @@ def eager_attention_forward(
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     if attention_mask is not None:
-        scores = scores + attention_mask
+        scores = mask_scores(scores, attention_mask)
     if position_bias is not None:
         scores = scores + position_bias
     scores = see_scores(scores)
