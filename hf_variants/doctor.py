@@ -140,6 +140,7 @@ def _probes() -> dict[str, Probe]:
     found["Pipeline (2 processes)"] = _pipeline
     found["Tensor parallel (2 processes)"] = _tensor_parallel
     found["torchao: int4 weight-only, packed"] = _packed_int4
+    found["torchao: LoRA on dynamic int8"] = _adapters_before_dynamic_int8
     found["transformers serve, OpenAI client"] = _chat_server
     found["vLLM, SGLang: the transformers backend"] = _serving
     return found | {
@@ -220,6 +221,11 @@ def _tensor_parallel(subject: Subject) -> Answer:
 def _packed_int4(subject: Subject) -> Answer:
     lost = "its kernels are MSLK's, CUDA's and an XPU's: on a CPU take int8, or int4 by `IntxWeightOnlyConfig`"
     return DEGRADED, lost, "docs/tools.md, what torchao says on a CPU"
+
+
+def _adapters_before_dynamic_int8(subject: Subject) -> Answer:
+    lost = "no gradient passes a quantised layer, and adapters before one do not train: take int8 of weights alone"
+    return DEGRADED, lost, "tests/tools/test_torchao.py, the gradients of adapters"
 
 
 def _chat_server(subject: Subject) -> Answer:

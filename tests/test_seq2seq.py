@@ -129,7 +129,8 @@ def test_a_4d_mask_of_the_source_says_what_is_seen():
         model(encoder_outputs=states, decoder_input_ids=source, attention_mask=given).logits
         for given in (mask, mask[:, None, None].bool(), mask[:, None, None])
     ]
-    assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
 
 
 def test_later_decoder_tokens_change_no_earlier_logits(model):

@@ -213,6 +213,28 @@ def test_lora(kind, tmp_path):
     assert torch.equal(logits(again, kind), live)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_before_dynamic_int8_do_not_train(kind, tmp_path):
+    """What `doctor` and docs/using.md warn of, until torchao's product with rounded activations has a gradient."""
+    model(kind, **SIZES).save_pretrained(tmp_path)
+    options = {
+        "target_modules": ["q_proj", "down_proj"],
+        "task_type": kinds.TASK_TYPES[kind],
+        "init_lora_weights": False,
+    }
+    for config, trains in ((int8(), True), (int8_dynamic(), False)):
+        wrapped = peft.get_peft_model(quantised(tmp_path, kind, config), peft.LoraConfig(**options)).train()
+        wrapped(**batch(kind)).loss.backward()
+        trained = {
+            name: parameter.grad is not None for name, parameter in wrapped.named_parameters() if "lora" in name
+        }
+        # On the residual stream of the last stack, and so with a gradient in any case.
+        late = [name for name in trained if "down_proj" in name and ".encoder." not in name]
+        assert late
+        assert all(trained[name] for name in late)
+        assert {has_gradient for name, has_gradient in trained.items() if "q_proj" in name} == {trains}
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["llama", "encoder"])
 def test_a_classifiers_head_stays_in_floats_by_name(kind, tmp_path):
