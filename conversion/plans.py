@@ -7,7 +7,7 @@ import struct
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ import torch
 from huggingface_hub import parse_safetensors_file_metadata, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, NotASafetensorsRepoError
 from safetensors.torch import save_file
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 
 from . import tensor_writer
 from .casting import as_dtype, cast_headers
 from .checkpoint import fetching, weight_map
-from .companions import HUB_PATTERNS
+from .companions import HUB_PATTERNS, model_folder, modules_of, root_of
 from .errors import ConversionError
 from .foreign import is_foreign
 from .gguf_source import is_gguf
@@ -153,11 +153,31 @@ def plan(
             free_bytes=shutil.disk_usage(place).free,
             notes=list(opened.native.notes),
         )
+        for file, size in _of_modules(opened):
+            made.written[file] = size
+            made.read_bytes += size
     sample = min(SAMPLE_BYTES, made.write_bytes)
     # It is read from there as well.
     if measure and 2 * sample < made.free_bytes:
         made.bytes_per_second = _speed(place, sample, workers)
     return made
+
+
+def _of_modules(opened: OpenedVariant) -> Iterator[tuple[str, int]]:
+    """Weights of a sentence encoder's other modules, which are copied, with the bytes of their tensors."""
+    if is_gguf(opened.source):
+        return
+    root = root_of(opened.path)
+    for module in modules_of(root):
+        if root / module == opened.path:
+            continue
+        for path in sorted((root / module).rglob(SAFE_WEIGHTS_NAME)):
+            size = sum(tensor.header.nbytes for tensor in Safetensors(path).values())
+            yield path.relative_to(root).as_posix(), size
+        for path in sorted((root / module).rglob(WEIGHTS_NAME)):
+            if not path.with_name(SAFE_WEIGHTS_NAME).is_file():
+                # A pickle has no header, and little beside its tensors.
+                yield path.with_name(SAFE_WEIGHTS_NAME).relative_to(root).as_posix(), path.stat().st_size
 
 
 def _stored(opened: OpenedVariant) -> int:
@@ -182,20 +202,31 @@ def _at_hand(source: str | Path) -> Iterator[str | Path]:
         with fetching(source):
             try:
                 small = Path(snapshot_download(str(source), allow_patterns=[*HUB_PATTERNS]))
-                for path in small.iterdir():
-                    if path.is_file():
-                        shutil.copyfile(path, folder / path.name)
-                index = folder / SAFE_WEIGHTS_INDEX_NAME
+                # Links of the cache become files.
+                shutil.copytree(small, folder, dirs_exist_ok=True)
+                model = model_folder(folder)
+                within = "" if model == folder else f"{model.relative_to(folder).as_posix()}/"
+                index = model / SAFE_WEIGHTS_INDEX_NAME
                 files = set(map(str, weight_map(index).values())) if index.is_file() else {SAFE_WEIGHTS_NAME}
                 for file in sorted(files):
                     if Path(file).name == file:
-                        _write_hollow(folder / file, parse_safetensors_file_metadata(str(source), file))
+                        described = parse_safetensors_file_metadata(str(source), within + file)
+                        _write_hollow(model / file, described)
+                for module in modules_of(folder):
+                    if (folder / module).is_dir() and folder / module != model:
+                        _fetch_module(str(source), f"{module}/{SAFE_WEIGHTS_NAME}", folder)
             except (EntryNotFoundError, NotASafetensorsRepoError) as error:
                 raise ConversionError(
                     f"{source} has no safetensors files, whose headers alone can be fetched. Download it, and plan the "
                     "folder."
                 ) from error
         yield folder
+
+
+def _fetch_module(source: str, file: str, folder: Path) -> None:
+    """The header of a module's weights; many modules have none."""
+    with suppress(EntryNotFoundError):
+        _write_hollow(folder / file, parse_safetensors_file_metadata(source, file))
 
 
 def _write_hollow(path: Path, described: Any) -> None:

@@ -15,8 +15,12 @@ import hf_variants
 import hf_variants.docs
 
 from .conversion import NotRepresentable, engines, folds
+from .conversion.checkpoint import resolve_folder
+from .conversion.companions import refuse_broken_files
+from .conversion.engines.export import tokenizer_of
 from .conversion.errors import ConversionError
 from .conversion.family import head_of_variant, stacks
+from .conversion.gguf_source import is_gguf
 from .conversion.native_target import native_config_for
 from .conversion.opened_variant import open_variant
 from .conversion.skeleton import empty_model
@@ -54,15 +58,23 @@ class Finding:
 
 @dataclass(frozen=True)
 class Subject:
-    """A checkpoint, or a config alone: ours, and the model without memory for its weights."""
+    """
+    A checkpoint, or a config alone: ours, and the model without memory for its weights.
+
+    Attributes:
+        tokenizer: that lies with it, or `None`.
+        notes: why one that lies there cannot be read.
+    """
 
     config: Any
     model: Any
+    tokenizer: Any = None
+    notes: tuple[str, ...] = ()
 
 
 def doctor(source: str | Path, tool: str | None = None) -> list[Finding]:
     """
-    Ask every tool that is known here about a checkpoint; no weight is read.
+    Ask every tool that is known here about a checkpoint; no weight is read, but its small files are.
 
     Args:
         source: a variant, native folder, Hub id or GGUF file; a config.json of ours; the name of a preset.
@@ -114,7 +126,18 @@ def _subject(source: str | Path) -> Subject:
         opened = open_variant(source)
         config, name = opened.config, opened.model_class.__name__
     model = empty_model(getattr(hf_variants, name), config)
-    return Subject(config, model)
+    tokenizer, notes = _tokenizer(Path(source).expanduser())
+    return Subject(config, model, tokenizer, tuple(notes))
+
+
+def _tokenizer(path: Path) -> tuple[Any, list[str]]:
+    """The tokenizer of a folder or GGUF file."""
+    if path.is_dir():
+        path = resolve_folder(path)
+        refuse_broken_files(path)
+    elif not is_gguf(path):
+        return None, []
+    return tokenizer_of(path)
 
 
 def _usual_class(config: Any) -> str:
@@ -182,7 +205,7 @@ def _in_the_way(name: str, fields: dict[str, tuple]) -> str:
 def _engine(room: ModuleType, subject: Subject) -> Answer:
     evidence = "the engine's refusals by field"
     try:
-        lost = room.losses(subject.model)
+        lost = [*room.losses(subject.model, subject.tokenizer), *subject.notes]
     except ConversionError as error:
         return REFUSED, _why(error), evidence
     return DEGRADED if lost else WORKS, "; ".join(lost), evidence

@@ -124,3 +124,22 @@ def test_it_reads_no_weight(tmp_path, monkeypatch):
     with pytest.raises(Exception):  # noqa: B017, PT011
         AutoModelForCausalLM.from_pretrained(tmp_path / "variant")
     assert hf_variants.__version__
+
+
+def test_the_tokenizer_is_looked_at(tmp_path):
+    config = kinds.config("llama")
+    config.save_pretrained(tmp_path / "variant")
+    (before,) = doctor(tmp_path / "variant", "GGUF")
+    tokenizer = kinds.tokenizer()
+    tokenizer.save_pretrained(tmp_path / "variant")
+    (finding,) = doctor(tmp_path / "variant", "GGUF")
+    # Its kind, of whole words, is none of llama.cpp's.
+    assert (before.status, finding.status) == (WORKS, DEGRADED)
+    assert "no vocabulary" in finding.detail
+    assert "WordLevel" in finding.detail
+    (tmp_path / "variant" / "tokenizer.json").write_text('{"version": "1.0", "model": 3}')
+    (finding,) = doctor(tmp_path / "variant", "ONNX")
+    assert finding.status == DEGRADED
+    assert "tokenizer" in finding.detail
+    (tmp_path / "variant" / "tokenizer_config.json").write_text("{")
+    assert hf_variants_cli.main(["doctor", str(tmp_path / "variant")]) == 2

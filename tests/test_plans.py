@@ -15,6 +15,7 @@ import hf_variants_cli
 from hf_variants.conversion import ConversionError, convert, plans
 from hf_variants.conversion.plans import plan
 from tests.hub_server import HubServer, Repository
+from tests.test_companions import in_the_old_layout, sentence_encoder
 
 
 def saved(kind, folder):
@@ -92,22 +93,48 @@ def test_a_model_larger_than_memory(tmp_path):
     assert made.fits
 
 
-def test_the_hub_is_asked_for_headers_alone(tmp_path, monkeypatch):
-    native = saved("llama", tmp_path / "native")
-    files = {path.name: path.read_bytes() for path in native.iterdir()}
+def of_the_hub(native, place, monkeypatch):
+    """The plan for a folder that lies on the Hub, and nothing of its weights was fetched."""
+    files = {path.relative_to(native).as_posix(): path.read_bytes() for path in native.rglob("*") if path.is_file()}
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with HubServer() as server:
         repository = server.repositories["someone/llama"] = Repository("someone/llama")
         repository.commit("main", "weights", files)
         hub = HfApi(endpoint=server.url, token=False)
         monkeypatch.setattr(plans, "parse_safetensors_file_metadata", hub.parse_safetensors_file_metadata)
-        fetch = partial(hub.snapshot_download, cache_dir=tmp_path / "cache")
+        fetch = partial(hub.snapshot_download, cache_dir=place / "cache")
         monkeypatch.setattr(plans, "snapshot_download", fetch)
-        made = plan("someone/llama", tmp_path / "variant", measure=False)
+        made = plan("someone/llama", place / "variant", measure=False)
+    assert list((place / "cache").rglob("config.json"))
+    assert not list((place / "cache").rglob("*.safetensors"))
+    return made
+
+
+def test_the_hub_is_asked_for_headers_alone(tmp_path, monkeypatch):
+    native = saved("llama", tmp_path / "native")
+    made = of_the_hub(native, tmp_path, monkeypatch)
     here = plan(native, tmp_path / "variant", measure=False)
     assert (made.tensors, made.written, made.rebuilt) == (here.tensors, here.written, here.rebuilt)
-    assert list((tmp_path / "cache").rglob("config.json"))
-    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_modules_of_a_sentence_encoder_count(inner, tmp_path, monkeypatch):
+    native = tmp_path / "native"
+    sentence_encoder(native)
+    if inner:
+        in_the_old_layout(native)
+    here = plan(native, tmp_path / "variant", measure=False)
+    convert(native, tmp_path / "variant")
+    written = {
+        path.relative_to(tmp_path / "variant").as_posix(): tensor_bytes(path)
+        for path in (tmp_path / "variant").rglob("*.safetensors")
+    }
+    assert written["2_Dense/model.safetensors"] == 32
+    assert here.written == written
+    made = of_the_hub(native, tmp_path, monkeypatch)
+    assert (made.tensors, made.written) == (here.tensors, here.written)
+    # But for spaces in headers.
+    assert made.read_bytes == pytest.approx(here.read_bytes, abs=500)
 
 
 @pytest.mark.parametrize("option", [("--verify",), ("--verify", "--memory", "1GB"), ("--base", "x")])

@@ -139,7 +139,7 @@ def export_to_engine(
     with loading(opened.path, opened.model_class) if opened.files.is_dir() else nullcontext():
         model = build(opened.model_class, copy.deepcopy(opened.config), weights)
     del weights
-    tokenizer, notes = _tokenizer(opened.files)
+    tokenizer, notes = tokenizer_of(opened.files)
     report = EngineReport(
         source=str(source),
         destination=str(destination),
@@ -192,8 +192,8 @@ def in_float32(model: PreTrainedModel) -> PreTrainedModel:
     return model.eval()
 
 
-def _tokenizer(path: Path) -> tuple[Any, list[str]]:
-    """What lies beside a checkpoint, and notes where it cannot be read."""
+def tokenizer_of(path: Path) -> tuple[Any, list[str]]:
+    """The tokenizer in a checkpoint's folder or file, `None` for none, and notes where it cannot be read."""
     if path.is_dir() and not has_tokenizer(path):
         return None, []
     found = load_tokenizer(path)

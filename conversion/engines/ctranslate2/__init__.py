@@ -31,7 +31,7 @@ def refuse_unrepresentable(config: Any) -> None:
     refuse(NAME, stacks_in_the_way(config))
 
 
-def losses(model: PreTrainedModel) -> list[str]:
+def losses(model: PreTrainedModel, tokenizer: Any = None) -> list[str]:
     """
     What the engine leaves out of a model of ours, with or without weights.
 

@@ -44,15 +44,18 @@ def version() -> str:
     return f"gguf {version_of('gguf')}"
 
 
-def losses(model: PreTrainedModel) -> list[str]:
+def losses(model: PreTrainedModel, tokenizer: Any = None) -> list[str]:
     """
-    What a file leaves out of a model of ours, with or without weights, or llama.cpp computes in another way.
+    What a file leaves out of a model of ours, with or without weights, and of its tokenizer, or llama.cpp computes in
+    another way.
 
     Raises:
         ConversionError: as `refuse_unrepresentable` and `write`.
     """
     body, notes = body_of(model)
-    return [*notes, *_otherwise(target_of(body.config).config)]
+    target = target_of(body.config)
+    _, said = ({}, []) if tokenizer is None else _vocabulary(tokenizer, _vocabulary_size(target), target)
+    return [*notes, *_otherwise(target.config), *said]
 
 
 def write(model: PreTrainedModel, tokenizer: Any, folder: Path, quantization: str | None) -> list[str]:
@@ -73,8 +76,7 @@ def write(model: PreTrainedModel, tokenizer: Any, folder: Path, quantization: st
     wanted = OF_DTYPE[body.dtype] if quantization is None else FORMATS[quantization]
     native = _native_tensors(body, target)
     keys = {**target.keys, **_learned(target, native), **_general(body)}
-    size = (target.config if head_of(target.config) != "seq2seq_lm" else target.config.encoder).vocab_size
-    vocabulary, said = _vocabulary(tokenizer, size, target)
+    vocabulary, said = _vocabulary(tokenizer, _vocabulary_size(target), target)
     tensors = [(name, part.make(native.__getitem__)) for name, part in target.parts.items()]
     tensors += target.settings.items()
     narrow = write_file(folder / FILE, target.architecture, keys | vocabulary, tensors, wanted)
@@ -145,6 +147,10 @@ def _size_label(parameters: int) -> str:
         if parameters >= unit:
             return f"{parameters / unit:.3g}{letter}"
     return str(parameters)
+
+
+def _vocabulary_size(target: Target) -> int:
+    return (target.config if head_of(target.config) != "seq2seq_lm" else target.config.encoder).vocab_size
 
 
 def _vocabulary(tokenizer: Any, size: int, target: Target) -> tuple[dict[str, Any], list[str]]:

@@ -50,7 +50,7 @@ def version() -> str:
     return f"onnx {version_of('onnx')}, by onnxruntime {onnxruntime.__version__}"
 
 
-def losses(model: PreTrainedModel) -> list[str]:
+def losses(model: PreTrainedModel, tokenizer: Any = None) -> list[str]:
     """
     What the graphs leave out of a model of ours, with or without weights.
 
