@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from transformers.utils import (
 
 from .companions import HUB_PATTERNS, model_folder, modules_of
 from .errors import ConversionError
-from .json_files import read_object
+from .json_files import read_config_values, read_object
 from .pickles import load_state_dict
 from .tensor_files import FLOATS, Safetensors, Unread, changed, state_of
 
@@ -32,8 +32,8 @@ SETS_OF_WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEI
 
 def resolve_folder(source: str | Path) -> Path:
     """
-    The local folder of a checkpoint: `source` itself, the folder of a file of weights, or the downloaded snapshot of a
-    Hub id, with the one set of weights that transformers would load.
+    The local folder of a checkpoint: `source` itself, the folder of a file of weights or of an index, or the downloaded
+    snapshot of a Hub id, with the one set of weights that transformers would load.
 
     Raises:
         FileNotFoundError: if there is neither.
@@ -41,7 +41,7 @@ def resolve_folder(source: str | Path) -> Path:
     path = Path(source).expanduser()
     if path.is_dir():
         return model_folder(path)
-    if path.is_file() and path.suffix in WEIGHT_FILES:
+    if path.is_file() and (path.suffix in WEIGHT_FILES or is_index(path.name)):
         return path.parent
     if path.exists() or len(Path(source).parts) != 2:
         raise FileNotFoundError(
@@ -55,13 +55,12 @@ def resolve_folder(source: str | Path) -> Path:
             snapshot_download(str(source), allow_patterns=[f"{module}/{name}" for module in modules for name in names])
         model = model_folder(folder)
         within = "" if model == folder else f"{model.relative_to(folder).as_posix()}/"
-        for name in SETS_OF_WEIGHTS:
+        for name in sets_of_weights(model):
             # The indexes are among the small files.
-            is_index = name.endswith(".json")
-            if not is_index:
+            if not is_index(name):
                 snapshot_download(str(source), allow_patterns=[within + name])
             if (model / name).is_file():
-                if is_index:
+                if is_index(name):
                     shards = sorted({within + str(file) for file in weight_map(model / name).values()})
                     snapshot_download(str(source), allow_patterns=shards)
                 break
@@ -77,6 +76,35 @@ def fetching(source: str | Path) -> Iterator[None]:
         raise FileNotFoundError(
             f"{source} is no folder here and could not be fetched from the Hub. Check the name and the connection."
         ) from error
+
+
+def sets_of_weights(folder: Path) -> tuple[str, ...]:
+    """The files or indexes among which the weights of a folder are looked for, first things first, as transformers does."""
+    if not (folder / CONFIG_NAME).is_file():
+        return SETS_OF_WEIGHTS
+    named = read_config_values(folder / CONFIG_NAME).get("transformers_weights")
+    if named is None:
+        return SETS_OF_WEIGHTS
+    if not (
+        isinstance(named, str) and is_inside(named) and named.endswith((".safetensors", ".safetensors.index.json"))
+    ):
+        raise ConversionError(
+            f"`transformers_weights` in {folder / CONFIG_NAME} is {str(named)[:200]!r}, and must name a safetensors file or "
+            "its index in that folder. Correct it, or remove it to have the file with the usual name read."
+        )
+    return (named,)
+
+
+def is_index(file: str) -> bool:
+    """Whether a file, by its name, lists the files that weights are in; one may have a variant in it."""
+    return file.endswith(".json") and ".index." in file
+
+
+def is_inside(file: str) -> bool:
+    """Whether a file's name, put after a folder's, stays in that folder."""
+    path = PurePosixPath(file)
+    strange = path.is_absolute() or PureWindowsPath(file).drive or "\\" in file
+    return bool(path.parts) and not strange and ".." not in path.parts and len(file) <= 255
 
 
 def weight_map(index: Path) -> dict[str, Any]:
@@ -112,7 +140,13 @@ class Weights:
 
     def __init__(self, folder: Path, file: str | None = None):
         self.folder = folder
-        present = [name for name in SETS_OF_WEIGHTS if (folder / name).is_file()]
+        sets = sets_of_weights(folder) if file is None else SETS_OF_WEIGHTS
+        present = [name for name in dict.fromkeys((*sets, *SETS_OF_WEIGHTS)) if (folder / name).is_file()]
+        if file is None and sets != SETS_OF_WEIGHTS and sets[0] not in present:
+            raise FileNotFoundError(
+                f"`transformers_weights` in {folder / CONFIG_NAME} names {sets[0]!r}, which is missing. Fetch it, or "
+                "remove the key to have the file with the usual name read."
+            )
         if file is None and not present:
             raise FileNotFoundError(
                 f"{folder} has no weights: no {', '.join(SETS_OF_WEIGHTS)}. Give the folder of a checkpoint with its "
@@ -128,15 +162,14 @@ class Weights:
 
     def _files(self) -> dict[str, str]:
         """Tensor name -> file name."""
-        if not self.file.endswith(".json"):
+        if not is_index(self.file):
             return dict.fromkeys(self._tensors_of(self.file), self.file)
         named = weight_map(self.folder / self.file)
-        suffix = ".safetensors" if "safetensors" in self.file else ".bin"
         for file in sorted(set(map(str, named.values()))):
             # transformers follows such paths; a malicious index could read any file of this machine.
-            if Path(file).name != file or not file.endswith(suffix) or len(file) > 255:
+            if not is_inside(file) or not file.endswith(WEIGHT_FILES):
                 raise ConversionError(
-                    f"{self.file} names the file {file[:200]!r}, which is not a plain {suffix} file of its folder. Do not "
+                    f"{self.file} names the file {file[:200]!r}, which is no file of weights in its folder. Do not "
                     "trust this checkpoint."
                 )
             if not (self.folder / file).is_file():

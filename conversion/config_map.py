@@ -439,7 +439,7 @@ FRAMEWORK_KEYS = frozenset(
     {
         "architectures", "auto_map", "dtype", "is_encoder_decoder", "model_type", "num_labels", "torch_dtype",
         "transformers_version", "_name_or_path", "name_or_path", "tokenizer_class", "_attn_implementation",
-        "attn_implementation", "experts_implementation", "_commit_hash",
+        "attn_implementation", "experts_implementation", "_commit_hash", "transformers_weights",
     }
 )  # fmt: skip
 

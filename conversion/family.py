@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.auto_factory import getattribute_from_module
@@ -434,10 +436,13 @@ def read_config(folder: Path) -> PreTrainedConfig:
     differ = block_configs.describes(values)
     if differ:
         values = block_configs.even(values)
-    model_type = values.get("model_type", "")
+    # The classes of transformers read a config without a type; AutoConfig does not.
+    has_type = "model_type" in values
+    model_type = values["model_type"] if has_type else _type_by_class(values)
     if not isinstance(model_type, str) or not model_type:
         raise UnsupportedModelType(
-            f"`model_type` in {path} is {model_type!r}, not a name. Write the model's type there."
+            f"{path} has no `model_type`, and no class of transformers in `architectures` that would say it. Write the "
+            "model's type there."
         )
     family = all_families().get(model_type)
     own = None if family is None else family.own_config
@@ -453,9 +458,18 @@ def read_config(folder: Path) -> PreTrainedConfig:
             config = config_class.from_dict(values)
             config.name_or_path = str(folder)
             return config
-        if own is not None:
-            return own.from_pretrained(folder)
+        if own is not None or not has_type:
+            return config_class.from_pretrained(folder)
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
+def _type_by_class(values: Mapping[str, Any]) -> str | None:
+    """The model type of the class that wrote a config, if it is one of transformers."""
+    for name in values.get("architectures") or ():
+        found = getattr(transformers, name, None) if isinstance(name, str) else None
+        if isinstance(found, type) and issubclass(found, PreTrainedModel) and found.config_class is not None:
+            return found.config_class.model_type
+    return None
 
 
 def is_variant(config: PreTrainedConfig) -> bool:

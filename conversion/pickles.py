@@ -7,8 +7,13 @@ from typing import Any
 from zipfile import is_zipfile
 
 import torch
+from transformers.utils import logging
 
 from .errors import ConversionError
+from .rules import some
+
+
+logger = logging.get_logger(__name__)
 
 
 def load_pickle(path: Path, harmless: tuple[type, ...] = ()) -> Any:
@@ -42,10 +47,13 @@ def load_state_dict(path: Path) -> dict[str, torch.Tensor]:
             content = content[key]
     if not isinstance(content, Mapping):
         raise ConversionError(f"{path} holds a {type(content).__name__}, no state dict. Save the model's state dict.")
-    if strange := [
-        name for name, value in content.items() if not (isinstance(name, str) and isinstance(value, torch.Tensor))
-    ]:
-        raise ConversionError(
-            f"{path} holds {strange[0]!r}, which is no tensor. Save the model's state dict by itself."
-        )
-    return dict(content)
+    tensors = {
+        name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, torch.Tensor)
+    }
+    if strange := [name for name in content if name not in tensors]:
+        if not tensors:
+            raise ConversionError(
+                f"{path} holds {strange[0]!r}, which is no tensor. Save the model's state dict by itself."
+            )
+        logger.warning(f"{path} holds {some([str(name) for name in strange])} beside its tensors, which is left out.")
+    return tensors

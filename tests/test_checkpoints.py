@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 
 import hf_variants
 from hf_variants.conversion import ConversionError, checkpoint, convert, export, output_folder, tensor_writer, verify
-from tests.layouts import differences, native_of, saved, write
+from tests.layouts import differences, native_of, saved, write, write_config
 from tests.parity import hostile_
 
 
@@ -179,6 +179,84 @@ def test_a_file_of_weights_beside_a_config(file, wrap, tmp_path):
     ours = hf_variants.from_native(tmp_path / file)
     assert torch.equal(ours.model.embed_tokens.weight, model.model.embed_tokens.weight)
     assert convert(tmp_path / file, tmp_path / "variant", verify=True).exactness == "bit-exact"
+
+
+def halves(model):
+    """The tensors of a model in two parts."""
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    return [{name: state[name] for name in sorted(state)[number::2]} for number in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("index", "files"),
+    [
+        ("model.safetensors.index.json", ("shards/a.safetensors", "shards/deeper/b.safetensors")),
+        ("model.safetensors.index.json", ("a.bin", "b.bin")),
+        ("pytorch_model.bin.index.json", ("a.safetensors", "b.safetensors")),
+        ("pytorch_model.bin.index.json", ("a.pt", "b.bin")),
+    ],
+)
+def test_the_files_of_an_index_lie_where_and_are_what_it_says(index, files, tmp_path):
+    model = llama()
+    model.config.save_pretrained(tmp_path)
+    for file, part in zip(files, halves(model), strict=True):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (save_file if file.endswith(".safetensors") else torch.save)(part, tmp_path / file)
+    weight_map = {name: file for file, part in zip(files, halves(model), strict=True) for name in part}
+    (tmp_path / index).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    assert_loads_as_stock(tmp_path, model)
+    assert convert(tmp_path, tmp_path / "variant", verify=True).exactness == "bit-exact"
+
+
+def test_an_index_with_a_variant_in_its_name_is_read_where_it_is_given(tmp_path):
+    for file in ("model.safetensors.index.json", "model.safetensors"):
+        model = llama()
+        save_set(tmp_path, model, file)
+        if file.endswith(".json"):
+            expected = model.lm_head.weight
+            (tmp_path / file).rename(tmp_path / "model.safetensors.index.fp16.json")
+    model.config.save_pretrained(tmp_path)
+    report = convert(tmp_path / "model.safetensors.index.fp16.json", tmp_path / "variant", verify=True)
+    assert report.exactness == "bit-exact"
+    ours = hf_variants.VariantForCausalLM.from_pretrained(tmp_path / "variant")
+    assert torch.equal(ours.lm_head.weight, expected)
+
+
+@pytest.mark.parametrize("named", ["special.safetensors", "special.safetensors.index.json"])
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_the_weights_that_a_config_names(named, is_alone, tmp_path):
+    """`transformers_weights`, before the usual names."""
+    folder = tmp_path / "native"
+    if not is_alone:
+        saved(llama(), folder)
+    model = llama(transformers_weights=named)
+    write_config(folder, model)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"transformers_weights": named}))
+    save_set(folder, model, named)
+    assert_loads_as_stock(folder, model)
+    report = convert(folder, tmp_path / "variant", verify=True)
+    assert report.exactness == "bit-exact"
+    export(tmp_path / "variant", tmp_path / "back")
+    assert "transformers_weights" not in json.loads((tmp_path / "back" / "config.json").read_text())
+    assert torch.equal(LlamaForCausalLM.from_pretrained(tmp_path / "back").lm_head.weight, model.lm_head.weight)
+
+
+@pytest.mark.parametrize("named", ["../special.safetensors", "special.bin", "missing.safetensors", 3])
+def test_a_config_names_weights_that_cannot_be_meant(named, tmp_path):
+    saved(llama(), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"transformers_weights": named}))
+    with pytest.raises((ConversionError, FileNotFoundError), match=r"`transformers_weights` .*usual name"):
+        hf_variants.from_native(tmp_path)
+
+
+def test_what_is_no_tensor_is_left_out_of_a_pickle(tmp_path, caplog):
+    model = llama()
+    write_config(tmp_path, model)
+    pickled(tmp_path, {**model.state_dict(), "epoch": 3, "note": "trained"})
+    assert_loads_as_stock(tmp_path, model)
+    assert "epoch, note" in caplog.text
 
 
 class Payload:

@@ -24,6 +24,7 @@ from hf_variants.conversion.config_map import (
 )
 from hf_variants.conversion.family import all_families, all_families_and_parts, family_of
 
+from .layouts import differences, native_of, saved
 from .native_rows import all_rows
 from .parity import hostile_, inputs_of, logits_of, random_native
 
@@ -141,7 +142,6 @@ def test_what_is_not_read_is_kept_and_reported(folder, tmp_path):
         ("sliding_window", 16),
         ("attention_chunk_size", 16),
         ("layer_types", ["full_attention", "sliding_attention"]),
-        ("transformers_weights", "other.safetensors"),
     ],
 )
 def test_a_switch_is_refused_and_not_to_be_ignored(folder, tmp_path, key, value):
@@ -268,6 +268,19 @@ def test_names_of_architectures_that_transformers_loads(model_type, name, head):
         name not in ("Ernie4_5_ForCausalLM", "LLaMAForCausalLM") or family.primary != "causal_lm"
     )
     assert (name in family.taken_part(name, head)) == told
+
+
+def test_the_type_of_a_config_without_one_is_that_of_its_class(tmp_path):
+    model = native_of("xlm-roberta", "sequence_classification")
+    saved(model, tmp_path / "native")
+    config = json.loads((tmp_path / "native" / "config.json").read_text())
+    del config["model_type"]
+    (tmp_path / "native" / "config.json").write_text(json.dumps(config))
+    assert differences(tmp_path / "native", model) == []
+    assert convert(tmp_path / "native", tmp_path / "variant", verify=True).exactness == "bit-exact"
+    (tmp_path / "native" / "config.json").write_text(json.dumps({**config, "architectures": ["RemBertForRanking"]}))
+    with pytest.raises(ConversionError, match="no `model_type`"):
+        convert(tmp_path / "native", tmp_path / "other")
 
 
 def test_a_part_in_memory():

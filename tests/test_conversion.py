@@ -230,8 +230,12 @@ def write_index(folder, index):
 
 
 @pytest.mark.parametrize(
-    "path", ["../secret.safetensors", "/etc/secret.safetensors", "a/b.safetensors", "config.json", 7]
-)
+    "path",
+    [
+        "../secret.safetensors", "/etc/secret.safetensors", "a/../../b.safetensors", "..\\b.safetensors", "C:b.safetensors",
+        "config.json", 7,
+    ],
+)  # fmt: skip
 def test_an_index_cannot_leave_the_folder(tmp_path, path):
     folder, index = sharded(tmp_path)
     index["weight_map"][next(iter(index["weight_map"]))] = path

@@ -23,6 +23,7 @@ from hf_variants.conversion.errors import ConversionError
 from hf_variants.conversion.family import Family, read_config, variant_class
 from hf_variants.conversion.native_source import native_family_and_head
 from hf_variants.conversion.verification import lay_alike, relative_error, set_attention
+from hf_variants.model.axis import VariantConfigError
 
 from ..parity import hostile_
 from .shrink import shrunk
@@ -31,14 +32,17 @@ from .shrink import shrunk
 CONFIGS = Path(__file__).parent / "configs"
 # What is compared, in the order of the table's columns.
 ASPECTS = ("loads", "float32", "as stored", "generate", "loss", "config back", "tensors back")
-# Configs of which no class of transformers can be right: what must refuse them, and with which words.
+# What must refuse configs, and with which words: no class of transformers is right for them, or their stock class
+# computes one function in a forward pass and another in generation.
 REFUSED = {
     "bert-relative-key-query": "relative_key_query",
     "bitnet-b1.58-2b-4t-bf16": "quantised",
+    "gemma3-eagle3-draft": "sliding_window",
     "gpt-j-as-gpt-neo": "encodes positions otherwise",
     "gte-qwen2-7b-instruct": "is_causal",
     "jina-embeddings-v2-base-en": "position_embedding_type",
     "llama-2-7b-awq": "quantised",
+    "llama-3.2-chunked-attention": "attention_chunk_size",
     "llama-fp8-compressed-tensors": "compressed-tensors",
     "llama-gptq-2023": "gptq",
     "memlong-llama": "encodes positions otherwise",
@@ -90,8 +94,9 @@ def _checked(published: dict[str, Any], folder: Path, refusal: str | None) -> di
         (source / "generation_config.json").unlink(missing_ok=True)
         convert(source, folder / "variant")
     except Exception as error:  # Also those that are no message to a user, which the table has to show.
-        if isinstance(error.__cause__, StrictDataclassError):
-            return {"loads": f"- (stock: {type(error.__cause__).__name__})"}
+        refused = error.__cause__
+        if isinstance(refused, StrictDataclassError) and not isinstance(refused, VariantConfigError):
+            return {"loads": f"- (stock: {type(refused).__name__})"}
         said = f"{type(error).__name__}: " * (not isinstance(error, (ValueError, OSError))) + str(error).split(". ")[0]
         right = refusal is not None and refusal in str(error)
         return {"loads": "refused, rightly" if right else f"NO: {said}"}
