@@ -65,6 +65,8 @@ OTHERS = {
     "parts of heads": {"layer_types": "FS", "sliding_window": 4, "hidden_act": "prelu", "rope_parameters": {
         "full_attention": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
         "sliding_attention": {"rope_type": "default", "rope_theta": 10.0}}},
+    "chunks": {"ffn_chunk_size": 4, "norm_placement": "sandwich", "clamp_in_float16": "blocks"},
+    "chunks in some layers": {"per_layer_config": {1: {"ffn_chunk_size": 4}, 2: {"ffn_chunk_size": 6, "skip": ["self_attn"]}}},
     "batchnorm": {"norm_type": "batchnorm", "attention_sub_norm": True, "embedding_norm": True},
     "batchnorm of all batches": {"norm_type": "batchnorm", "norm_momentum": None, "is_causal": False, "norm_bias": False,
                                  "per_layer_config": {1: {"norm_placement": "sandwich"}, 3: {"skip": ["mlp"]}}},
@@ -219,6 +221,42 @@ def test_checkpointing_counts_no_batch_twice():
     assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"residual_dropout": 0.5, "attention_residual_dropout": False},
+        {"residual_dropout": 0.5, "ffn_residual_dropout": False, "learned_scale_type": "channel"},
+        {"residual_dropout": 0.5, "attention_residual_dropout": False, "learned_scale_type": "scalar"},
+        {"residual_dropout": 0.5, "attention_residual_dropout": 0.2, "learned_scale_type": "channel"},
+        {"residual_dropout": 0.5, "attention_residual_dropout": 0.5, "learned_scale_type": "channel"},
+        {"residual_dropout": 0.5, "learned_scale_type": "channel", "per_layer_config": {1: {"skip": ["mlp"]}}},
+        {"residual_dropout": 0.5, "attention_residual_dropout": 0.2},
+    ],
+    ids=str,
+)
+def test_each_branch_has_its_dropout(fields):
+    config = VariantConfig(**SIZES, **fields)
+    source = write_source(config, "dropped")
+    ids, results = torch.arange(1, 17).view(2, 8), []
+    with loaded(source) as module:
+        variant, own = models(source, module, config, "ForCausalLM")
+        own.load_state_dict(variant.state_dict())
+        for model in (variant, own):
+            torch.manual_seed(0)
+            results.append(model.train()(input_ids=ids, use_cache=False).logits)
+        assert not torch.equal(results[0], variant.eval()(input_ids=ids, use_cache=False).logits)
+    assert torch.equal(*results)
+
+
+def test_a_chunk_that_does_not_divide_the_length_is_an_error():
+    config = VariantConfig(**SIZES, ffn_chunk_size=4)
+    with loaded(source := write_source(config, "chunked")) as module:
+        own = module.ChunkedForCausalLM(module.ChunkedForCausalLM.config_class(**source.values(config)))
+        own(input_ids=torch.arange(8)[None])
+        with pytest.raises(ValueError, match="chunk size 4"):
+            own(input_ids=torch.arange(9)[None])
+
+
 HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 TRANSFORM = {"classifier_transform": True, "classifier_transform_norm": True, "classifier_transform_on_tokens": True}
 # Every pooling, transform, dropout and initialisation of classifiers, a few at a time.
@@ -321,7 +359,6 @@ def test_nothing_that_has_one_value(name):
     ("fields", "named"),
     [
         ({"per_layer_config": {1: {"head_dim": 8}}}, "per_layer_config"),
-        ({"ffn_chunk_size": 4}, "ffn_chunk_size"),
         ({"add_cross_attention": True}, "add_cross_attention"),
     ],
 )

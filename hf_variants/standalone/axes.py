@@ -398,9 +398,12 @@ class Stack:
         inside = not (self.parallel and c.dropout_after_sum)
         attention = bool(own * c.residual_dropout if isinstance(own, bool) else own) and inside
         ffn = bool(c.ffn_residual_dropout * c.residual_dropout) and inside
-        self.sublayer_dropout = {"self_attn": attention, "cross_attn": attention, "mlp": ffn}
-        if self.learned_scale and attention != ffn:
-            raise NotStandalone("`learned_scale_type` is set with `residual_dropout` on one sublayer only")
+        of_attention = "config.attention_residual_dropout" if self.own_attention_dropout else "config.residual_dropout"
+        of_attention, of_ffn = of_attention if attention else "", "config.residual_dropout" if ffn else ""
+        # The probability as an expression; nothing where there is no dropout.
+        self.sublayer_dropout = {"self_attn": of_attention, "cross_attn": of_attention, "mlp": of_ffn}
+        self.scale_dropout = list(dict.fromkeys(self.sublayer_dropout[name] for name in self.sublayers))
+        self.chunked = c.ffn_chunk_size > 0 and "mlp" in self.sublayers
         self.sum_dropout = bool(self.parallel and c.dropout_after_sum and c.residual_dropout)
         if self.parallel and self.cross:
             raise NotStandalone("`parallel_block` is set in a stack with cross-attention")

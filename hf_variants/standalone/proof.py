@@ -69,6 +69,10 @@ def reduced(config: PreTrainedConfig) -> PreTrainedConfig:
             values[name] = values[name][:depth]
     if config.is_heterogeneous:
         values["per_layer_config"] = {i: own for i, own in values["per_layer_config"].items() if int(i) < depth}
+    for fields in (values, *(values.get("per_layer_config") or {}).values()):
+        if fields.get("ffn_chunk_size"):
+            # It must divide every length, that of a single token included.
+            fields["ffn_chunk_size"] = 1
     values.pop("model_type", None)
     return type(config)(**values)
 

@@ -60,6 +60,7 @@ IMPORTS = {
     ],
     "transformers.modeling_rope_utils": ["ROPE_INIT_FUNCTIONS", "dynamic_rope_update"],
     "transformers.modeling_utils": ["ALL_ATTENTION_FUNCTIONS", "PreTrainedModel"],
+    "transformers.pytorch_utils": ["apply_chunking_to_forward"],
     "transformers.utils": ["ModelOutput", "can_return_tuple", "is_tracing"],
     "transformers.utils.generic": ["merge_with_config_defaults"],
     "transformers.utils.output_capturing": ["OutputRecorder", "capture_outputs"],
