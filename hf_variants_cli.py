@@ -354,6 +354,13 @@ class _Operation(argparse.Action):
         namespace.operations = [*(namespace.operations or []), (self.const, values, self.option_strings[0])]
 
 
+class _Stack(argparse.Action):
+    """Collects which stack is meant, with how many operations stand before."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        namespace.stacks = [*(namespace.stacks or []), (len(namespace.operations), values)]
+
+
 def _add_edit(edit: argparse.ArgumentParser) -> None:
     """Every operation is an option, and they are applied in the order in which they stand."""
     edit.add_argument("source", metavar="SRC", help="checkpoint folder, native or variant, .gguf file, or Hub id")
@@ -456,8 +463,9 @@ def _add_edit(edit: argparse.ArgumentParser) -> None:
     )
     edit.add_argument("--force", action="store_true", help="tie what differs")
     edit.add_argument(
-        "--stack", choices=("encoder", "decoder"), default="", help="of an encoder-decoder, which one is meant"
-    )
+        "--stack", choices=("encoder", "decoder"), action=_Stack, dest="stacks", default=[],
+        help="of an encoder-decoder, which one is meant by all operations, or, given again, by those behind it",
+    )  # fmt: skip
     edit.add_argument(
         "--deepnorm", choices=("keep", "derive"), default="keep",
         help="DeepNorm's constants after a change of depth (default: %(default)s)",
@@ -721,14 +729,19 @@ def _edit(arguments: argparse.Namespace) -> int:
 
     from hf_variants import surgery
 
-    def made(name: str, value: Any) -> Any:
+    def stack_at(place: int) -> str:
+        """The stack that the operation at a place is told: the one named last before it, or else the first one named."""
+        named = [stack for count, stack in arguments.stacks if count <= place]
+        return next(iter(named[-1:] or [stack for _, stack in arguments.stacks]), "")
+
+    def made(place: int, name: str, value: Any) -> Any:
         """The operation with its own value and what other options say to operations of its kind."""
         kind = getattr(surgery, name)
         parameters = list(inspect.signature(kind).parameters)
         # A list is what an option without a value has.
         own = {} if value == [] else {parameters[0]: value}
-        shared = {name: getattr(arguments, name) for name in parameters if hasattr(arguments, name)}
-        return kind(**shared | own)
+        said = vars(arguments) | {"stack": stack_at(place)}
+        return kind(**{name: said[name] for name in parameters if name in said} | own)
 
     native = arguments.native
     if native == "":
@@ -739,32 +752,37 @@ def _edit(arguments: argparse.Namespace) -> int:
             arguments.distill.read_text(encoding="utf-8"), arguments.distill_steps, arguments.distill_rate,
             arguments.distill_batch, arguments.distill_window,
         )  # fmt: skip
-    distilling = {
-        f"distill-{name}": getattr(arguments, f"distill_{name}") for name in ("steps", "rate", "batch", "window")
-    }
+    distilling = [
+        (f"distill-{name}", getattr(arguments, f"distill_{name}")) for name in ("steps", "rate", "batch", "window")
+    ]
+    # In the order in which it stands.
+    said: list[tuple[str, Any]] = []
+    for place in range(len(arguments.operations) + 1):
+        said += [("stack", stack) for count, stack in arguments.stacks if count == place]
+        for _, value, option in arguments.operations[place : place + 1]:
+            said.append((option.removeprefix("--"), value == [] or value))
     report = surgery.edit(
         arguments.source,
         arguments.destination,
-        [made(name, value) for name, value, _ in arguments.operations],
+        [made(place, name, value) for place, (name, value, _) in enumerate(arguments.operations)],
         native=native,
         model_type=arguments.model_type,
         text=None if arguments.text is None else arguments.text.read_text(encoding="utf-8"),
         measure=arguments.measure,
         recover=recover,
         ignore_keys=arguments.ignore_keys,
-        options={
-            **{option.removeprefix("--"): value == [] or value for _, value, option in arguments.operations},
-            "text": arguments.text,
-            "stack": arguments.stack or None,
-            "encoder": arguments.encoder or None,
-            "force": arguments.force,
-            "deepnorm": arguments.deepnorm if arguments.deepnorm != "keep" else None,
-            "rope-scaling": arguments.scaling if arguments.scaling != "none" else None,
-            "rope-factors": arguments.factors,
-            "ignore-key": arguments.ignore_keys,
-            "distill": arguments.distill,
-            **(distilling if recover is not None else {}),
-        },
+        options=[
+            *said,
+            ("text", arguments.text),
+            ("encoder", arguments.encoder or None),
+            ("force", arguments.force),
+            ("deepnorm", arguments.deepnorm if arguments.deepnorm != "keep" else None),
+            ("rope-scaling", arguments.scaling if arguments.scaling != "none" else None),
+            ("rope-factors", arguments.factors),
+            ("ignore-key", arguments.ignore_keys),
+            ("distill", arguments.distill),
+            *(distilling if recover is not None else []),
+        ],
     )
     print(report.to_markdown())
     if arguments.report is not None:

@@ -267,6 +267,11 @@ def refuse_adapter(folder: Path) -> None:
 
     A place for what converts adapters to take over.
     """
+    if (folder / ADAPTER_CONFIG_NAME).is_file() and not (folder / CONFIG_NAME).is_file():
+        raise ConversionError(
+            f"{folder} holds an adapter ({ADAPTER_CONFIG_NAME}) and no model. Merge it into its base (`merge_and_unload` of "
+            "peft) and give the result, or convert it as an adapter (`hf-variants convert`)."
+        )
     if (folder / ADAPTER_CONFIG_NAME).is_file():
         raise ConversionError(
             f"{folder} holds an adapter ({ADAPTER_CONFIG_NAME}) beside the model, and transformers applies it on loading. "

@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -12,15 +11,11 @@ from . import checkpoint, tensor_files
 from .companions import copy_companions
 from .errors import ConversionError
 from .family import is_variant, read_config, variant_class
-from .layout import as_transformers_reads, refuse_other_shapes
-from .skeleton import empty_model, stored_tensors
-
-
-if TYPE_CHECKING:
-    pass
 from .generation_settings import write_generation_config
 from .gguf_source import is_gguf, open_gguf, write_gguf_companions
+from .layout import as_transformers_reads, refuse_other_shapes
 from .native_source import NativeSource, open_native, refuse_more_layers_than_tensors
+from .skeleton import empty_model, stored_tensors
 from .translation import check_ties, for_other_heads
 
 
@@ -78,6 +73,7 @@ def open_variant(source: str | Path, ignore_keys: Iterable[str] = ()) -> OpenedV
         file, opened = open_gguf(Path(source), ignore_keys)
         return _as_variant(str(source), opened, lambda folder: write_gguf_companions(Path(source), file, folder))
     path = checkpoint.resolve_folder(source)
+    checkpoint.refuse_adapter(path)
     config = read_config(path)
     if is_variant(config):
         return _open_own(source, path, config)
@@ -125,7 +121,6 @@ def _open_own(source: str | Path, path: Path, config: PreTrainedConfig) -> Opene
             "The checkpoint is quantised (`quantization_config`). Take the model as it was before, or, where its "
             "quantiser can, `model.dequantize()` it and save it."
         )
-    checkpoint.refuse_adapter(path)
     model_class = variant_class((config.architectures or ["VariantForCausalLM"])[0])
     weights = checkpoint.weights_of(source, path)
     refuse_more_layers_than_tensors(config, weights)

@@ -57,10 +57,12 @@ def is_hub_id(source: str | Path) -> bool:
     return not Path(source).expanduser().exists()
 
 
-def command_line(command: str, source: str | Path, destination: str | Path, **options: Any) -> str:
-    """What does the same in a shell, with names that others may know."""
+def command_line(
+    command: str, source: str | Path, destination: str | Path, *ordered: tuple[str, Any], **options: Any
+) -> str:
+    """What does the same in a shell, with names that others may know; `ordered` are options that may come twice."""
     words = ["hf-variants", command, public_name(source), last_part(destination)]
-    for name, value in options.items():
+    for name, value in (*ordered, *options.items()):
         for one in value if isinstance(value, (list, tuple)) else (value,):
             if one not in (None, False):
                 words += [f"--{name}"] if one is True else [f"--{name}", str(one)]

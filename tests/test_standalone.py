@@ -65,8 +65,18 @@ OTHERS = {
     "parts of heads": {"layer_types": "FS", "sliding_window": 4, "hidden_act": "prelu", "rope_parameters": {
         "full_attention": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
         "sliding_attention": {"rope_type": "default", "rope_theta": 10.0}}},
+    "bases by layer": {"layer_rope_theta": [10.0, 500.0, 0, 10.0], "layer_types": "FSFS", "sliding_window": 4},
+    "bases by layer, scaled": {"layer_rope_theta": [10.0, 500.0, 10.0, 500.0], "no_rope_layers": [1, 1, 1, 0],
+                               "is_causal": False,
+                               "rope_parameters": {"rope_type": "linear", "rope_theta": 10.0, "factor": 2.0}},
+    "heads of other sizes": {"per_layer_config": {1: {"head_dim": 8}, 3: {"head_dim": 8, "num_attention_heads": 6,
+                                                                         "num_key_value_heads": 3}}},
+    "parts of heads of other sizes": {"is_causal": False, "per_layer_config": {0: {"head_dim": 32}}, "rope_parameters": {
+        "rope_type": "yarn", "rope_theta": 10.0, "factor": 2.0, "original_max_position_embeddings": 32,
+        "partial_rotary_factor": 0.5}},
     "chunks": {"ffn_chunk_size": 4, "norm_placement": "sandwich", "clamp_in_float16": "blocks"},
-    "chunks in some layers": {"per_layer_config": {1: {"ffn_chunk_size": 4}, 2: {"ffn_chunk_size": 6, "skip": ["self_attn"]}}},
+    "chunks in some layers": {"per_layer_config": {1: {"ffn_chunk_size": 4},
+                                                   2: {"ffn_chunk_size": 6, "skip": ["self_attn"]}}},
     "batchnorm": {"norm_type": "batchnorm", "attention_sub_norm": True, "embedding_norm": True},
     "batchnorm of all batches": {"norm_type": "batchnorm", "norm_momentum": None, "is_causal": False, "norm_bias": False,
                                  "per_layer_config": {1: {"norm_placement": "sandwich"}, 3: {"skip": ["mlp"]}}},
@@ -358,7 +368,19 @@ def test_nothing_that_has_one_value(name):
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"per_layer_config": {1: {"head_dim": 8}}}, "per_layer_config"),
+        ({"per_layer_config": {1: {"head_dim": 8}}, "layer_rope_theta": [5.0, 10.0, 5.0, 5.0]}, "per_layer_config"),
+        (
+            {
+                "layer_rope_theta": [5.0, 10.0, 5.0, 5.0],
+                "layer_types": "FFFS",
+                "sliding_window": 4,
+                "rope_parameters": {
+                    "full_attention": {"rope_type": "default", "rope_theta": 100.0},
+                    "sliding_attention": {"rope_type": "linear", "rope_theta": 10.0, "factor": 2.0},
+                },
+            },
+            "layer_rope_theta",
+        ),
         ({"add_cross_attention": True}, "add_cross_attention"),
     ],
 )

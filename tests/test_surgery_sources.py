@@ -3,11 +3,20 @@
 import hashlib
 import json
 import re
+import shlex
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from hf_variants.conversion import convert
 from hf_variants.conversion.errors import ConversionError
@@ -99,3 +108,37 @@ def test_damaged_weights_of_a_module_are_named_before_anything_is_written(conten
     with pytest.raises(ConversionError, match="1_Dense"):
         convert(source, tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
+
+
+def test_each_operation_is_told_the_stack_named_before_it(tmp_path):
+    config = T5Config(vocab_size=40, d_model=16, d_kv=4, d_ff=24, num_heads=4, num_layers=3, decoder_start_token_id=0)
+    native = hostile_(T5ForConditionalGeneration(config)).eval()
+    native.save_pretrained(tmp_path / "native")
+    both = ["--stack", "encoder", "--drop-layers", "1", "--drop-layers", "0", "--stack", "decoder", "--layers", "2,0"]
+    for name, options, kept in (
+        ("both", both, ([2], [2, 0])),
+        ("named behind", ["--drop-layers", "1", "--stack", "decoder"], ([0, 1, 2], [0, 2])),
+    ):
+        assert main(["edit", str(tmp_path / "native"), str(tmp_path / name), *options]) == 0
+        record = json.loads((tmp_path / name / "conversion_report.json").read_text())
+        assert record["command"] == shlex.join(["hf-variants", "edit", "native", name, *options])
+        stock = T5ForConditionalGeneration.from_pretrained(tmp_path / "native").eval()
+        for stack, layers in zip((stock.encoder, stock.decoder), kept):
+            # The table of relative positions stands in the first layer, and is all layers'.
+            table = stack.block[0].layer[0].SelfAttention.relative_attention_bias
+            stack.block = torch.nn.ModuleList(stack.block[layer] for layer in layers)
+            for place, block in enumerate(stack.block):
+                block.layer[0].SelfAttention.relative_attention_bias = table
+                block.layer[0].SelfAttention.has_relative_attention_bias = place == 0
+                block.layer[0].SelfAttention.layer_idx = block.layer[-2].layer_idx = place
+        ids = torch.arange(3, 15)[None]
+        ours = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / name).eval()
+        results = [m(input_ids=ids, decoder_input_ids=ids, use_cache=False).logits for m in (ours, stock)]
+        assert torch.equal(*results)
+
+
+def test_an_adapter_alone_is_named(tmp_path, capsys):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    assert main(["edit", str(tmp_path / "adapter"), str(tmp_path / "ours"), "--drop-layers", "1"]) == 2
+    assert "holds an adapter (adapter_config.json) and no model" in capsys.readouterr().err

@@ -83,6 +83,7 @@ class Stack:
     def _views(self, *arguments: Any) -> None:
         """One stack for every kind of layer, as if all layers were of it; `view_of` has a layer's."""
         self.views, self.view_of, self.differing = [self], [0] * self.whole.num_hidden_layers, []
+        self.head_sizes = False
         if not self.whole.is_heterogeneous:
             return
         layers = list(self.whole.per_layer_config)
@@ -90,8 +91,10 @@ class Stack:
         kinds = [[str(getattr(layer, name, [])) for name in fields] for layer in layers]
         of_stack = [str(vars(self.whole).get(name, [])) for name in fields]
         self.differing = [name for name, *values in zip(fields, of_stack, *kinds) if len(set(values)) > 1]
-        if "head_dim" in self.differing and self.rotary:
-            raise NotStandalone("`per_layer_config` changes `head_dim` under rotary positions")
+        # Whether heads of different sizes are turned.
+        self.head_sizes = "head_dim" in self.differing and self.rotary
+        if self.head_sizes and (len(self.tables) > 1 or self.rope_table_in_checkpoint):
+            raise NotStandalone("`per_layer_config` changes `head_dim` under several tables of rotary positions")
         first = [kinds.index(kind) for kind in kinds]
         distinct = list(dict.fromkeys(first))
         self.views += [Stack(layers[i], *arguments) for i in distinct[1:]]
@@ -333,9 +336,16 @@ class Stack:
             kind: {str(p) for p, t in zip(per_layer, config.layer_types) if t == kind and p is not None}
             for kind in self.layer_kinds
         }
-        if len(self.tables) > 1 and any(len(values) > 1 for values in by_kind.values()):
-            raise NotStandalone("`layer_rope_theta` gives layers of one type different bases")
-        if self.rotary and 0 in self.no_rope_layers:
+        # Whether layers of one type have different bases.
+        self.bases = len(self.tables) > 1 and any(len(values) > 1 for values in by_kind.values())
+        if self.bases and len({str({**table, "rope_theta": 0}) for table in self.tables}) > 1:
+            raise NotStandalone(
+                "`layer_rope_theta` is set, and layer types have different `rope_parameters` beside it"
+            )
+        self.layer_bases = [parameters["rope_theta"] if parameters else 0 for parameters in per_layer]
+        if self.bases and 0 in self.no_rope_layers:
+            self.rotates_rule = "bool(config.layer_rope_theta[layer_idx])"
+        elif self.rotary and 0 in self.no_rope_layers:
             rotating = {kind for kind, p in zip(config.layer_types, per_layer) if p is not None}
             still = {kind for kind, p in zip(config.layer_types, per_layer) if p is None}
             if rotating & still or len(rotating) > 1:
@@ -345,7 +355,7 @@ class Stack:
         if self.rope_table_in_checkpoint and len(self.tables) > 1:
             raise NotStandalone("`rope_table_in_checkpoint` is set, and layers have different `rope_parameters`")
         self.rope_value: dict | None = None
-        if len(self.tables) == 1:
+        if len(self.tables) == 1 or self.bases:
             self.rope_value = self.tables[0]
         elif self.rotary:
             self.rope_value = {

@@ -343,6 +343,8 @@ def _values(stack: Stack, fields: list[str], config: PreTrainedConfig) -> dict[s
         values["per_layer_config"] = layers
     if stack.rotary:
         values["rope_parameters"] = copy.deepcopy(stack.rope_value)
+    if "layer_rope_theta" in values:
+        values["layer_rope_theta"] = stack.layer_bases[: config.num_hidden_layers]
     if "no_rope_layers" in values:
         values["no_rope_layers"] = stack.no_rope_layers[: config.num_hidden_layers]
     return values

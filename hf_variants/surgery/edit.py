@@ -1,6 +1,6 @@
 """From a checkpoint through operations to a new folder: what `hf-variants edit` runs."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,7 @@ def edit(
     recover: Distillation | None = None,
     ignore_keys: Iterable[str] = (),
     max_shard_bytes: int = tensor_writer.MAX_SHARD_BYTES,
-    options: Mapping[str, Any] | None = None,
+    options: Sequence[tuple[str, Any]] = (),
 ) -> EditReport:
     """
     Apply operations to a checkpoint, tensor by tensor, and write the result as a new folder of a variant.
@@ -126,7 +126,7 @@ def edit(
         recover: train the result towards the source, which loads both. Its checkpoints lie in a folder beside the
             destination, DST-distilling, from which the same call goes on if it was stopped.
         ignore_keys, max_shard_bytes: as `convert` takes them.
-        options: of the command that does the same, for the record.
+        options: of the command that does the same, in their order, for the record.
 
     Raises:
         SurgeryError: if an operation is not possible; otherwise as `convert`, and nothing is written.
@@ -155,7 +155,7 @@ def edit(
         parameters_before=_parameters(before),
         parameters=_parameters(after),
         tensors=len(headers),
-        command=command_line("edit", source, destination, **(options or {})),
+        command=command_line("edit", source, destination, *options),
         operations=list(after.outcomes),
         exactness=max((outcome.exactness for outcome in after.outcomes), key=EXACTNESS.index),
         deviations=opened.deviations,
