@@ -14,6 +14,8 @@ from transformers import (
     BertModel,
     LlamaConfig,
     LlamaForCausalLM,
+    RobertaConfig,
+    RobertaForMaskedLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -22,7 +24,16 @@ from hf_variants.conversion import convert
 from hf_variants.conversion.errors import ConversionError
 from hf_variants.conversion.opened_variant import open_variant
 from hf_variants.conversion.tensor_files import Unread
-from hf_variants.surgery import DropLayers, FeedForwardWidth, FuseNorms, GrowLayers, KeyValueHeads, Subject, edit
+from hf_variants.surgery import (
+    ContextLength,
+    DropLayers,
+    FeedForwardWidth,
+    FuseNorms,
+    GrowLayers,
+    KeyValueHeads,
+    Subject,
+    edit,
+)
 from hf_variants_cli import main
 from tests.parity import hostile_
 
@@ -142,3 +153,16 @@ def test_an_adapter_alone_is_named(tmp_path, capsys):
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     assert main(["edit", str(tmp_path / "adapter"), str(tmp_path / "ours"), "--drop-layers", "1"]) == 2
     assert "holds an adapter (adapter_config.json) and no model" in capsys.readouterr().err
+
+
+def test_a_table_whose_first_rows_are_no_positions_is_measured_and_cut(tmp_path):
+    sizes = SIZES | {"max_position_embeddings": 40, "vocab_size": 60, "pad_token_id": 1}
+    native = hostile_(RobertaForMaskedLM(RobertaConfig(**sizes))).eval()
+    native.save_pretrained(tmp_path / "native")
+    report = edit(tmp_path / "native", tmp_path / "ours", [ContextLength(20)], native=tmp_path / "cut")
+    assert report.difference.same_bits
+    cut = RobertaForMaskedLM.from_pretrained(tmp_path / "cut").eval()
+    ids = torch.arange(3, 21)[None]
+    assert cut.roberta.embeddings.position_embeddings.weight.shape[0] == 20
+    native = RobertaForMaskedLM.from_pretrained(tmp_path / "native").eval()
+    assert torch.equal(cut(ids).logits, native(ids).logits)

@@ -175,7 +175,7 @@ def distill(before: Subject, after: Subject, settings: Distillation, workplace: 
 def _windows(after: Subject, settings: Distillation) -> list[Example]:
     """The text in pieces of equal length, as the result's tokenizer cuts it."""
     ids = tokenizer_data.load(after)(settings.text, add_special_tokens=False, verbose=False).input_ids
-    size = min(settings.window, *(config.max_position_embeddings for config in after.stacks.values()))
+    size = min(settings.window, after.context)
     windows = [{"input_ids": ids[start : start + size]} for start in range(0, len(ids) - size + 1, size)]
     if len(windows) < 2:
         raise SurgeryError(
@@ -200,7 +200,7 @@ def _lines(after: Subject, settings: Distillation) -> list[Example]:
             f"Line {told.index(False) + 1} of the text has not one tab, and others have. Write an input, a tab and what is "
             "said to it on every line, or inputs alone."
         )
-    size = min(settings.window, *(config.max_position_embeddings for config in after.stacks.values()))
+    size = min(settings.window, after.context)
 
     def ids(**text: str) -> list[int]:
         return tokenizer(**text, truncation=True, max_length=size, verbose=False).input_ids

@@ -95,7 +95,7 @@ def _random_tokens(before: Subject, after: Subject) -> tuple[torch.Tensor, torch
     """Token ids of the result and of the source, and the source's token of every one of the result's."""
     generator = torch.Generator().manual_seed(0)
     stack = next(iter(before.stacks.values()))
-    length = min(LENGTH, *(s.max_position_embeddings for x in (before, after) for s in x.stacks.values()))
+    length = min(LENGTH, before.context, after.context)
     columns = after.tokens
     candidates = torch.tensor(
         [new for new, old in enumerate(columns) if old >= 0] if columns else range(stack.vocab_size)
@@ -135,7 +135,7 @@ def on_text(before: Subject, after: Subject, text: str, tokenizers: tuple[Any, A
     first, second = (
         tokenizer(text[:CHARACTERS], add_special_tokens=False, verbose=False).input_ids for tokenizer in tokenizers
     )
-    size = min(WINDOW, before.config.max_position_embeddings, after.config.max_position_embeddings)
+    size = min(WINDOW, before.context, after.context)
     if min(len(first), len(second)) < 2:
         raise SurgeryError("The text is too short to predict anything of it. Give a longer one.")
     source, result = before.to_measure(), after.to_measure()

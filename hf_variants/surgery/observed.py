@@ -36,7 +36,7 @@ def observe(subject: Subject, text: str | Path, watch: Callable[[PreTrainedModel
         raise SurgeryError("The text is empty. Give one that is like what the model is for.")
     body = subject.to_measure().base_model
     watch(body)
-    size = min(WINDOW, *(config.max_position_embeddings for config in subject.stacks.values()))
+    size = min(WINDOW, subject.context)
     for start in range(0, len(ids), size):
         window = torch.tensor([ids[start : start + size]])
         body(input_ids=window, **({"decoder_input_ids": window} if subject.config.is_encoder_decoder else {}))

@@ -198,6 +198,16 @@ class Subject:
             return {"": self.config}
         return {"encoder": self.config.encoder, "decoder": self.config.decoder}
 
+    @property
+    def context(self) -> int:
+        """The number of tokens that every stack takes at once."""
+        # RoBERTa's first tokens stand behind the padding token, in a table of this size.
+        return min(
+            config.max_position_embeddings
+            - (config.pad_token_id + 1 if config.position_ids_source == "input_ids" else 0)
+            for config in self.stacks.values()
+        )
+
     def stack(self, name: str) -> str:
         """
         The stack that is meant.

@@ -192,7 +192,7 @@ class ToEmbedder(Operation):
         pooling = {"word_embedding_dimension": subject.config.hidden_size, "pooling_mode_cls_token": False}
         pooling |= {"pooling_mode_mean_tokens": self.pooling == "mean", "pooling_mode_max_tokens": False}
         pooling |= {"pooling_mode_lasttoken": self.pooling == "last"}
-        length = {"max_seq_length": min(512, subject.config.max_position_embeddings), "do_lower_case": False}
+        length = {"max_seq_length": min(512, subject.context), "do_lower_case": False}
         written = {"modules.json": modules, "1_Pooling/config.json": pooling, "sentence_bert_config.json": length}
         files = tuple((name, json.dumps(content, indent=2) + "\n") for name, content in written.items())
         outcome = Outcome(
