@@ -41,13 +41,13 @@ def path(name, value):
 made = [getattr(surgery, kind)(**{n: path(n, v) for n, v in fields.items()}) for kind, fields in operations]
 if options.get("recover"):
     options["recover"] = surgery.Distillation(**options["recover"])
-start = time.perf_counter()
+start, before = time.perf_counter(), time.process_time()
 report = surgery.edit(source, destination, made, measure=False, **options)
-seconds = time.perf_counter() - start
+seconds, processor = time.perf_counter() - start, time.process_time() - before
 # Of this program alone; `ru_maxrss` begins at what its parent had.
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 peak = int(status["VmHWM"].split()[0]) * 1024
-print("\\n" + json.dumps({"seconds": seconds, "peak": peak, "report": report.to_dict()}))
+print("\\n" + json.dumps({"seconds": seconds, "processor": processor, "peak": peak, "report": report.to_dict()}))
 """
 # The same for mergekit.
 MERGE = """
@@ -56,13 +56,13 @@ import yaml
 from mergekit.config import MergeConfiguration
 from mergekit.merge import MergeOptions, run_merge
 config, destination = json.load(sys.stdin)
-start = time.perf_counter()
+start, before = time.perf_counter(), time.process_time()
 run_merge(MergeConfiguration.model_validate(yaml.safe_load(config)), destination, options=MergeOptions())
-seconds = time.perf_counter() - start
+seconds, processor = time.perf_counter() - start, time.process_time() - before
 # Of this program alone; `ru_maxrss` begins at what its parent had.
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 peak = int(status["VmHWM"].split()[0]) * 1024
-print("\\n" + json.dumps({"seconds": seconds, "peak": peak}))
+print("\\n" + json.dumps({"seconds": seconds, "processor": processor, "peak": peak}))
 """
 # At the end of a parallel text.
 HELD_OUT_VERSES = 1500
@@ -312,7 +312,7 @@ def beside_mergekit(place: Path, source: Path, python: str, rounds: int, gigabyt
                 shutil.rmtree(made, ignore_errors=True)
             theirs.append(child(python, MERGE, [merge, str(merged)]))
             ours.append(edited(folder, stacked, [("SelectLayers", {"layers": layers})]))
-        for name, unit, scale in (("seconds", "s", 1), ("peak", "MB", 1e6)):
+        for name, unit, scale in (("seconds", "s", 1), ("processor", "s", 1), ("peak", "MB", 1e6)):
             a, b = (statistics.median(one[name] for one in runs) / scale for runs in (theirs, ours))
             size = f"{megabytes(folder) / 1e3:.2f} GB"
             add(lines, size, layers, f"{name}, {unit}", f"{a:.3g}", f"{b:.3g}", f"{b / a:.2f}")

@@ -18,6 +18,7 @@ import hf_variants
 from hf_variants import VariantConfig
 from hf_variants.standalone import NotStandalone, standalone, write_source
 from hf_variants.standalone.proof import differences, loaded, models, reduced
+from hf_variants.standalone.writing import LINE_LENGTH
 from tests.strategies import hostile_
 from tests.test_seq2seq import stack
 
@@ -322,13 +323,55 @@ def test_a_classifier_is_written(tmp_path):
     assert torch.equal(own(ids).logits, model(ids).logits)
 
 
-def test_a_classifier_of_two_stacks_is_refused(tmp_path):
-    hf_variants.VariantSeq2SeqForSequenceClassification(pair("vanilla", "vanilla")).save_pretrained(
-        tmp_path / "variant"
-    )
-    with pytest.raises(NotStandalone, match="`architectures` is of ForSequenceClassification"):
-        standalone(tmp_path / "variant", tmp_path / "classifier")
-    assert not (tmp_path / "classifier").exists()
+POOLINGS_OF_PAIRS = ("first", "last", "mean", "mean_in_float32", "mean_of_logits", "end_of_sequence")
+PAIR_CLASSIFIERS = [
+    *((("vanilla", "vanilla"), head, {}) for head in HEADS),
+    *((("vanilla", "vanilla"), HEADS[0], {"classifier_pooling": pooling}) for pooling in POOLINGS_OF_PAIRS),
+    (("modern", "sliding"), HEADS[1], {**TRANSFORM, "token_classifier_loss_in_float32": False}),
+    (("modern", "sliding"), HEADS[2], {**TRANSFORM, "qa_dropout": 0.1}),
+    (("t5", "t5"), HEADS[0], {"classifier_pooling": "end_of_sequence", "initializer_scheme": "fan_in",
+                              "classifier_transform": True, "classifier_transform_dropout": True,
+                              "classifier_dropout": 0.1}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("stacks", "head", "fields"),
+    [
+        pytest.param(*case, marks=() if place in (0, 1, 8) else pytest.mark.slow)
+        for place, case in enumerate(PAIR_CLASSIFIERS)
+    ],
+    ids=str,
+)
+def test_bits_of_a_classifier_of_two_stacks(stacks, head, fields):
+    given = {"decoder_start_token_id": 1, "pad_token_id": 0, "eos_token_id": 2, "num_labels": 3}
+    decoder = {**stack(stacks[1], 3), **fields}
+    config = hf_variants.VariantSeq2SeqConfig(encoder=stack(stacks[0], 2), decoder=decoder, **given)
+    source = write_source(config, "pair", head)
+    assert differences(source, config) == []
+    assert "lm_head" not in source.modeling
+    assert source.modeling.count("(PairPreTrainedModel") == 4
+    assert max(map(len, source.modeling.splitlines())) <= LINE_LENGTH
+
+
+def test_a_classifier_of_two_stacks_is_written(tmp_path):
+    config = pair("vanilla", "vanilla", num_labels=3)
+    model = hostile_(hf_variants.VariantSeq2SeqForSequenceClassification(config)).eval()
+    model.save_pretrained(tmp_path / "variant")
+    standalone(tmp_path / "variant", tmp_path / "classifier")
+    own = AutoModelForSequenceClassification.from_pretrained(tmp_path / "classifier", trust_remote_code=True).eval()
+    ids = torch.randint(3, 50, (2, 9), generator=torch.Generator().manual_seed(0))
+    ids[1, 6:] = 0
+    outputs = [m(ids, attention_mask=ids.ne(0).long(), labels=torch.tensor([0, 2])) for m in (own, model)]
+    assert outputs[0].logits.shape == (2, 3)
+    assert torch.equal(outputs[0].logits, outputs[1].logits)
+    assert torch.equal(outputs[0].loss, outputs[1].loss)
+
+
+def test_a_classifier_of_two_stacks_without_padding_is_refused():
+    config = pair("vanilla", "vanilla", pad_token_id=None)
+    with pytest.raises(NotStandalone, match="`classifier_pooling` is last"):
+        write_source(config, "pair", "ForSequenceClassification")
 
 
 def test_a_file_that_differs_is_not_written():

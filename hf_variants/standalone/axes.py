@@ -570,7 +570,7 @@ class Stack:
         if self.fan_in:
             return f"{range_} * {inputs}**-0.5"
         if self.config.initializer_scheme == "fan_out_heads":
-            return f"config.initializer_range * {outputs}**-0.5"
+            return f"{range_} * {outputs}**-0.5"
         if self.config.initializer_scheme == "depth_scaled_and_heads":
             return f"{inputs}**-0.5" if of_classes else f"{range_} * (2 * {self.dec}.num_hidden_layers) ** -0.5"
         return ""
@@ -579,7 +579,7 @@ class Stack:
         c = self.config
         tokens = self.head in ("ForTokenClassification", "ForQuestionAnswering")
         self.classifies = tokens or self.head == "ForSequenceClassification"
-        self.output_width = "config.embedding_size" if self.output_projection else "config.hidden_size"
+        self.output_width = f"{self.dec}.embedding_size" if self.output_projection else f"{self.dec}.hidden_size"
         transforms = c.classifier_transform and (not tokens or c.classifier_transform_on_tokens)
         self.classifier_transform = self.classifies and transforms
         self.classifier_transform_bias, self.classifier_transform_act = (
@@ -602,7 +602,7 @@ class Stack:
         labels = "2" if self.head == "ForQuestionAnswering" else "config.num_labels"
         self.classifier_std = self.head_std(self.output_width, labels, of_classes=True)
         if self.fan_in and self.head == "ForTokenClassification":
-            self.classifier_std = "config.initializer_range"
+            self.classifier_std = f"{self.dec}.initializer_range"
         self.token_loss_in_dtype = not self.reader.token_classifier_loss_in_float32
         if self.classifies:
             # Of the language model's loss.

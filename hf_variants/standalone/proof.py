@@ -14,11 +14,9 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-import hf_variants
-
 from ..model.configuration_variant_seq2seq import DECODER_FIELDS
 from .axes import NotStandalone
-from .writing import Source, write_files
+from .writing import Source, variant_class, write_files
 
 
 # Of the model that is compared: enough layers for every kind that a stack has, and tokens for every special id.
@@ -88,7 +86,7 @@ def models(
 ) -> tuple[PreTrainedModel, PreTrainedModel]:
     """The variant and the written model of this config and head, the variant with random weights."""
     own_class = getattr(module, source.name + head)
-    variant = getattr(hf_variants, f"Variant{head}")(config)
+    variant = variant_class(config, head)(config)
     standalone = own_class(own_class.config_class(**source.values(config), id2label=config.id2label))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -139,13 +137,16 @@ def _differences_in(variant: PreTrainedModel, standalone: PreTrainedModel, dtype
     if config.pad_token_id is None and type(variant).__name__.endswith("SequenceClassification"):
         # Which tells the last real token.
         inputs["whole rows"]["attention_mask"] = torch.ones_like(ids)
-    if config.classifier_pooling == "end_of_sequence":
-        ids[:, -1] = torch.tensor(config.eos_token_id).flatten()[0]
+    if getattr(variant.config, "decoder", config).classifier_pooling == "end_of_sequence":
+        ids[:, -1] = torch.tensor(variant.config.eos_token_id).flatten()[0]
     generates = variant.can_generate()
-    if variant.config.is_encoder_decoder:
+    of_sequences = type(variant).__name__.endswith("SequenceClassification")
+    # The place of a sequence's vector in the decoder is found in the source.
+    if variant.config.is_encoder_decoder and not of_sequences:
         vocab_size = variant.config.decoder.vocab_size
         target = torch.randint(0, vocab_size, (2, LENGTH - 3), generator=generator)
         inputs = {name: {**batch, "decoder_input_ids": target} for name, batch in inputs.items()}
+    if variant.config.is_encoder_decoder:
         inputs["padded rows"]["attention_mask"] = mask.flip(1)
     for backend in ("eager", "sdpa"):
         if backend == "sdpa" and variant.config.unsupported_attention_features("sdpa"):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 import hf_variants
 
@@ -54,6 +54,8 @@ IMPORTS = {
         "QuestionAnsweringModelOutput",
         "Seq2SeqLMOutput",
         "Seq2SeqModelOutput",
+        "Seq2SeqQuestionAnsweringModelOutput",
+        "Seq2SeqSequenceClassifierOutput",
         "SequenceClassifierOutput",
         "SequenceClassifierOutputWithPast",
         "TokenClassifierOutput",
@@ -149,6 +151,12 @@ def names_of(name: str) -> tuple[str, str]:
     return "".join(word[0].upper() + word[1:] for word in words), "_".join(word.lower() for word in words)
 
 
+def variant_class(config: PreTrainedConfig, head: str) -> type[PreTrainedModel]:
+    """The class of the package with this end of its name."""
+    seq2seq = "Seq2Seq" if config.is_encoder_decoder and head != "ForConditionalGeneration" else ""
+    return getattr(hf_variants, f"Variant{seq2seq}{head}")
+
+
 # Of one stack: a class with a head -> its Auto class. A model without a head gets the language model's beside it.
 AUTO_CLASSES = {
     "ForCausalLM": "AutoModelForCausalLM",
@@ -175,12 +183,23 @@ def write_source(config: PreTrainedConfig, name: str, head: str = "Model") -> So
     norms: dict[str, dict] = {}
     if config.is_encoder_decoder:
         parts = {f"{prefix}Encoder": config.encoder, f"{prefix}Decoder": config.decoder}
-        stacks = {part: Stack(stack, part, prefix, norms, in_seq2seq=True) for part, stack in parts.items()}
-        classes = {"AutoModel": "Model", "AutoModelForSeq2SeqLM": "ForConditionalGeneration"}
-        if head not in classes.values():
+        if head == "Model":
+            head = "ForConditionalGeneration"
+        stacks = {
+            part: Stack(stack, part, prefix, norms, in_seq2seq=True, head=head if part.endswith("Decoder") else "")
+            for part, stack in parts.items()
+        }
+        if head == "ForSequenceClassification" and (config.decoder.classifier_pooling, config.pad_token_id) == (
+            "last",
+            None,
+        ):
             raise NotStandalone(
-                f"`architectures` is of {head}, and the file of an encoder-decoder has a language model"
+                "`classifier_pooling` is last, and there is no `pad_token_id` to find the last token by"
             )
+        classes = {
+            "AutoModel": "Model",
+            (AUTO_CLASSES | {"ForConditionalGeneration": "AutoModelForSeq2SeqLM"})[head]: head,
+        }
     else:
         if head == "Model":
             head = "ForCausalLM" if config.is_causal else "ForMaskedLM"
@@ -235,8 +254,7 @@ def write_source(config: PreTrainedConfig, name: str, head: str = "Model") -> So
 
 def _in_order(text: str, class_name: str, config: PreTrainedConfig, end: str) -> str:
     """The text with the signature of a class's `forward` in the order that the variant's has under its config."""
-    seq2seq = "Seq2Seq" if config.is_encoder_decoder and end == "Model" else ""
-    order = order_of(getattr(hf_variants, f"Variant{seq2seq}{end}"), config)
+    order = order_of(variant_class(config, end), config)
     start = text.index("    def forward(\n        self,\n", text.index(f"class {class_name}("))
     start = text.index("self,\n", start) + len("self,\n")
     stop = text.index("        **kwargs,\n", start)
