@@ -22,7 +22,7 @@ from ..in_memory import build
 from ..on_disk import lineage_of_source
 from ..opened_variant import open_variant
 from ..record import command_line, last_part, write_record
-from ..skeleton import empty_model, loading, stored_tensors
+from ..skeleton import loading, stored_tensors
 from ..tokenization import differences, load_tokenizer
 from ..verification import Check
 
@@ -130,11 +130,12 @@ def export_to_engine(
     room.refuse_quantization(quantization)
     output_folder.refuse_occupied(destination)
     opened = open_variant(source, ignore_keys)
-    room.refuse_unrepresentable(opened.config)
+    # All that config and class say against it, before a weight is read.
+    room.losses(opened.skeleton)
     if opened.files.is_dir():
         refuse_broken_files(opened.files)
     version = room.version()
-    stored = stored_tensors(empty_model(opened.model_class, opened.config))
+    stored = stored_tensors(opened.skeleton)
     weights = {name: opened.load(name).clone(memory_format=torch.contiguous_format) for name in stored}
     with loading(opened.path, opened.model_class) if opened.files.is_dir() else nullcontext():
         model = build(opened.model_class, copy.deepcopy(opened.config), weights)

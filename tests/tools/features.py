@@ -234,3 +234,19 @@ RARER = {
     "pair, window of the decoder": (pair(decoder={"layer_types": "SF", "sliding_window": 8}), pair()),
     "pair, QK-norm": (pair(decoder={"qk_norm": "head"}), pair()),
 }  # fmt: skip
+
+# What a model is for -> its class, its kind, and fields of its config.
+HEADS = {
+    "classifier of an encoder": ("VariantForSequenceClassification", "encoder", {"num_labels": 3}),
+    "classifier of a decoder": ("VariantForSequenceClassification", "llama", {"num_labels": 3}),
+    "reward model": ("VariantForSequenceClassification", "llama", {"num_labels": 1}),
+    "token classifier": ("VariantForTokenClassification", "encoder", {"num_labels": 3}),
+    "spans": ("VariantForQuestionAnswering", "encoder", {}),
+    "embeddings of an encoder": ("VariantModel", "encoder", {}),
+    "embeddings with a pooler": ("VariantModel", "encoder", {"pooler": True}),
+    "embeddings of a decoder": ("VariantModel", "llama", {}),
+    "two stacks": ("VariantSeq2SeqModel", "seq2seq", {}),
+    "classifier of two stacks": ("VariantSeq2SeqForSequenceClassification", "seq2seq", {}),
+    "token classifier of two stacks": ("VariantSeq2SeqForTokenClassification", "seq2seq", {}),
+    "spans of two stacks": ("VariantSeq2SeqForQuestionAnswering", "seq2seq", {}),
+}

@@ -3,15 +3,16 @@
 import pytest
 import torch
 
+import hf_variants
 from hf_variants import VariantConfig, presets
-from hf_variants.conversion import NotRepresentable, VerificationFailed, from_native
+from hf_variants.conversion import ConversionError, NotRepresentable, VerificationFailed, from_native
 from hf_variants.conversion.engines import ctranslate2, export_to_engine
 from hf_variants.conversion.engines.export import in_float32
 from tests.native_rows import all_rows
 from tests.parity import random_native
 
 from . import kinds
-from .features import FEATURES, variant, with_and_without
+from .features import FEATURES, HEADS, variant, with_and_without
 
 
 ENGINE = pytest.mark.tool("CTranslate2: export --engine", package="ctranslate2")
@@ -92,6 +93,20 @@ def test_every_preset_runs_alike_or_is_refused(name, tmp_path):
         return
     ctranslate2.refuse_unrepresentable(model.config)
     assert not failed(exported(model, tmp_path / "engine"))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_encoders_leave_their_head_behind_and_decoders_without_one_are_refused(head, tmp_path):
+    class_name, kind, fields = HEADS[head]
+    kinds.model(kind, getattr(hf_variants, class_name), **fields).save_pretrained(tmp_path / "variant")
+    if kind == "encoder":
+        report = export_to_engine(tmp_path / "variant", tmp_path / "engine", "ctranslate2")
+        assert report.ok
+        assert any(class_name in note for note in report.notes)
+        return
+    with pytest.raises(ConversionError, match=f"{class_name} has no head that gives tokens"):
+        export_to_engine(tmp_path / "variant", tmp_path / "engine", "ctranslate2")
+    assert not (tmp_path / "engine").exists()
 
 
 @pytest.mark.parametrize("feature", FEATURES)

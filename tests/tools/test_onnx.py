@@ -18,7 +18,7 @@ from tests.native_rows import all_rows
 from tests.parity import random_native
 
 from . import kinds
-from .features import BASE, FEATURES, RARER, variant, with_and_without
+from .features import BASE, FEATURES, HEADS, RARER, variant, with_and_without
 
 
 pytestmark = pytest.mark.whole
@@ -112,23 +112,6 @@ def test_what_a_graph_cannot_do_is_refused_by_field(fields, named, tmp_path):
     with pytest.raises(NotRepresentable, match=f"`{named}`"):
         export_to_engine(tmp_path / "variant", tmp_path / "engine", "onnx")
     assert not (tmp_path / "engine").exists()
-
-
-# The class, the kind, and fields of its config.
-HEADS = {
-    "classifier of an encoder": ("VariantForSequenceClassification", "encoder", {"num_labels": 3}),
-    "classifier of a decoder": ("VariantForSequenceClassification", "llama", {"num_labels": 3}),
-    "reward model": ("VariantForSequenceClassification", "llama", {"num_labels": 1}),
-    "token classifier": ("VariantForTokenClassification", "encoder", {"num_labels": 3}),
-    "spans": ("VariantForQuestionAnswering", "encoder", {}),
-    "embeddings of an encoder": ("VariantModel", "encoder", {}),
-    "embeddings with a pooler": ("VariantModel", "encoder", {"pooler": True}),
-    "embeddings of a decoder": ("VariantModel", "llama", {}),
-    "two stacks": ("VariantSeq2SeqModel", "seq2seq", {}),
-    "classifier of two stacks": ("VariantSeq2SeqForSequenceClassification", "seq2seq", {}),
-    "token classifier of two stacks": ("VariantSeq2SeqForTokenClassification", "seq2seq", {}),
-    "spans of two stacks": ("VariantSeq2SeqForQuestionAnswering", "seq2seq", {}),
-}
 
 
 @pytest.mark.parametrize("head", sampled(HEADS, ("reward model", "embeddings with a pooler")))

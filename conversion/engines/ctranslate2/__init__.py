@@ -37,6 +37,7 @@ def losses(model: PreTrainedModel, tokenizer: Any = None) -> list[str]:
 
     Raises:
         NotRepresentable: as `refuse_unrepresentable`.
+        ConversionError: for a decoder that is no language model.
     """
     refuse_unrepresentable(model.config)
     return _left_behind(model)
@@ -44,6 +45,11 @@ def losses(model: PreTrainedModel, tokenizer: Any = None) -> list[str]:
 
 def _left_behind(model: PreTrainedModel) -> list[str]:
     if model.config.is_encoder_decoder or model.config.is_causal:
+        if not model.can_generate():
+            raise ConversionError(
+                f"The engine's decoders are language models, and {type(model).__name__} has no head that gives tokens. "
+                "Export it with transformers or to ONNX, or convert the model that its head was put on."
+            )
         return []
     return [f"The engine's encoders give hidden states: the head of {type(model).__name__} stays behind"]
 
