@@ -53,3 +53,14 @@ SHAPES: dict[str, tuple[str, str, dict]] = {
         },
     ),
 }  # fmt: skip
+
+# That do not generate, and are trained alone.
+ENCODERS: dict[str, tuple[str, str, dict]] = {
+    "bert-8m": (
+        "BertForMaskedLM", "BertConfig",
+        {
+            "vocab_size": 8192, "hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4,
+            "intermediate_size": 1024, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+        },
+    ),
+}  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import transformers
-from shapes import SHAPES
+from shapes import ENCODERS, SHAPES
 from transformers.generation.streamers import BaseStreamer
 
 import hf_variants
@@ -21,7 +21,7 @@ READ_BYTES = 1 << 30
 
 def write_models(shape: str, folder: Path) -> None:
     """Write a model with random weights for its native class (`native/`) and ours (`ours/`)."""
-    class_name, config_name, fields = SHAPES[shape]
+    class_name, config_name, fields = {**SHAPES, **ENCODERS}[shape]
     torch.manual_seed(0)
     config = getattr(transformers, config_name)(
         **fields, bos_token_id=0, eos_token_id=None, pad_token_id=0, decoder_start_token_id=0

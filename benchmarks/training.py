@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from decoding import Process, add_machine_options, command, machine, serve, spread, timed
 from resident import most_resident
-from shapes import SHAPES
+from shapes import ENCODERS, SHAPES
 
 
 # Name -> (ours or stock, positions of a chunk of the loss, whether `save_training_memory`).
@@ -58,7 +58,9 @@ class Trainer:
         folder = Path(folder) / ("ours" if which == "ours" else "native")
         config = transformers.AutoConfig.from_pretrained(folder)
         self.is_pair = config.is_encoder_decoder
-        auto = transformers.AutoModelForSeq2SeqLM if self.is_pair else transformers.AutoModelForCausalLM
+        self.is_encoder = config.architectures[0].endswith("MaskedLM")
+        auto = transformers.AutoModelForMaskedLM if self.is_encoder else transformers.AutoModelForCausalLM
+        auto = transformers.AutoModelForSeq2SeqLM if self.is_pair else auto
         self.model = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").train()
         if contender.endswith("gradient checkpointing"):
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -73,7 +75,7 @@ class Trainer:
     def turn(self) -> dict:
         """A step: its seconds and its loss."""
         begun = time.perf_counter()
-        options = {} if self.is_pair else {"use_cache": False}
+        options = {} if self.is_pair or self.is_encoder else {"use_cache": False}
         loss = self.model(input_ids=self.tokens, labels=self.tokens, **options).loss
         loss.backward()
         self.optimiser.step()
@@ -123,7 +125,7 @@ def measure(shape: str, folder: Path, arguments: argparse.Namespace) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["llama-135m"])
+    parser.add_argument("--shapes", nargs="+", choices=[*SHAPES, *ENCODERS], default=["llama-135m"])
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=DEFAULT)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=512)

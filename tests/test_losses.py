@@ -14,7 +14,8 @@ from hf_variants import (
     VariantForSequenceClassification,
     chunk_loss,
 )
-from hf_variants.model.losses import causal_lm_loss, regularised_cross_entropy, token_loss
+from hf_variants.model import losses
+from hf_variants.model.losses import causal_lm_loss, regularised_cross_entropy, score_in_place, token_loss
 from tests.strategies import variant_fields
 from tests.test_random_configs import build, preset_config
 from tests.test_seq2seq import PAIRS, VOCABULARY
@@ -165,6 +166,54 @@ def test_chunks_of_any_decoder(fields):
     config = VariantConfig(**{**fields, "z_loss_coefficient": 0.1, "label_smoothing": 0.2})
     inputs = tokens_and_labels(config.vocab_size)
     assert_chunks_are_the_whole(build(config).double(), **inputs)
+
+
+@pytest.mark.parametrize("terms", [{}, {"z_loss_coefficient": 0.1, "label_smoothing": 0.2, "lm_head_bias": True}])
+@pytest.mark.parametrize("hooked", [False, True])
+def test_chunks_in_float32_through_a_plain_head_and_one_with_a_hook(terms, hooked):
+    config = VariantConfig(**{**preset_config("llama").to_dict(), "tie_word_embeddings": hooked, **terms})
+    model = build(config)
+    calls = []
+    if hooked:
+        model.lm_head.register_forward_hook(lambda *call: calls.append(call))
+    inputs = tokens_and_labels(config.vocab_size)
+    loss, gradients = loss_and_gradients(model, None, **inputs)
+    calls.clear()
+    for chunk in (3, 1000):
+        other, others = loss_and_gradients(model, chunk, **inputs)
+        assert bool(calls) == hooked
+        assert abs(other - loss) < 2e-6 * loss
+        for name, gradient in gradients.items():
+            assert (others[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max() + 1e-6, name
+
+
+@pytest.mark.parametrize("values", [1, 2 * VOCAB, 2**20])
+def test_scores_in_place_and_their_gradient(values, monkeypatch):
+    """In parts of a row, of two, and whole."""
+    monkeypatch.setattr(losses, "SCORED_VALUES", values)
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(5, VOCAB, generator=generator) * 4 + 2).requires_grad_()
+    labels = torch.randint(0, VOCAB, (5,), generator=generator)
+    for terms in (
+        {},
+        {"z_loss_coefficient": 0.1},
+        {"label_smoothing": 0.3},
+        {"z_loss_coefficient": 1, "label_smoothing": 0.1},
+    ):
+        expected = regularised_cross_entropy(logits, labels, num_items_in_batch=1, **terms)
+        (gradient,) = torch.autograd.grad(expected, logits)
+        buffer = logits.detach().clone()
+        assert abs(score_in_place(buffer, labels, **terms) - expected) < 1e-6 * expected
+        assert (buffer - gradient).abs().max() < 2e-6 * gradient.abs().max()
+
+
+def test_chunks_of_a_frozen_head_and_of_one_with_a_second_bias():
+    model = build(VariantConfig(**{**preset_config("llama").to_dict(), "tie_word_embeddings": False}))
+    model.lm_head.weight.requires_grad = False
+    assert_chunks_are_the_whole(model.double(), **tokens_and_labels(model.config.vocab_size))
+    fields = {"tie_word_embeddings": False, "lm_head_bias": True, "lm_head_unread_bias": True}
+    model = VariantForCausalLM(VariantConfig(**{**preset_config("llama").to_dict(), **fields})).double()
+    assert_chunks_are_the_whole(model, **tokens_and_labels(model.config.vocab_size))
 
 
 def test_chunks_of_an_encoder():

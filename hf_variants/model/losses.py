@@ -205,8 +205,84 @@ def leaves_of(output: torch.Tensor) -> list[torch.Tensor]:
     return leaves
 
 
+def reads_weights_alone(head: nn.Module, states: torch.Tensor) -> bool:
+    """Whether a call of a head is `F.linear` and nothing else, in one dtype and on one device."""
+    return (
+        type(head) is nn.Linear
+        and "forward" not in head.__dict__
+        and not (head._forward_hooks or head._forward_pre_hooks or head._backward_hooks or head._backward_pre_hooks)
+        and not torch.is_autocast_enabled(states.device.type)
+        and all(
+            type(weight) is nn.Parameter and (weight.dtype, weight.device) == (states.dtype, states.device)
+            for weight in head.parameters()
+        )
+    )
+
+
+# Of logits that are scored at a time on a CPU, whose cache holds them.
+SCORED_VALUES = 2**20
+
+
+@torch.no_grad()
+def score_in_place(
+    logits: torch.Tensor, labels: torch.Tensor, z_loss_coefficient: float = 0.0, label_smoothing: float = 0.0
+) -> torch.Tensor:
+    """
+    The sum that `regularised_cross_entropy` divides, and its gradient in the place of the logits.
+
+    Args:
+        logits: float32 (tokens, vocab_size), overwritten.
+        labels: int64 (tokens,), of which all count.
+
+    Returns:
+        a scalar.
+    """
+    total = torch.zeros((), dtype=torch.float32, device=logits.device)
+    spread = label_smoothing / logits.shape[-1]
+    rows = max(1, SCORED_VALUES // logits.shape[-1]) if logits.device.type == "cpu" else len(labels)
+    for part, targets in zip(logits.split(rows), labels.unsqueeze(-1).split(rows), strict=True):
+        log_z = part.logsumexp(-1, keepdim=True) if z_loss_coefficient else None
+        log_shares = part.log_softmax(-1)
+        total -= (1 - label_smoothing) * log_shares.gather(-1, targets).sum()
+        if label_smoothing:
+            total -= spread * log_shares.sum()
+        torch.exp(log_shares, out=part)
+        if z_loss_coefficient:
+            total += z_loss_coefficient * log_z.square().sum()
+            part *= 1 + 2 * z_loss_coefficient * log_z
+        if label_smoothing:
+            part -= spread
+        part.scatter_add_(-1, targets, part.new_full(targets.shape, label_smoothing - 1))
+    return total
+
+
+def linear_chunk(
+    head: nn.Linear, finish: Callable, loss_function: Callable, states: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of one chunk (1, positions, width) through a plain head, and its gradient by the head's output."""
+    logits = F.linear(states.detach(), head.weight.detach(), None if head.bias is None else head.bias.detach())
+    finished = finish(logits.requires_grad_())
+    if finished is logits and logits.dtype == torch.float32:
+        terms = getattr(loss_function, "keywords", {})
+        logits = logits.detach()
+        loss = score_in_place(
+            logits[0], labels[0], terms.get("z_loss_coefficient", 0.0), terms.get("label_smoothing", 0.0)
+        )
+        return loss, logits
+    loss = summed_loss(loss_function, finished, labels)
+    return loss, *torch.autograd.grad(loss, logits)
+
+
+def summed_loss(loss_function: Callable, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return loss_function(
+        logits=logits, labels=labels, shift_labels=labels, vocab_size=logits.shape[-1], num_items_in_batch=1
+    )
+
+
 def chunked_loss(
-    score: Callable,
+    transform: Callable,
+    head: nn.Module,
+    finish: Callable,
     loss_function: Callable,
     hidden_states: torch.Tensor,
     labels: torch.Tensor,
@@ -217,10 +293,12 @@ def chunked_loss(
     """
     The loss and its gradients with logits of `chunk` positions at a time in memory, instead of all of them; where nothing
     is scored, none are computed. As in Liger (https://arxiv.org/abs/2410.10989, section 3.2), a chunk's gradients are
-    computed with its loss, so that no logits are computed twice.
+    computed with its loss, so that no logits are computed twice. Through a plain linear head the gradient of the weight
+    is added up where it lies, and that of the logits takes their place.
 
     Args:
-        score: hidden states (1, positions, width) -> logits (1, positions, vocab_size); any modules.
+        transform, head, finish: hidden states (1, positions, width) -> logits (1, positions, vocab_size), one after the
+            other: what stands before the head, the head, and what follows it; any modules.
         loss_function: the model's, which is told labels of both kinds.
         hidden_states: (batch, length, width).
         labels: int64 (batch, length), at the positions they are predicted from.
@@ -230,7 +308,7 @@ def chunked_loss(
         a scalar in float32, differentiable once.
 
     Raises:
-        ValueError: if a weight of `score` is spread over several devices, or if the loss function is none of those that
+        ValueError: if a weight of the head is spread over several devices, or if the loss function is none of those that
             the models here have, and may not be a sum over positions.
     """
     if getattr(loss_function, "func", loss_function) not in SUMS_OVER_POSITIONS:
@@ -245,27 +323,43 @@ def chunked_loss(
     divisor = counted.sum() if num_items_in_batch is None else num_items_in_batch
     total = torch.zeros((), dtype=torch.float32, device=hidden_states.device)
     state_gradients = torch.zeros_like(selected)
+    # Of the head, where it is plain, and of whatever else autograd finds.
+    own: list[nn.Parameter] = []
+    own_sums: list[torch.Tensor] = []
     weights: list[torch.Tensor] = []
     sums: list[torch.Tensor] = []
     for start in range(0, len(targets), chunk):
         piece = selected[start : start + chunk].detach().requires_grad_()
-        logits = score(piece.unsqueeze(0))
         scored = targets[start : start + chunk].unsqueeze(0)
-        loss = loss_function(
-            logits=logits, labels=scored, shift_labels=scored, vocab_size=logits.shape[-1], num_items_in_batch=1
-        )
+        states = transform(piece.unsqueeze(0))
+        plain = reads_weights_alone(head, states)
+        if plain:
+            loss, gradient = linear_chunk(head, finish, loss_function, states, scored)
+            output, of_output = states, torch.matmul(gradient, head.weight.detach())
+        else:
+            output, of_output = summed_loss(loss_function, finish(head(states)), scored), None
+            loss = output
         if start == 0:
-            weights = [leaf for leaf in leaves_of(loss) if leaf is not piece]
-            refuse_spread(weights)
-        gradients = torch.autograd.grad(loss, [piece, *weights])
+            weights = [leaf for leaf in leaves_of(output) if leaf is not piece]
+            read = (head.weight, head.bias) if plain else ()
+            own = [weight for weight in read if weight is not None and weight.requires_grad]
+            refuse_spread([*own, *weights])
+            # Sums of many in half precision would lose the small ones.
+            own_sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in own]
+            sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
+        gradients = torch.autograd.grad(output, [piece, *weights], of_output)
         total += loss.detach()
         state_gradients[start : start + chunk] = gradients[0]
-        if start == 0:
-            # Sums of many in half precision would lose the small ones.
-            sums = [gradient.float() for gradient in gradients[1:]]
-        else:
-            for sum_, gradient in zip(sums, gradients[1:], strict=True):
-                sum_ += gradient
+        for sum_, each in zip(sums, gradients[1:], strict=True):
+            sum_ += each
+        for sum_, weight in zip(own_sums, own, strict=True):
+            if weight is head.bias:
+                sum_ += gradient[0].sum(0)
+            elif weight.dtype == sum_.dtype:
+                sum_.addmm_(gradient[0].t(), states[0].detach())
+            else:
+                sum_ += gradient[0].t() @ states[0].detach()
+    weights, sums = [*own, *weights], [*own_sums, *sums]
     inputs = [selected, *weights] if selected.requires_grad else weights
     gradients = [state_gradients, *sums] if selected.requires_grad else sums
     # The divisor is none of the function's business: gradients of a sum do not underflow in half precision.

@@ -174,6 +174,10 @@ class VariantPreTrainedModel(AdapterGuard, Distribution, PreTrainedModel):
             and not is_tracing(labels)
         )
 
+    def finish_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        """What the LM head gives -> logits, of the same shape."""
+        return self.logit_scaling(logits)
+
     def labels_in_place(self, labels: torch.Tensor, shift_labels: torch.Tensor | None = None) -> torch.Tensor:
         """Labels at the positions they are predicted from, (batch, length)."""
         return labels
@@ -188,7 +192,9 @@ class VariantPreTrainedModel(AdapterGuard, Distribution, PreTrainedModel):
     ) -> torch.Tensor:
         """The loss of (batch, length, hidden_size) without all logits at once; the others: see `causal_lm_loss`."""
         return chunked_loss(
-            self.logits_of,
+            self.lm_head_transform,
+            self.lm_head,
+            self.finish_logits,
             self.loss_function,
             hidden_states,
             self.labels_in_place(labels, shift_labels),
@@ -656,7 +662,7 @@ class VariantForCausalLM(VariantPreTrainedModel, GenerationMixin):
 
     def logits_of(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(batch, length, hidden_size) -> (batch, length, vocab_size)."""
-        return self.logit_scaling(self.lm_head(self.lm_head_transform(hidden_states)))
+        return self.finish_logits(self.lm_head(self.lm_head_transform(hidden_states)))
 
     def labels_in_place(self, labels: torch.Tensor, shift_labels: torch.Tensor | None = None) -> torch.Tensor:
         if shift_labels is not None:
@@ -754,7 +760,7 @@ class VariantForMaskedLM(VariantPreTrainedModel):
 
     def logits_of(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(batch, length, hidden_size) -> (batch, length, vocab_size)."""
-        return self.logit_scaling(self.lm_head(self.lm_head_transform(hidden_states)))
+        return self.finish_logits(self.lm_head(self.lm_head_transform(hidden_states)))
 
     @in_stock_order
     @can_return_tuple

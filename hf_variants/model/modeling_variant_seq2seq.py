@@ -293,10 +293,13 @@ class VariantForConditionalGeneration(VariantSeq2SeqPreTrainedModel, GenerationM
             return super().get_expanded_tied_weights_keys(all_submodels=True)
         return dict(self._tied_weights_keys) if self.config.tie_word_embeddings else {}
 
+    def finish_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        logits = self.logit_scaling(logits)
+        return logits + self.final_logits_bias if self.config.final_logits_bias else logits
+
     def logits_of(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(batch, length, hidden_size) -> (batch, length, vocab_size)."""
-        logits = self.logit_scaling(self.lm_head(self.lm_head_transform(hidden_states)))
-        return logits + self.final_logits_bias if self.config.final_logits_bias else logits
+        return self.finish_logits(self.lm_head(self.lm_head_transform(hidden_states)))
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
         """
