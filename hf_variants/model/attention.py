@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .adapters import NormGuard
@@ -375,6 +376,19 @@ def eager_attention_forward(
     return output.transpose(1, 2).contiguous(), weights
 
 
+def casts_its_inputs(attention_interface: Callable, query: torch.Tensor) -> bool:
+    """
+    Whether autocast brings what an attention function takes to one dtype, as for sdpa: after key heads are repeated, so
+    that their gradients are added up in the dtype that rotated keys have.
+    """
+    device = query.device.type
+    return (
+        attention_interface is sdpa_attention_forward
+        and torch.amp.is_autocast_available(device)
+        and torch.is_autocast_enabled(device)
+    )
+
+
 def self_attention_half(cache: Cache | None) -> Cache | None:
     """The cache that self-attention uses: the whole of it, or a decoder's half beside its cross-attention cache."""
     return cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
@@ -542,8 +556,9 @@ class Attention(NormGuard, nn.Module):
         if position_bias is not None:
             kwargs["position_bias"] = position_bias
         if attention_interface is not self.eager_attention:
-            # Kernels take everything in one dtype only.
-            query, key = query.to(value.dtype), key.to(value.dtype)
+            if not casts_its_inputs(attention_interface, query):
+                # Kernels take everything in one dtype only.
+                query, key = query.to(value.dtype), key.to(value.dtype)
             if position_bias is not None:
                 # Flex attention reads it at every index, without broadcasting.
                 position_bias = position_bias.expand(query.shape[0], -1, query.shape[2], -1)
