@@ -17,9 +17,10 @@ MODEL, ENCODER, DECODER, WITH_PAST = (
     "model.onnx", "encoder_model.onnx", "decoder_model.onnx", "decoder_with_past_model.onnx",
 )  # fmt: skip
 BATCH, LENGTH, PAST, SOURCE = "batch_size", "sequence_length", "past_sequence_length", "encoder_sequence_length"
+TARGET = "decoder_sequence_length"
 TOTAL = f"{PAST} + {LENGTH}"
 # Of what a graph is traced with: all different, and none of them 0 or 1, which tracing takes for constants.
-EXAMPLE = {BATCH: 2, LENGTH: 5, PAST: 3, SOURCE: 7, TOTAL: 8}
+EXAMPLE = {BATCH: 2, LENGTH: 5, PAST: 3, SOURCE: 7, TOTAL: 8, TARGET: 6}
 
 Shape = tuple[str | int, ...]
 
@@ -94,7 +95,7 @@ def _whole(model: PreTrainedModel) -> Graph:
     config = model.config
     inputs = (IDS, MASK, TYPES) if takes_types(config) else (IDS, MASK)
     if config.is_encoder_decoder and type(model).__name__ == "VariantSeq2SeqModel":
-        inputs = (*inputs, Tensor("decoder_input_ids", (BATCH, "decoder_sequence_length")))
+        inputs = (*inputs, Tensor("decoder_input_ids", (BATCH, TARGET)))
     outputs = _outputs(model)
 
     def run(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -109,7 +110,7 @@ def _outputs(model: PreTrainedModel) -> tuple[Tensor, ...]:
     """What a model without a past returns, in the order and under the names of its own output."""
     config = model.config
     decoder = config.decoder if config.is_encoder_decoder else config
-    length = "decoder_sequence_length" if type(model).__name__ == "VariantSeq2SeqModel" else LENGTH
+    length = TARGET if type(model).__name__ == "VariantSeq2SeqModel" else LENGTH
     name = type(model).__name__
     if name.endswith("ForQuestionAnswering"):
         return tuple(Tensor(each, (BATCH, length)) for each in ("start_logits", "end_logits"))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .graphs import BATCH, LENGTH, PAST, SOURCE, Graph, Tensor
+from .graphs import BATCH, LENGTH, PAST, SOURCE, TARGET, Graph, Tensor
 from .package import onnx_packages
 
 
@@ -83,7 +83,7 @@ def _folds(node: Any, parameters: set[str]) -> bool | None:
 
 def _dynamic(tensor: Tensor) -> dict[int, Any]:
     """Named dimensions are one wherever they occur; of a sum, tracing finds out what it is."""
-    one = {name: torch.export.Dim(name) for name in (BATCH, LENGTH, PAST, SOURCE, "decoder_sequence_length")}
+    one = {name: torch.export.Dim(name) for name in (BATCH, LENGTH, PAST, SOURCE, TARGET)}
     return {
         axis: one.get(dim, torch.export.Dim.DYNAMIC) for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)
     }
