@@ -40,7 +40,8 @@ from hf_variants import (
 )
 from hf_variants.conversion import supported_model_types
 from hf_variants.conversion.family import family_of
-from hf_variants.model.arguments import order_of
+from hf_variants.model import arguments
+from hf_variants.model.arguments import CACHE, argument_names, order_of
 
 from .native_rows import all_rows
 from .parity import hostile_, relative_error
@@ -125,9 +126,9 @@ def test_places_are_those_of_the_stock_class_in_every_class():
         if (model_type, family.part) not in configs:
             native = family.config_map.native_class(**rows[model_type].draw(random.Random(f"{model_type}-0")))
             configs[model_type, family.part] = family.config_map.to_variant(native)
-        names = tuple(named(stock.forward))
+        names = argument_names(stock.forward)
         assert order_of(ours, configs[model_type, family.part])[: len(names)] == names, (model_type, stock)
-        seen += names != tuple(named(ours.forward))[: len(names)]
+        seen += names != argument_names(ours.forward)[: len(names)]
     assert seen > 60
 
 
@@ -143,6 +144,24 @@ def test_arguments_by_place_are_the_same(stock_class, tmp_path):
     expected, got = stock(IDS, *by_place), ours(IDS, *by_place)
     assert torch.equal(got[0], expected[0])
     assert not torch.equal(ours(IDS, mask)[0] if stock_class is not GPT2LMHeadModel else ours(IDS)[0], got[0])
+
+
+@pytest.mark.parametrize("pair", [False, True])
+def test_the_cache_has_either_name_where_transformers_renamed_it(pair, monkeypatch):
+    """`cache` since 5.24, which `generate` and users pass there; `past_key_values` before, and in configs."""
+    native = BartForConditionalGeneration(BartConfig(**SIZES)) if pair else GPT2LMHeadModel(GPT2Config(**SIZES))
+    model = hf_variants.from_native(native).eval()
+    assert CACHE in named(model.forward)
+    assert CACHE == "past_key_values" or "past_key_values" not in named(model.forward)
+    ids = {"decoder_input_ids": IDS, "encoder_outputs": model.get_encoder()(IDS)} if pair else {"input_ids": IDS}
+    last = {name: value[:, -1:] if name.endswith("input_ids") else value for name, value in ids.items()}
+    first = {name: value[:, :-1] if name.endswith("input_ids") else value for name, value in ids.items()}
+    expected = model(**last, past_key_values=model(**first, use_cache=True)[CACHE]).logits
+    monkeypatch.setattr(arguments, "CACHE", "cache")
+    cache = model(**first, use_cache=True)[CACHE]
+    assert torch.equal(model(**last, cache=cache).logits, expected)
+    with pytest.raises(TypeError, match="two names of one argument"):
+        model(**last, cache=cache, past_key_values=cache)
 
 
 def test_an_argument_in_another_place_is_an_error_that_names_it():

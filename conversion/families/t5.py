@@ -1,5 +1,9 @@
 """T5, mT5 and UMT5: pre-RMSNorm, unscaled attention, a learned bias per bucket of distance."""
 
+from functools import cache
+
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
 from ..config_map import Computed, Entry, Fixed, Irrelevant, OnBothStacks, OnStack, Renamed, Same
 from ..family import Family
 from ..rules import Rule
@@ -103,9 +107,20 @@ def _output_scale(native):
     return {"decoder.lm_head_input_scale": native["d_model"] ** -0.5 if scaled else 1.0}
 
 
-# UMT5 scales where the embeddings are tied, which its config says in any case.
+@cache
+def _umt5_says_whether_it_scales() -> bool:
+    """As T5 does; before transformers 5.24 it scales in any case."""
+    return hasattr(CONFIG_MAPPING["umt5"](), "scale_decoder_outputs")
+
+
 _SCALED_OUTPUT = Computed(
-    (), lambda native: {"decoder.lm_head_input_scale": native["d_model"] ** -0.5}, lambda fields: {}
+    ("scale_decoder_outputs",),
+    lambda native: _output_scale({"scale_decoder_outputs": True, **native}),
+    lambda fields: (
+        {"scale_decoder_outputs": fields["decoder.lm_head_input_scale"] != 1.0}
+        if _umt5_says_whether_it_scales()
+        else {}
+    ),
 )
 _START = Same("decoder_start_token_id")
 # A key that the class of T5 reads without declaring it.

@@ -12,6 +12,7 @@ from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions, Seq
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import is_tracing
 
+from ..model.arguments import CACHE, with_one_name
 from ..model.attention import self_attention_half
 from ..model.modeling_variant import VariantForCausalLM, VariantModel
 from ..model.modeling_variant_seq2seq import VariantForConditionalGeneration
@@ -235,7 +236,7 @@ class AcceleratedForward:
         self.forget()
 
     def __call__(self, *args, **kwargs) -> CausalLMOutputWithCrossAttentions | Seq2SeqLMOutput:
-        output = None if args else self.decode(**kwargs)
+        output = None if args else self.decode(**with_one_name(kwargs))
         if output is None:
             return type(self.model).forward(self.model, *args, **kwargs)
         self.steps += 1
@@ -345,7 +346,7 @@ class CausalForward(AcceleratedForward):
             encoder_hidden_states,
             encoder_attention_mask,
         )
-        return CausalLMOutputWithCrossAttentions(logits=logits, past_key_values=cache)
+        return CausalLMOutputWithCrossAttentions(logits=logits, **{CACHE: cache})
 
 
 class Seq2SeqForward(AcceleratedForward):
@@ -390,7 +391,7 @@ class Seq2SeqForward(AcceleratedForward):
             logits = logits + self.model.final_logits_bias
         return Seq2SeqLMOutput(
             logits=logits,
-            past_key_values=cache,
+            **{CACHE: cache},
             encoder_last_hidden_state=encoder_outputs[0],
             encoder_hidden_states=getattr(encoder_outputs, "hidden_states", None),
             encoder_attentions=getattr(encoder_outputs, "attentions", None),

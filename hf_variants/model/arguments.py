@@ -7,6 +7,11 @@ from typing import Any
 
 from transformers.cache_utils import Cache
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+
+# What transformers calls `past_key_values`, in arguments and outputs; since 5.24 `cache`.
+CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 # Of a stack with token types, as in BERT and its relatives; a class takes those of them that it names.
@@ -18,9 +23,28 @@ ORDER_WITH_TOKEN_TYPES = (
 
 
 def argument_names(function: Callable) -> tuple[str, ...]:
-    """The arguments that a method names, in the order of its signature."""
+    """The arguments that a method names, in the order of its signature; the cache by the name that configs have."""
     parameters = inspect.signature(function).parameters.values()
-    return tuple(one.name for one in parameters if one.name != "self" and one.kind is not one.VAR_KEYWORD)
+    names = (one.name for one in parameters if one.name != "self" and one.kind is not one.VAR_KEYWORD)
+    return tuple("past_key_values" if name == CACHE else name for name in names)
+
+
+def with_one_name(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments with the cache as `past_key_values`; continuous batching's is none of a model, and stays."""
+    if CACHE == "past_key_values" or not isinstance(arguments.get(CACHE, ""), (Cache, type(None))):
+        return arguments
+    if "past_key_values" in arguments:
+        raise TypeError(f"`{CACHE}` and `past_key_values` are two names of one argument. Pass one of them.")
+    return {"past_key_values" if name == CACHE else name: value for name, value in arguments.items()}
+
+
+def signature_with_stock_names(function: Callable) -> inspect.Signature:
+    """The signature of a `forward` as the installed transformers would write it."""
+    signature = inspect.signature(function)
+    parameters = signature.parameters.values()
+    return signature.replace(
+        parameters=[one.replace(name=CACHE) if one.name == "past_key_values" else one for one in parameters]
+    )
 
 
 def usual_order(model_class: type, config: PreTrainedConfig) -> tuple[str, ...]:
@@ -65,6 +89,7 @@ def in_stock_order(forward: Callable) -> Callable:
     # `generate` and Trainer look at the signature.
     @functools.wraps(forward)
     def by_place(self, *args, **kwargs):
+        kwargs = with_one_name(kwargs)
         if len(args) > 1:
             given = by_name(self.argument_order, args)
             if twice := given.keys() & kwargs.keys():
@@ -72,4 +97,5 @@ def in_stock_order(forward: Callable) -> Callable:
             args, kwargs = (), given | kwargs
         return forward(self, *args, **kwargs)
 
+    by_place.__signature__ = signature_with_stock_names(forward)
     return by_place

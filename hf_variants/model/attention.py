@@ -12,6 +12,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .adapters import NormGuard
+from .arguments import CACHE
 from .axis import PER_LAYER, ROUNDING, TRAINING, Axis, Check, Idle, axis, setting
 from .normalization import NORM_KINDS, NormType, unchanged
 from .part import CALLS, FLOPS, SHAPES, Call, states
@@ -606,6 +607,9 @@ class Attention(NormGuard, nn.Module):
         cache = self_attention_half(past_key_values)
         if cache is not None:
             key, value = cache.update(key.to(value.dtype), value, self.layer_idx)
+        # Of continuous batching; before transformers 5.24 the attention implementation updates it.
+        if CACHE in kwargs:
+            key, value = kwargs.pop(CACHE).update(key, value, self.layer_idx, kwargs=kwargs)
         return self.attend(hidden_states, query, key, value, attention_mask, **kwargs)
 
 

@@ -95,7 +95,7 @@ class VariantConfig(ConstructorRules, PerLayerRules, *AXES, PreTrainedConfig):
     title = "other"
 
     model_type = "hf_variant"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
     ignore_keys_at_rope_validation = {"llama_4_scaling_beta", "alpha"}
     # Of the constructor, beside the fields.
     other_arguments = tuple(RENAMED_FIELDS)

@@ -64,7 +64,7 @@ class VariantSeq2SeqConfig(ConstructorRules, PreTrainedConfig):
     """
 
     model_type = "hf_variant_seq2seq"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
     # Refused, where they differ from the decoder's.
     other_arguments = DECODER_FIELDS
     sub_configs = {"encoder": VariantConfig, "decoder": VariantConfig}

@@ -38,7 +38,7 @@ from transformers.utils.generic import is_flash_attention_requested, merge_with_
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .adapters import AdapterGuard
-from .arguments import in_stock_order, order_of
+from .arguments import CACHE, in_stock_order, order_of, with_one_name
 from .attention import Attention, self_attention_half, with_source_half
 from .axis import quote
 from .block import Block
@@ -143,7 +143,7 @@ class VariantPreTrainedModel(AdapterGuard, Distribution, PreTrainedModel):
     loss_chunk: int | None = None
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     # Of a checkpoint with a pooler for the models that have one.
     _keys_to_ignore_on_load_unexpected = [r"^(model\.)?pooler\."]
     _supports_sdpa = True
@@ -384,7 +384,7 @@ class VariantModel(VariantPreTrainedModel):
             "config": self.config,
             "inputs_embeds": inputs_embeds,
             "attention_mask": attention_mask,
-            "past_key_values": past_key_values,
+            CACHE: past_key_values,
         }
         if self.config.is_causal:
             arguments["position_ids"] = position_ids
@@ -499,6 +499,8 @@ class VariantModel(VariantPreTrainedModel):
         position_biases = self.position_bias(
             hidden_states, self_attention_half(past_key_values), padding_mask, self.layer_types
         )
+        # A layer that is computed again in the backward pass would fill the cache twice.
+        computed_twice = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for layer_idx, layer in zip(range(self.config.num_hidden_layers), self.layers, strict=False):
             if self.layerdrop and self.training and torch.rand(()) < self.layerdrop:
                 continue
@@ -510,7 +512,7 @@ class VariantModel(VariantPreTrainedModel):
                 attention_mask=masks[self.layer_types[layer_idx]],
                 position_embeddings=position_embeddings.get(self.rotary_names[layer_idx]),
                 position_ids=position_ids,
-                past_key_values=past_key_values,
+                past_key_values=None if computed_twice else past_key_values,
                 use_cache=use_cache,
                 **norm_arguments,
                 **kwargs,
@@ -521,11 +523,9 @@ class VariantModel(VariantPreTrainedModel):
             return BaseModelOutputWithPoolingAndCrossAttentions(
                 last_hidden_state=hidden_states,
                 pooler_output=self.pooler(hidden_states),
-                past_key_values=past_key_values,
+                **{CACHE: past_key_values},
             )
-        return BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=hidden_states, past_key_values=past_key_values
-        )
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_states, **{CACHE: past_key_values})
 
     def packs_documents(
         self,
@@ -629,6 +629,8 @@ class VariantForCausalLM(VariantPreTrainedModel, GenerationMixin):
             ValueError: if a table of positions has come to its end. Only where there are more tokens than rows, padding
                 included, the ids are looked at.
         """
+        kwargs = with_one_name(kwargs)
+        past_key_values = kwargs.pop("past_key_values", past_key_values)
         passes_the_limit = self.cache_limit is not None and input_ids.shape[1] > self.cache_limit
         if passes_the_limit and past_key_values and past_key_values.get_seq_length() <= self.cache_limit:
             past_key_values = None
@@ -636,9 +638,9 @@ class VariantForCausalLM(VariantPreTrainedModel, GenerationMixin):
         inputs = super().prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,
-            past_key_values=past_key_values,
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
+            **{CACHE: past_key_values},
             **kwargs,
         )
         length = (attention_mask if torch.is_tensor(attention_mask) else input_ids).shape[-1]
@@ -727,7 +729,7 @@ class VariantForCausalLM(VariantPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithCrossAttentions(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: outputs.get(CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             # Empty where no layer has them.
@@ -919,7 +921,7 @@ class VariantForSequenceClassification(VariantPreTrainedModel):
         return SequenceClassifierOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.get("past_key_values"),
+            **{CACHE: outputs.get(CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .arguments import in_stock_order
+from .arguments import CACHE, in_stock_order
 from .builder import (
     build_classifier_pooling,
     build_loss,
@@ -247,7 +247,7 @@ class VariantSeq2SeqModel(VariantSeq2SeqPreTrainedModel):
         )
         return Seq2SeqModelOutput(
             last_hidden_state=decoder_outputs.last_hidden_state,
-            past_key_values=decoder_outputs.past_key_values,
+            **{CACHE: decoder_outputs.get(CACHE)},
             decoder_hidden_states=decoder_outputs.hidden_states,
             decoder_attentions=decoder_outputs.attentions,
             cross_attentions=decoder_outputs.cross_attentions,
@@ -378,7 +378,7 @@ class VariantForConditionalGeneration(VariantSeq2SeqPreTrainedModel, GenerationM
         return Seq2SeqLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: outputs.get(CACHE)},
             decoder_hidden_states=outputs.decoder_hidden_states,
             decoder_attentions=outputs.decoder_attentions,
             cross_attentions=outputs.cross_attentions,
@@ -395,7 +395,7 @@ class VariantForConditionalGeneration(VariantSeq2SeqPreTrainedModel, GenerationM
         super()._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
-        cache = model_kwargs.get("past_key_values")
+        cache = model_kwargs.get(CACHE)
         if not isinstance(cache, EncoderDecoderCache) or any(cache.is_updated.values()):
             return
         decoder = copy.deepcopy(self.config.decoder)

@@ -28,7 +28,7 @@ LINE_LENGTH = 119
 # Module -> the names that a written file may use of it.
 IMPORTS = {
     "collections.abc": ["Callable"],
-    "functools": ["partial"],
+    "functools": ["partial", "wraps"],
     "torch": ["nn"],
     "transformers.activations": ["ACT2CLS", "ACT2FN"],
     "transformers.configuration_utils": ["PreTrainedConfig"],
@@ -222,6 +222,7 @@ def write_source(config: PreTrainedConfig, name: str, head: str = "Model") -> So
     for stack in stacks.values():
         write_layers(environment.get_template("layers.jinja").module, stack)
     arguments["eager_by_default"] = config.eager_by_default
+    arguments["has_cache"] = any(stack.is_causal for stack in stacks.values())
     views = [view for stack in stacks.values() for view in stack.views]
     arguments["activations"] = {view.hidden_act: view.fresh_activation for view in views if view.fresh_activation}
     arguments["block_names"] = [name for stack in stacks.values() for name in stack.written("block")]
@@ -489,7 +490,7 @@ def _configuration(
         f'    """Configuration of {prefix}, with the sizes it was written with as defaults."""',
         "",
         f'    model_type = "{model_type}"',
-        '    keys_to_ignore_at_inference = ["past_key_values"]',
+        '    keys_to_ignore_at_inference = ["past_key_values", "cache"]',
     ]
     if stack is None:
         parts = {part: f"{prefix}{part.title()}Config" for part in ("encoder", "decoder")}

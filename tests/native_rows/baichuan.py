@@ -129,6 +129,8 @@ class BaichuanForCausalLM(PreTrainedModel, GenerationMixin):
         self, input_ids, attention_mask=None, position_ids=None, past_key_values=None, use_cache=None, labels=None,
         **kwargs,
     ):  # fmt: skip
+        # Its name since transformers 5.24.
+        past_key_values = kwargs.pop("cache", past_key_values)
         x = self.model.embed_tokens(input_ids)
         if (self.config.use_cache if use_cache is None else use_cache) and past_key_values is None:
             past_key_values = DynamicCache()
