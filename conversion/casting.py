@@ -1,16 +1,11 @@
 """In which dtype weights come out."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
 
 import torch
 
 from . import tensor_files
 from .errors import ConversionError
-
-
-if TYPE_CHECKING:
-    pass
 
 
 def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -18,10 +18,6 @@ from . import checkpoint, tensor_files, tensor_writer
 from .family import is_variant
 from .progress import Progress
 from .record import Digests, HashedMeanwhile, weight_files
-
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass

@@ -2,17 +2,12 @@
 
 import copy
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from .companions import belongs
 from .errors import reading
-
-
-if TYPE_CHECKING:
-    pass
 
 
 def copy_generation_config(model: PreTrainedModel, source: PreTrainedModel) -> None:

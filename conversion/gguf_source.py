@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel
@@ -14,12 +13,8 @@ from . import block_configs, gguf_files
 from .errors import ConversionError
 from .family import stacks
 from .layout import as_transformers_reads
-from .tokenization import load_tokenizer
-
-
-if TYPE_CHECKING:
-    pass
 from .native_source import NativeSource, follow_attention, untie
+from .tokenization import load_tokenizer
 
 
 logger = logging.get_logger(__name__)

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -11,16 +11,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from .errors import ConversionError
 from .family import head_of_variant
 from .foreign import ForeignCheckpoint, is_foreign, open_foreign, open_x_transformers
-from .skeleton import empty_model, stored_tensors
-
-
-if TYPE_CHECKING:
-    pass
 from .generation_settings import copy_generation_config, stored_generation_config
 from .gguf_source import is_gguf, open_gguf
 from .native_source import open_native, opened_in_memory
 from .native_target import exported, target_of, without_pooler
 from .report import note_folds, report_of
+from .skeleton import empty_model, stored_tensors
 
 
 def from_native(

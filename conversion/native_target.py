@@ -1,7 +1,5 @@
 """Which native type can express a variant, and how its tensors are made."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -13,10 +11,6 @@ from .errors import NotRepresentable
 from .family import Family, all_families_and_parts, family_for
 from .folds import Folding
 from .skeleton import empty_model
-
-
-if TYPE_CHECKING:
-    pass
 from .translation import Translation, check_ties, translation_between
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -13,10 +13,6 @@ from . import rules, tensor_files
 from .errors import ConversionError
 from .family import Family
 from .skeleton import stored_tensors
-
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass
