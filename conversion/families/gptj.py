@@ -1,12 +1,14 @@
 """GPT-J and CodeGen: attention and feed-forward side by side under one LayerNorm, partial rotation of pairs."""
 
 import math
+from functools import cache
+from importlib import import_module
 
 import torch
 
 from ..config_map import Computed, Fixed, Irrelevant
 from ..errors import ConversionError
-from ..family import Family
+from ..family import Deviation, Family
 from ..rules import Chain, Permute, Rule, Split
 from ._common import (
     FUSED_GRADIENT,
@@ -46,6 +48,18 @@ CONFIG = (
     ),
 )  # fmt: skip
 
+
+@cache
+def _classes_multiply() -> bool:
+    """Since transformers 5.24 attention is a function beside the classes, which takes a factor."""
+    return hasattr(import_module("transformers.models.gptj.modeling_gptj"), "eager_attention_forward")
+
+
+SCALED_SCORES = Deviation(
+    "scores are divided, as the stock classes did before transformers 5.24, which multiply them",
+    applies=lambda config: _classes_multiply(),
+)
+
 LAYER = "transformer.h.{layer}."
 WEIGHTS = (
     Rule("transformer.wte.weight", "model.embed_tokens.weight"),
@@ -77,6 +91,7 @@ FAMILIES = (
     Family(
         model_type="gptj",
         config=CONFIG,
+        deviations=(SCALED_SCORES,),
         weights=(
             *WEIGHTS,
             *(
@@ -105,6 +120,6 @@ FAMILIES = (
             ),
         ),
         weights=(*WEIGHTS, fused_qkv(LAYER + "attn.qkv_proj", Chain(Permute(_rows_by_part), Split(qkv_sizes)))),
-        deviations=(FUSED_PRODUCT, FUSED_GRADIENT),
+        deviations=(FUSED_PRODUCT, FUSED_GRADIENT, SCALED_SCORES),
     ),
 )
