@@ -28,7 +28,7 @@ LINE_LENGTH = 119
 # Module -> the names that a written file may use of it.
 IMPORTS = {
     "collections.abc": ["Callable"],
-    "functools": ["partial", "wraps"],
+    "functools": ["partial"],
     "torch": ["nn"],
     "transformers.activations": ["ACT2CLS", "ACT2FN"],
     "transformers.configuration_utils": ["PreTrainedConfig"],
