@@ -244,7 +244,9 @@ def write_source(config: PreTrainedConfig, name: str, head: str = "Model") -> So
         fields[prefix] = ["is_encoder_decoder", "decoder_start_token_id", "use_cache", "initializer_range",
                           "bos_token_id", "eos_token_id", "pad_token_id"]  # fmt: skip
     body = "".join(text for _, text in sections)
-    modeling = f'"""{_docstring(stacks, prefix)}"""\n\n{_imports(body, prefix, stem)}\n\n\n{body}'
+    # As ruff sorts imports: two lines before a class or a function, one before anything else.
+    gap = "\n\n\n" if body.startswith(("class ", "def ", "@")) else "\n\n"
+    modeling = f'"""{_docstring(stacks, prefix)}"""\n\n{_imports(body, prefix, stem)}{gap}{body}'
     auto_map = {"AutoConfig": f"configuration_{stem}.{prefix}Config"}
     auto_map |= {auto: f"modeling_{stem}.{prefix}{end}" for auto, end in classes.items()}
     for end in classes.values():
