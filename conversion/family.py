@@ -377,6 +377,11 @@ def family_of(model_type: str) -> Family:
         UnsupportedModelType: naming the mechanism that is missing here.
     """
     family = all_families().get(refusals.own_name(model_type))
+    if family is None and model_type in known_families():
+        raise UnsupportedModelType(
+            f"transformers {transformers.__version__} has no type {model_type!r}, and another release has. Install the "
+            "newest one."
+        )
     if family is None:
         raise UnsupportedModelType(refusals.sentence(model_type, all_families()))
     return family

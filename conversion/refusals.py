@@ -27,6 +27,9 @@ MARKERS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("hidden_size_per_layer_input",), "token embeddings for every layer"),
     (("num_kv_shared_layers",), "layers that use the keys and values of another layer"),
     (("heads_per_ngram",), "n-gram embeddings"),
+    (("ngpt_alpha_init",), "residuals that move on a sphere (nGPT)"),
+    (("n_recurrent_loops",), "layers that run in loops"),
+    (("output_vocab_size",), "an output head with fewer rows than the token embedding"),
 )
 
 _SPARSE = "block-sparse attention"

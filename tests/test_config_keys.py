@@ -7,6 +7,8 @@ import re
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from transformers import AutoConfig, GenerationConfig, LlamaConfig, LlamaForCausalLM, T5Config, T5EncoderModel
 
 import hf_variants
@@ -76,7 +78,9 @@ def test_no_entry_says_what_the_source_of_the_classes_says():
             is_read = {verdicts[key] for verdicts in found} != {config_keys.IDLE}
             elsewhere = key in hidden or config_keys.positions_of(key, "other") is not None
             needed.setdefault((key, reason), []).append(is_read or elsewhere)
-    assert {entry for entry, places in needed.items() if not any(places)} == set()
+    # CodeGen's class reads it no more.
+    unread = {"n_ctx"} if Version(transformers.__version__) >= Version("5.24") else set()
+    assert {key for (key, _), places in needed.items() if not any(places)} == unread
     assert any(places == [True] for places in needed.values())
 
 

@@ -12,6 +12,7 @@ from hf_variants.conversion import (
     ConversionError,
     UnsupportedModelType,
     convert,
+    family,
     refusals,
     supported_model_types,
     verify,
@@ -56,6 +57,8 @@ def test_every_native_type_is_supported_or_refused_with_its_reason(model_type):
         ("prophetnet", "n-gram streams"),
         ("albert", "share one set of weights"),
         ("gemma3", "several modalities"),
+        # Since transformers 5.24.
+        *([("dory", "nGPT"), ("apertus1p5_text", "fewer rows")] if "dory" in CONFIG_MAPPING else []),
     ],
 )
 def test_the_mechanism_is_named(model_type, mechanism):
@@ -111,3 +114,9 @@ def test_a_broken_config_is_named(tmp_path, text):
 def test_a_folder_without_a_config_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         hf_variants.from_native(tmp_path)
+
+
+def test_a_type_of_another_release_is_called_one(monkeypatch):
+    monkeypatch.setattr(family, "known_families", lambda: {"tomorrow": None})
+    with pytest.raises(UnsupportedModelType, match="no type 'tomorrow', and another release has"):
+        family.family_of("tomorrow")

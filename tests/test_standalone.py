@@ -1,5 +1,6 @@
 """One model file per variant: that it is short, clean and the variant bit for bit, and refused where it is not."""
 
+import random
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from transformers import (
 
 import hf_variants
 from hf_variants import VariantConfig
+from hf_variants.conversion.family import family_of
 from hf_variants.standalone import NotStandalone, standalone, write_source
 from hf_variants.standalone.proof import differences, loaded, models, reduced
 from hf_variants.standalone.writing import LINE_LENGTH
@@ -40,7 +42,7 @@ OTHERS = {
                 "lm_head_bias": True, "attention_bias": True, "mlp_bias": True, "layer_types": "FS", "sliding_window": 4},
     "roberta-like": {"is_causal": False, "norm_placement": "post", "norm_type": "layernorm", "type_vocab_size": 1,
                      "position_embedding_type": "learned", "position_ids_source": "input_ids", "pooler": True,
-                     "pooler_scope": "base"},
+                     "pooler_scope": "base", "loss_in_float32": False, "initializer_positions": "sinusoidal"},
     "gates and sinks": {"attention_gate": "headwise", "attention_sinks": True, "clip_qkv": 1.5, "attention_sub_norm": True,
                         "ffn_sub_norm": True, "learned_scale_type": "channel", "qk_norm": "per_head"},
     "relative": {"position_embedding_type": "relative_bias", "norm_type": "dynamic_tanh", "label_smoothing": 0.1,
@@ -62,7 +64,8 @@ OTHERS = {
                         "per_layer_config": {2: {"parallel_block": "shared_norm", "residual_multiplier": 0.5},
                                              3: {"parallel_block": "none", "attn_logit_softcapping": 20.0}}},
     "roformer-like": {"rope_turns_values": True, "rope_table_in_checkpoint": True, "rope_interleaved": True,
-                      "hidden_act": "xielu", "ffn_type": "mlp", "eager_by_default": True},
+                      "hidden_act": "xielu", "ffn_type": "mlp", "eager_by_default": True, "generation_counts_padding": True,
+                      "loss_in_float32": False, "z_loss_coefficient": 0.01},
     "parts of heads": {"layer_types": "FS", "sliding_window": 4, "hidden_act": "prelu", "rope_parameters": {
         "full_attention": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
         "sliding_attention": {"rope_type": "default", "rope_theta": 10.0}}},
@@ -81,6 +84,7 @@ OTHERS = {
     "batchnorm": {"norm_type": "batchnorm", "attention_sub_norm": True, "embedding_norm": True},
     "batchnorm of all batches": {"norm_type": "batchnorm", "norm_momentum": None, "is_causal": False, "norm_bias": False,
                                  "per_layer_config": {1: {"norm_placement": "sandwich"}, 3: {"skip": ["mlp"]}}},
+    "labels in place": {"shift_labels": False, "attention_sinks": True, "initializer_sinks": "zero"},
     "narrow embeddings": {"embedding_size": 24, "output_projection": True, "scale_query": True, "lm_head_normalized": True,
                           "padding_mask_source": "input_ids", "first_layer_pre_norm": False, "embedding_norm": True},
 }  # fmt: skip
@@ -189,7 +193,12 @@ def test_an_encoder_decoder_is_written_and_generates(tmp_path):
 def test_stacks_whose_layers_differ():
     given = {"decoder_start_token_id": 1, "pad_token_id": 0, "eos_token_id": 2}
     encoder = {**stack("modern", 2), "per_layer_config": {1: {"norm_placement": "post", "intermediate_size": 40}}}
-    decoder = {**stack("vanilla", 3), "norm_type": "batchnorm", "per_layer_config": {1: {"ffn_type": "glu"}}}
+    decoder = {
+        **stack("vanilla", 3),
+        "norm_type": "batchnorm",
+        "loss_in_float32": False,
+        "per_layer_config": {1: {"ffn_type": "glu"}},
+    }
     config = hf_variants.VariantSeq2SeqConfig(encoder=encoder, decoder=decoder, **given)
     source = write_source(config, "pair")
     assert differences(source, config) == []
@@ -508,6 +517,38 @@ def test_the_plan_of_tensor_parallelism_is_the_variants(folder):
     own = AutoConfig.from_pretrained(path, trust_remote_code=True)
     assert own.base_model_tp_plan == model.config.base_model_tp_plan
     assert own.base_model_pp_plan == model.config.base_model_pp_plan
+
+
+def test_new_weights_keep_within_their_limits():
+    fields = {"initializer_cutoff_factor": 1.0, "attention_sinks": True, "initializer_sinks": "zero",
+              "position_embedding_type": "learned", "initializer_positions": "sinusoidal"}  # fmt: skip
+    config = VariantConfig(**SIZES, **fields)
+    source = write_source(config, "limited")
+    with loaded(source) as module:
+        own = module.LimitedForCausalLM(module.LimitedForCausalLM.config_class(**source.values(config))).state_dict()
+    variant = hf_variants.VariantForCausalLM(config).state_dict()
+    for name, tensor in variant.items():
+        if name.endswith(("sinks", "embed_positions.weight")):
+            assert torch.equal(own[name], tensor), name
+        elif tensor.ndim > 1:
+            assert own[name].abs().max() <= config.initializer_range, name
+            assert own[name].std().item() == pytest.approx(tensor.std().item(), rel=0.1), name
+
+
+@pytest.mark.slow
+def test_what_converts_is_written(monkeypatch):
+    """Of every native type, with the fields that its conversion sets."""
+    from hf_variants.standalone import writing
+    from tests.native_rows import all_rows
+
+    monkeypatch.setattr(writing, "_formatted", str)
+    for name, row in all_rows().items():
+        family = family_of(name)
+        config = family.config_map.to_variant(family.config_map.native_class(**row.draw(random.Random(f"{name}-0"))))
+        if not config.is_encoder_decoder and not config.is_causal and family.primary == "causal_lm":
+            continue
+        head = family.variant_class(family.primary).__name__.removeprefix("Variant").removeprefix("Seq2Seq")
+        assert write_source(config, f"my {name}", head).modeling
 
 
 @pytest.mark.slow

@@ -24,5 +24,5 @@ FAMILIES = tuple(
         ),
         weights=LLAMA_WEIGHTS,
     )
-    for model_type in ("llama", "internlm3", "iquestcoder")
+    for model_type in ("llama", "internlm3", "iquestcoder", "exaone")
 )  # fmt: skip

@@ -272,6 +272,7 @@ class Stack:
         self.scaled_by_layer = c.scale_attn_by_inverse_layer_idx
         self.softcap = c.attn_logit_softcapping is not None
         self.sinks = c.attention_sinks
+        self.new_sinks = c.initializer_sinks if self.sinks else None
         self.gate = c.attention_gate
         self.attention_sub_norm = c.attention_sub_norm
         self.clip = c.clip_qkv is not None
@@ -296,6 +297,8 @@ class Stack:
         self.has_bias = self.bias_in_scores = self.alibi or self.relative
         self.position_offset = c.position_offset
         self.plus_offset = f" + {c.position_offset}" if c.position_offset else ""
+        self.starts_as_sinusoids = self.learned and c.initializer_positions == "sinusoidal"
+        self.counts_padding = c.generation_counts_padding and c.is_causal and not self.seq2seq
         self.position_source = c.position_ids_source
         self.mask_from_ids = c.padding_mask_source == "input_ids"
         limit = position_limit(self.config)
@@ -446,6 +449,9 @@ class Stack:
     def _initialisation(self) -> None:
         c, self.attention_stds, self.mlp_stds = self.reader, [], []
         self.fan_in = c.initializer_scheme == "fan_in"
+        self.cutoff = c.initializer_cutoff_factor is not None
+        if self.cutoff and self.seq2seq:
+            raise NotStandalone("`initializer_cutoff_factor` is set in one of two stacks")
         std = "init_std = config.initializer_range * "
         at_the_end = f"{std}(2 * config.num_hidden_layers) ** -0.5"
         if c.initializer_scheme.startswith("depth_scaled"):
@@ -547,7 +553,12 @@ class Stack:
         self.logit_scaled, self.logit_division = c.logit_scale != 1.0, c.logit_scale_by_division
         self.logit_cap = c.final_logit_softcapping is not None
         self.z_loss, self.smoothing = bool(c.z_loss_coefficient), bool(c.label_smoothing)
-        self.own_loss = self.z_loss or self.smoothing or self.seq2seq
+        self.loss_in_dtype = not c.loss_in_float32
+        shifted = self.is_causal and not self.seq2seq and c.shift_labels
+        self.loss = "causal_lm_loss" if shifted else "token_loss"
+        # Where transformers' own, which shifts a decoder's labels, is another one.
+        self.unshifted_loss = self.is_causal and not shifted
+        self.own_loss = self.z_loss or self.smoothing or self.loss_in_dtype or self.unshifted_loss
         self.pooler = c.pooler
         self.pooler_varies = c.pooler and c.pooler_scope != "every_head"
         self.pooler_default = c.has_pooler("base")

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -212,19 +213,17 @@ def write_source(config: PreTrainedConfig, name: str, head: str = "Model") -> So
         "N": prefix, "stacks": stacks, "head": list(stacks.values())[-1],
         "top": top | {"tie_head": config.tie_word_embeddings},
     }  # fmt: skip
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("hf_variants.standalone", "."),
-        line_statement_prefix="%%",
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
-    template = environment.get_template("modeling.jinja")
+    template = _environment().get_template("modeling.jinja")
     for stack in stacks.values():
-        write_layers(environment.get_template("layers.jinja").module, stack)
+        write_layers(_environment().get_template("layers.jinja").module, stack)
     arguments["eager_by_default"] = config.eager_by_default
     arguments["has_cache"] = any(stack.is_causal for stack in stacks.values())
     views = [view for stack in stacks.values() for view in stack.views]
     arguments["activations"] = {view.hidden_act: view.fresh_activation for view in views if view.fresh_activation}
+    starts = {view.new_sinks for view in views if view.new_sinks}
+    if len(starts) > 1:
+        raise NotStandalone("`initializer_sinks` is not the same in both stacks")
+    arguments["new_sinks"] = next(iter(starts), None)
     arguments["block_names"] = [name for stack in stacks.values() for name in stack.written("block")]
     # Which norms there are, and what has to be initialised, is known when all is written.
     template.render(norms={}, inits=[], **arguments)
@@ -253,6 +252,17 @@ def write_source(config: PreTrainedConfig, name: str, head: str = "Model") -> So
         modeling = _in_order(modeling, f"{prefix}{end}", config, end)
     source = Source(prefix, stem, _formatted(modeling), "", auto_map, stacks, fields)
     return source._replace(configuration=_formatted(_configurations(source, config)))
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    # Compiles each template once.
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("hf_variants.standalone", "."),
+        line_statement_prefix="%%",
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
 
 
 def _in_order(text: str, class_name: str, config: PreTrainedConfig, end: str) -> str:

@@ -87,5 +87,6 @@ ROWS = (
     Row("llama", llama, seeds=8),
     Row("internlm3", internlm3),
     Row("iquestcoder", iquestcoder),
+    Row("exaone", iquestcoder),
     Row("bitnet", bitnet),
 )
