@@ -13,6 +13,8 @@ from transformers import (
     AutoModelForCausalLM,
     BertConfig,
     BertForSequenceClassification,
+    MarianConfig,
+    MarianMTModel,
     OPTConfig,
     OPTForCausalLM,
     Qwen2Config,
@@ -125,6 +127,27 @@ def test_a_classifier_on_a_base_that_is_none(model_class, config, tmp_path):
     loaded = PeftModel.from_pretrained(from_native(native), tmp_path / "ours").eval()
     assert torch.equal(outputs(loaded), outputs(wrapped))
     assert "score" in json.loads((tmp_path / "ours" / "adapter_config.json").read_text())["modules_to_save"]
+
+
+@pytest.mark.parametrize("scales", [False, True])
+@pytest.mark.parametrize("config", [peft.PromptTuningConfig, peft.PrefixTuningConfig])
+def test_a_prompt_beside_words_of_another_size_is_refused(config, scales, tmp_path):
+    """Marian multiplies ids alone, and PEFT looks the words up that its prompt stands before."""
+    sizes = {f"{stack}_{what}": value for stack in ("encoder", "decoder")
+             for what, value in {"layers": 1, "ffn_dim": 32, "attention_heads": 2}.items()}  # fmt: skip
+    native = hostile_(
+        MarianMTModel(MarianConfig(vocab_size=96, d_model=32, pad_token_id=0, scale_embedding=scales, **sizes))
+    ).eval()
+    native.save_pretrained(tmp_path / "base")
+    wrapped = trained(native, config(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=3))
+    wrapped.save_pretrained(tmp_path / "adapter")
+    if scales and config is peft.PromptTuningConfig:
+        with pytest.raises(ConversionError, match=r"MarianMTModel it gets them without `embedding_multiplier`"):
+            convert_adapter(tmp_path / "adapter", tmp_path / "ours", base=tmp_path / "base")
+        return
+    convert_adapter(tmp_path / "adapter", tmp_path / "ours", base=tmp_path / "base")
+    loaded = PeftModel.from_pretrained(from_native(native), tmp_path / "ours").eval()
+    assert torch.equal(outputs(loaded), outputs(wrapped))
 
 
 def opt_with_adapter(folder):

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 import torch
+from peft import PeftConfig, PeftType
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
@@ -35,6 +36,12 @@ def translate_adapter(adapter: Adapter, pair: Pair, to_native: bool) -> tuple[Ad
     for name in ("layer_replication", "target_parameters"):
         if getattr(config, name, None):
             raise ConversionError(f"`{name}` of an adapter cannot be translated. {WAY_OUT}")
+    if _is_given_other_words(config, pair):
+        raise ConversionError(
+            f"{adapter.method} has PEFT look words up, and of {type(pair.native).__name__} it gets them without "
+            f"`embedding_multiplier`, of {type(pair.variant).__name__} with it: the adapter's prompt would stand beside "
+            "other words than in training. Train it on the model that it is for."
+        )
     parts = sorted_parts(adapter, source, check(adapter, source, "The adapter"))
     twice = sorted(parts.saved_modules & parts.modules.keys())
     if twice:
@@ -85,6 +92,14 @@ def translate_adapter(adapter: Adapter, pair: Pair, to_native: bool) -> tuple[Ad
     )
     check(made, target, "The translated adapter")
     return made, sorted(translator.joined)
+
+
+def _is_given_other_words(config: PeftConfig, pair: Pair) -> bool:
+    """Whether prompts stand beside words that one model's table multiplies, and the other's does not (Marian)."""
+    if not config.is_prompt_learning or config.peft_type in (PeftType.PREFIX_TUNING, PeftType.CARTRIDGE):
+        return False
+    native, variant = (type(model.get_input_embeddings()).forward for model in (pair.native, pair.variant))
+    return native is nn.Embedding.forward and variant is not nn.Embedding.forward
 
 
 def _leave_out_what_never_runs(adapter: Adapter, native: PreTrainedModel, parts: Parts) -> None:
