@@ -1,5 +1,8 @@
 """Losses against their formulas, autograd, and transformers' own loss."""
 
+import functools
+import types
+
 import peft
 import pytest
 import torch
@@ -281,3 +284,18 @@ def test_refused_chunks():
     model.loss_function = lambda logits, labels, **kwargs: logits.mean()
     with pytest.raises(ValueError, match="`loss_function` of this model was replaced"):
         model(**tokens_and_labels(model.config.vocab_size))
+
+
+def test_a_fused_head_is_known_under_the_signature_of_what_it_replaces():
+    config = preset_config("llama")
+    config.z_loss_coefficient = 0.1
+    model = VariantForCausalLM(config)
+
+    # As TRL makes one.
+    @functools.wraps(type(model).forward)
+    def fused(self, *args, fused_lm_head=False, **kwargs):
+        return fused_lm_head
+
+    model.forward = types.MethodType(fused, model)
+    with pytest.raises(ValueError, match="`z_loss_coefficient`"):
+        model(fused_lm_head=True)
