@@ -464,16 +464,24 @@ KEPT_FOR_THE_WAY_BACK = frozenset({"use_cache", "native_leftovers", "eager_by_de
 
 def _of_head(config: VariantConfig, fields: Fields, head: str) -> Fields:
     """What the model with this head reads of the fields that describe poolers and classifiers."""
-    role = {"base": "base", "sequence_classification": "classifier"}.get(head, "other")
+    role = {"base": "base", "sequence_classification": "classifier", "multiple_choice": "choices"}.get(head, "other")
     on_tokens = head in ("token_classification", "question_answering")
     transform = role == "classifier" or (on_tokens and config.classifier_transform_on_tokens)
     unread = {"pooler_scope", "classifier_transform_on_tokens"}
-    if role != "classifier":
-        unread |= {"classifier_pooling", "classifier_bias"}
-    elif config.has_pooler(role):
+    if role != "classifier" or config.has_pooler(role):
         unread.add("classifier_pooling")
+    if role not in ("classifier", "choices"):
+        unread.add("classifier_bias")
     if not transform:
         unread |= {name for name in fields if name.startswith("classifier_transform")}
+    if role != "choices":
+        unread |= {name for name in fields if name.startswith("choice_")}
+    else:
+        if config.has_pooler(role):
+            unread.add("choice_pooling")
+        if config.choice_transform:
+            # What a variant's own classifier of choices shares with that of sequences.
+            unread -= {"classifier_transform_bias", "classifier_transform_norm"}
     return {name: value for name, value in fields.items() if name not in unread} | {"pooler": config.has_pooler(role)}
 
 

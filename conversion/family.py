@@ -44,15 +44,17 @@ HEADS = {
         "VariantForTokenClassification",
     ),
     "question_answering": (modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES, "VariantForQuestionAnswering"),
+    "multiple_choice": (modeling_auto.MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES, "VariantForMultipleChoice"),
 }
 # The same tensors, as classes of an encoder.
 LANGUAGE_MODELS = {"causal_lm", "masked_lm"}
-_CLASSIFIERS = ("sequence_classification", "token_classification", "question_answering")
+_SEQ2SEQ_CLASSIFIERS = ("sequence_classification", "token_classification", "question_answering")
+_CLASSIFIERS = (*_SEQ2SEQ_CLASSIFIERS, "multiple_choice")
 # The same for encoder-decoders.
 SEQ2SEQ_HEADS = {
     "base": (modeling_auto.MODEL_MAPPING_NAMES, "VariantSeq2SeqModel"),
     "seq2seq_lm": (modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, "VariantForConditionalGeneration"),
-    **{head: (HEADS[head][0], HEADS[head][1].replace("Variant", "VariantSeq2Seq")) for head in _CLASSIFIERS},
+    **{head: (HEADS[head][0], HEADS[head][1].replace("Variant", "VariantSeq2Seq")) for head in _SEQ2SEQ_CLASSIFIERS},
 }
 # The same for the encoders of encoder-decoders, and for their decoders.
 ENCODER_HEADS = {
@@ -76,6 +78,7 @@ ENDINGS = {
     "sequence_classification": ("ForSequenceClassification",),
     "token_classification": ("ForTokenClassification",),
     "question_answering": ("ForQuestionAnswering", "ForQuestionAnsweringSimple"),
+    "multiple_choice": ("ForMultipleChoice",),
     "base": ("Model",),
 }  # fmt: skip
 

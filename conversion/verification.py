@@ -207,9 +207,19 @@ def _classifies_sequences(model: PreTrainedModel) -> bool:
     return "SequenceClassification" in type(model).__name__
 
 
+def _chooses(model: PreTrainedModel) -> bool:
+    return "MultipleChoice" in type(model).__name__
+
+
 def _adapted(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The inputs as this kind of model takes them: encoders count positions themselves, decoders need inputs."""
+    """
+    The inputs as this kind of model takes them: encoders count positions themselves, decoders need inputs, and rows are
+    the choices of one question.
+    """
     adapted = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+    if _chooses(model):
+        # (choices, length) -> (1, choices, length)
+        adapted = {name: tensor.unsqueeze(0) for name, tensor in adapted.items()}
     if model.config.is_encoder_decoder or not model.can_generate():
         adapted.pop("position_ids", None)
     if model.config.is_encoder_decoder:
@@ -293,9 +303,9 @@ def _far_positions(config: PreTrainedConfig, limit: int | None, length: int) -> 
 
 
 def relative_error(ours: torch.Tensor, reference: torch.Tensor) -> float:
-    """The largest difference, relative to the reference's standard deviation."""
+    """The largest difference, relative to the reference's standard deviation; of one number, to itself."""
     ours, reference = ours.double().cpu(), reference.double().cpu()
-    spread = reference.std().item() or 1.0
+    spread = (reference.std() if reference.numel() > 1 else reference.abs().max()).item() or 1.0
     return (ours - reference).abs().max().item() / spread
 
 
@@ -578,6 +588,8 @@ def _labelled(model: PreTrainedModel, ids: torch.Tensor) -> dict[str, torch.Tens
         return {**inputs, "start_positions": ids[:, 0] % ids.shape[1], "end_positions": ids[:, 1] % ids.shape[1]}
     if "labels" not in names:
         return None
+    if _chooses(model):
+        return {"input_ids": inputs["input_ids"].unsqueeze(0), "labels": (ids[:1, 0] % len(ids)).to(model.device)}
     if _classifies_sequences(model):
         if config.problem_type == "multi_label_classification":
             labels = torch.randint(0, 2, (len(ids), config.num_labels), generator=generator).to(model.dtype)

@@ -6,6 +6,7 @@ from .model.configuration_variant_seq2seq import VariantSeq2SeqConfig
 from .model.modeling_variant import (
     VariantForCausalLM,
     VariantForMaskedLM,
+    VariantForMultipleChoice,
     VariantForQuestionAnswering,
     VariantForSequenceClassification,
     VariantForTokenClassification,
@@ -43,6 +44,7 @@ __all__ = [
     "VariantForCausalLM",
     "VariantForConditionalGeneration",
     "VariantForMaskedLM",
+    "VariantForMultipleChoice",
     "VariantForQuestionAnswering",
     "VariantForSequenceClassification",
     "VariantForTokenClassification",

@@ -7,6 +7,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
     AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
@@ -20,6 +21,7 @@ from .model.configuration_variant_seq2seq import VariantSeq2SeqConfig
 from .model.modeling_variant import (
     VariantForCausalLM,
     VariantForMaskedLM,
+    VariantForMultipleChoice,
     VariantForQuestionAnswering,
     VariantForSequenceClassification,
     VariantForTokenClassification,
@@ -40,6 +42,7 @@ MODELS = (
     (AutoModel, VariantSeq2SeqModel, modeling_auto.MODEL_MAPPING_NAMES),
     (AutoModelForCausalLM, VariantForCausalLM, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
     (AutoModelForMaskedLM, VariantForMaskedLM, modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES),
+    (AutoModelForMultipleChoice, VariantForMultipleChoice, modeling_auto.MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES),
     (
         AutoModelForSeq2SeqLM,
         VariantForConditionalGeneration,

@@ -43,6 +43,7 @@ TASKS = {
     "VariantForCausalLM": ("AutoModelForCausalLM", "text-generation"),
     "VariantForMaskedLM": ("AutoModelForMaskedLM", "fill-mask"),
     "VariantForSequenceClassification": ("AutoModelForSequenceClassification", "text-classification"),
+    "VariantForMultipleChoice": ("AutoModelForMultipleChoice", "multiple-choice"),
     "VariantForTokenClassification": ("AutoModelForTokenClassification", "token-classification"),
     "VariantForQuestionAnswering": ("AutoModelForQuestionAnswering", "question-answering"),
     # The Hub has one task for both; what a model was trained for, such as translation, is not known here.

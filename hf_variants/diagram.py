@@ -317,6 +317,7 @@ def _head(stack: Any, class_name: str, config: Any) -> tuple[tuple[Box, ...], st
     """The boxes of a model's head and what it gives; `stack` is the one it stands on, `config` the whole."""
     heads: dict[str, Callable] = {
         "VariantForSequenceClassification": _sequence_classifier,
+        "VariantForMultipleChoice": _choice_classifier,
         "VariantForTokenClassification": _token_classifier,
         "VariantForQuestionAnswering": _span_classifier,
     }
@@ -356,11 +357,25 @@ def _language_model(stack: Any, config: Any) -> list[Box]:
 
 
 def _sequence_classifier(stack: Any) -> tuple[Box, ...]:
-    pooled = stack.classifier_pooling.replace("_", " ")
-    has_pooler = stack.has_pooler("classifier")
-    lines = ("Pooler", "first token, tanh") if has_pooler else (f"Pooling: {pooled}",)
-    boxes = [Box("head", "pooler" if has_pooler else "pool", lines)]
-    return (*boxes, *_classifier_transform(stack, stack.classifier_transform), _classifier(stack, "score"))
+    return (
+        _pooled(stack, "classifier", stack.classifier_pooling),
+        *_classifier_transform(stack, stack.classifier_transform),
+        _classifier(stack, "score"),
+    )
+
+
+def _choice_classifier(stack: Any) -> tuple[Box, ...]:
+    return (
+        _pooled(stack, "choices", stack.choice_pooling),
+        *_classifier_transform(stack, stack.choice_transform, stack.choice_transform_act),
+        _classifier(stack, "score", "1"),
+    )
+
+
+def _pooled(stack: Any, role: str, pooling: str) -> Box:
+    if stack.has_pooler(role):
+        return Box("head", "pooler", ("Pooler", "first token, tanh"))
+    return Box("head", "pool", (f"Pooling: {pooling.replace('_', ' ')}",))
 
 
 def _token_classifier(stack: Any) -> tuple[Box, ...]:
@@ -373,18 +388,18 @@ def _span_classifier(stack: Any) -> tuple[Box, ...]:
     return (*_classifier_transform(stack, has_transform), _classifier(stack, "qa_outputs"))
 
 
-def _classifier_transform(stack: Any, is_present: bool) -> list[Box]:
+def _classifier_transform(stack: Any, is_present: bool, act: str | None = None) -> list[Box]:
     if not is_present:
         return []
-    lines = ["Dense", stack.classifier_transform_act]
+    lines = ["Dense", act or stack.classifier_transform_act]
     if stack.classifier_transform_norm:
         lines.append(norm_name(stack))
     return [Box("head", "pre_classifier", tuple(lines))]
 
 
-def _classifier(stack: Any, path: str) -> Box:
+def _classifier(stack: Any, path: str, outputs: str = "") -> Box:
     width = stack.embedding_size if stack.output_projection else stack.hidden_size
-    outputs = "start and end" if path == "qa_outputs" else f"{stack.num_labels}"
+    outputs = outputs or ("start and end" if path == "qa_outputs" else f"{stack.num_labels}")
     return Box("head", path, ("Classifier", f"{width:,} → {outputs}"))
 
 

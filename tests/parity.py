@@ -207,10 +207,13 @@ def upcast_weights(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> 
     model.load_state_dict(weights)
 
 
-def check_gradients(native: PreTrainedModel, ours: PreTrainedModel, bound: float) -> list[str]:
-    """Gradients of the language-modelling loss, carried to native names by the family's own rules."""
-    batch = inputs_of(native, 16)["long"]
-    labels = batch.get("decoder_input_ids", batch["input_ids"])
+def check_gradients(
+    native: PreTrainedModel, ours: PreTrainedModel, bound: float, head: str = "", batch: dict | None = None
+) -> list[str]:
+    """Gradients of the loss (by default a language model's), carried to native names by the family's own rules."""
+    if batch is None:
+        batch = inputs_of(native, 16)["long"]
+        batch["labels"] = batch.get("decoder_input_ids", batch["input_ids"])
     arguments = {"use_cache": False} if native.can_generate() else {}
     for model in (native, ours):
         set_attention(model, "eager")
@@ -218,7 +221,7 @@ def check_gradients(native: PreTrainedModel, ours: PreTrainedModel, bound: float
     ours.set_attn_implementation(native.config._attn_implementation)
     for model in (native, ours):
         model.zero_grad()
-        model(**batch, labels=labels, **arguments).loss.backward()
+        model(**batch, **arguments).loss.backward()
     family = family_of(native.config.model_type)
     # By the names under which tied parameters are stored; a parameter that nothing reads has no gradient.
     theirs, own = (
@@ -230,7 +233,7 @@ def check_gradients(native: PreTrainedModel, ours: PreTrainedModel, bound: float
         for model in (native, ours)
     )
     shapes = {name: gradient.shape for name, gradient in theirs.items()}
-    steps = rules.plan(family.rules_for(family.primary), list(own), shapes, to_native=True)
+    steps = rules.plan(family.rules_for(head or family.primary), list(own), shapes, to_native=True)
     made = dict(rules.run(steps, own.__getitem__, ours.config, shapes, to_native=True))
     # A gradient's own spread can vanish (a key bias under softmax), so errors are taken against the largest one.
     scale = max(gradient.std().item() for gradient in theirs.values() if gradient.numel() > 1)

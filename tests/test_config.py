@@ -43,6 +43,7 @@ REFUSED = [
     ({"hidden_act": "gelu_tahn"}, "`hidden_act` gelu_tahn is not an activation that transformers has."),
     ({"lm_head_transform_act": "swush"}, "`lm_head_transform_act` swush is not an activation"),
     ({"classifier_transform_act": "tahn"}, "`classifier_transform_act` tahn is not an activation"),
+    ({"choice_transform_act": "tahn"}, "`choice_transform_act` tahn is not an activation"),
     ({"pad_token_id": 64}, "`pad_token_id` 64 is outside the vocabulary of 64."),
     ({"norm_eps": 0.0}, "`norm_eps` is 0.0. Set `norm_eps` above 0"),
     ({"norm_bias": True}, "`norm_bias` is set, but `norm_type` rmsnorm has no bias."),

@@ -251,7 +251,7 @@ def test_commands_whose_messages_name_the_option_have_it():
     [
         ("ernie4_5", "Ernie4_5_ForCausalLM", "causal_lm"),
         ("bert", "BertForPreTraining", "masked_lm"),
-        ("bert", "BertForMultipleChoice", "base"),
+        ("bert", "BertForMultipleChoice", "multiple_choice"),
         ("bert", "BertForNextSentencePrediction", "base"),
         ("roberta", "RobertaForCausalLM", "causal_lm"),
         ("electra", "ElectraForPreTraining", "base"),
@@ -267,7 +267,7 @@ def test_commands_whose_messages_name_the_option_have_it():
 def test_names_of_architectures_that_transformers_loads(model_type, name, head):
     family = family_of(model_type)
     assert family.head_of(name) == head
-    whole = ("BartForSequenceClassification", "RobertaForCausalLM")
+    whole = ("BartForSequenceClassification", "BertForMultipleChoice", "RobertaForCausalLM")
     told = name not in whole and (
         name not in ("Ernie4_5_ForCausalLM", "LLaMAForCausalLM") or family.primary != "causal_lm"
     )

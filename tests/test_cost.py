@@ -40,7 +40,7 @@ from .test_initialisation import OTHERS, SMALL, config_of
 
 ROWS = all_rows()
 HEADS = ("VariantModel", "VariantForSequenceClassification", "VariantForTokenClassification",
-         "VariantForQuestionAnswering")  # fmt: skip
+         "VariantForQuestionAnswering", "VariantForMultipleChoice")  # fmt: skip
 RANDOM = settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 SEQ2SEQ = {
     "plain": {},
@@ -147,6 +147,9 @@ def assert_flops(config, class_name: str | None = None, length: int = 12, **inpu
     if source:
         inputs = {"decoder_input_ids": ids}
         ids = ids[:, :source]
+    if described.cls is hf_variants.VariantForMultipleChoice:
+        # (batch, length) -> (1, batch, length): the choices of one question
+        ids = ids[None]
     call = Call(2, length, source=source)
     expected = forward_flops(described, call).dense
     outputs = []

@@ -12,6 +12,7 @@ from hf_variants import (
     VariantForCausalLM,
     VariantForConditionalGeneration,
     VariantForMaskedLM,
+    VariantForMultipleChoice,
     VariantForQuestionAnswering,
     VariantForSequenceClassification,
     VariantForTokenClassification,
@@ -224,6 +225,7 @@ HEADS = {
         "is_causal": False, "classifier_transform": True, "classifier_transform_on_tokens": True,
     },
     VariantForQuestionAnswering: {"is_causal": False, "classifier_transform": True},
+    VariantForMultipleChoice: {"is_causal": False, "choice_transform": True, "choice_transform_act": "gelu"},
     VariantModel: {"is_causal": False, "pooler": True},
 }  # fmt: skip
 

@@ -14,6 +14,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForMultipleChoice,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -24,6 +25,7 @@ from transformers.cache_utils import DynamicCache, StaticCache
 from hf_variants import (
     VariantConfig,
     VariantForCausalLM,
+    VariantForMultipleChoice,
     VariantForQuestionAnswering,
     VariantForSequenceClassification,
     VariantForTokenClassification,
@@ -453,6 +455,7 @@ AUTO_CLASSES = {
     AutoModel: VariantModel,
     AutoModelForCausalLM: VariantForCausalLM,
     AutoModelForSequenceClassification: VariantForSequenceClassification,
+    AutoModelForMultipleChoice: VariantForMultipleChoice,
     AutoModelForTokenClassification: VariantForTokenClassification,
     AutoModelForQuestionAnswering: VariantForQuestionAnswering,
 }

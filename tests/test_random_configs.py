@@ -344,7 +344,8 @@ def test_random(name, fields):
 
 # Not drawn: what only encoders, encoder-decoders, classifiers, training or generation read.
 NOT_DRAWN = {
-    "add_cross_attention", "bos_token_id", "classifier_bias", "classifier_pooling", "classifier_transform",
+    "add_cross_attention", "bos_token_id", "choice_pooling", "choice_transform", "choice_transform_act",
+    "classifier_bias", "classifier_pooling", "classifier_transform",
     "classifier_transform_act", "classifier_transform_bias", "classifier_transform_norm",
     "classifier_transform_on_tokens", "cross_attention_hidden_size", "deepnorm_alpha", "deepnorm_beta",
     "eos_token_id", "ffn_chunk_size", "generation_counts_padding", "initializer_cutoff_factor", "initializer_norm_ones",

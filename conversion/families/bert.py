@@ -47,6 +47,8 @@ CLASSIFIER_DROPOUT = Computed(
     lambda fields: {"classifier_dropout": fields["classifier_dropout"]},
     kept=("classifier_dropout",),
 )
+# Before the classifier of choices, of types that read no key for it.
+CHOICE_DROPOUT = Computed((), lambda native: {"choice_dropout": native["hidden_dropout_prob"]}, lambda fields: {})
 CHUNKED_FFN = Renamed("chunk_size_feed_forward", "ffn_chunk_size")
 ENCODER_BLOCK = Fixed(
     is_causal=False,
@@ -137,6 +139,8 @@ DENSE_CLASSIFIER = (
     Rule("classifier.dense.{leaf}", "pre_classifier.dense.{leaf}"),
     Rule("classifier.out_proj.{leaf}", "score.{leaf}"),
 )
+# Every head of BERT is a plain classifier behind what it reads.
+CLASSIFIERS = dict.fromkeys(("sequence_classification", "token_classification", "multiple_choice"), CLASSIFIER)
 BERT_LM_HEAD = lm_head("cls.predictions", "cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm")
 
 
@@ -193,7 +197,7 @@ FAMILIES = tuple(map(with_decoder, (
         config=(*COMMON, POST_NORM, POOLED, TIED_BIAS),
         weights=bert_weights("bert"),
         base_weights=pooler("bert"),
-        head_weights={"sequence_classification": CLASSIFIER, "token_classification": CLASSIFIER},
+        head_weights=CLASSIFIERS,
     ),
     Family(
         model_type="ernie",
@@ -215,7 +219,7 @@ FAMILIES = tuple(map(with_decoder, (
             Rule("ernie.embeddings.task_type_embeddings.weight", "model.task_types.weight"),
         ),
         base_weights=pooler("ernie"),
-        head_weights={"sequence_classification": CLASSIFIER, "token_classification": CLASSIFIER},
+        head_weights=CLASSIFIERS,
     ),
     # Megatron's BERT: norms before the sublayers, one more at the end, none on the embeddings.
     Family(
@@ -224,7 +228,7 @@ FAMILIES = tuple(map(with_decoder, (
         config=(
             *ENCODER, POOLED, TIED_BIAS,
             Fixed(norm_placement="pre", embedding_norm=False, attention_score_form="divided"),
-            Computed((), _classifier_dropout, lambda fields: {}),
+            Computed((), _classifier_dropout, lambda fields: {}), CHOICE_DROPOUT,
         ),
         weights=(
             *embeddings("bert"),
@@ -235,6 +239,6 @@ FAMILIES = tuple(map(with_decoder, (
             *BERT_LM_HEAD,
         ),
         base_weights=pooler("bert"),
-        head_weights={"sequence_classification": CLASSIFIER, "token_classification": CLASSIFIER},
+        head_weights=CLASSIFIERS,
     ),
 )))  # fmt: skip

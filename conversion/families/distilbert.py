@@ -4,7 +4,7 @@ from ..config_map import Computed, Fixed, Mapped, Renamed, Same
 from ..family import Deviation, Family
 from ..rules import Rule
 from ._common import ALL_BIASES
-from .bert import CHUNKED_FFN, CLASSIFIER, DENSE_LM_HEAD, ENCODER_BLOCK, LEARNED_POSITIONS, POST_NORM
+from .bert import CHUNKED_FFN, CLASSIFIER, CLASSIFIERS, DENSE_LM_HEAD, ENCODER_BLOCK, LEARNED_POSITIONS, POST_NORM
 
 
 CHUNKED_GRADIENTS = Deviation(
@@ -60,10 +60,11 @@ FAMILIES = (
             Rule("vocab_projector.{leaf}", "lm_head.{leaf}"),
         ),
         head_weights={
-            "sequence_classification": (
-                Rule("pre_classifier.{leaf}", "pre_classifier.dense.{leaf}"), *CLASSIFIER,
+            **CLASSIFIERS,
+            **dict.fromkeys(
+                ("sequence_classification", "multiple_choice"),
+                (Rule("pre_classifier.{leaf}", "pre_classifier.dense.{leaf}"), *CLASSIFIER),
             ),
-            "token_classification": CLASSIFIER,
         },
     ),
 )  # fmt: skip

@@ -31,6 +31,11 @@ def _window(native: Mapping[str, Any]) -> Fields:
     return {"layer_types": native["layer_types"], "sliding_window": window if window >= 1 else None}
 
 
+def _choice_pooling(native: Mapping[str, Any]) -> Fields:
+    # The model that chooses looks for the first token; the classifier of sequences takes it to stand first.
+    return {"choice_pooling": {"cls": "first_real"}.get(native["classifier_pooling"], native["classifier_pooling"])}
+
+
 def classifier(score: str) -> tuple[Rule, ...]:
     """The dense head and the classifier, which is called `score` here."""
     return (
@@ -49,6 +54,7 @@ FAMILIES = (
             Fixed(is_causal=False),
             prediction_head(_prediction_head),
             Mapped("classifier_pooling", "classifier_pooling", {"cls": "first", "mean": "mean"}),
+            Computed((), _choice_pooling, lambda fields: {}),
             Computed(
                 ("layer_types", "local_attention"),
                 _window,
@@ -70,8 +76,9 @@ FAMILIES = (
             Rule("head.norm.{leaf}", "lm_head_transform.norm.{leaf}"),
         ),
         head_weights={
-            "sequence_classification": classifier("score"),
-            "token_classification": classifier("score"),
+            **dict.fromkeys(
+                ("sequence_classification", "token_classification", "multiple_choice"), classifier("score")
+            ),
             "question_answering": classifier("qa_outputs"),
         },
         deviations=(FUSED_PRODUCT, FUSED_GRADIENT),

@@ -3,7 +3,8 @@
 from ..config_map import Entry, Fixed
 from ..family import Family
 from .bert import (
-    CLASSIFIER,
+    CHOICE_DROPOUT,
+    CLASSIFIERS,
     COMMON,
     DENSE_CLASSIFIER,
     POST_NORM,
@@ -20,10 +21,11 @@ from .bert import (
 # What sets them apart from BERT, wherever their norms are.
 ROBERTA: tuple[Entry, ...] = (
     *COMMON, TIED_BIAS, Fixed(position_ids_source="input_ids", lm_head_transform_act="gelu"),
-    Fixed(pooler=True, pooler_scope="base", classifier_transform=True, classifier_transform_act="tanh"),
+    Fixed(pooler=True, pooler_scope="base_and_choices", classifier_transform=True, classifier_transform_act="tanh"),
+    CHOICE_DROPOUT, Fixed(choice_transform=False),
 )  # fmt: skip
 ROBERTA_LM_HEAD = lm_head("lm_head", "lm_head.dense", "lm_head.layer_norm")
-ROBERTA_HEADS = {"sequence_classification": DENSE_CLASSIFIER, "token_classification": CLASSIFIER}
+ROBERTA_HEADS = {**CLASSIFIERS, "sequence_classification": DENSE_CLASSIFIER}
 
 
 FAMILIES = tuple(

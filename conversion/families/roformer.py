@@ -7,7 +7,7 @@ from ..family import Family
 from ..rules import Rule
 from .bert import (
     BERT_LM_HEAD,
-    CLASSIFIER,
+    CLASSIFIERS,
     DENSE_CLASSIFIER,
     ENCODER,
     LEARNED_POSITIONS,
@@ -45,6 +45,8 @@ FAMILIES = (
             *(entry for entry in ENCODER if entry is not LEARNED_POSITIONS),
             POST_NORM, TIED_BIAS, ROTATION, Same("embedding_size"), Renamed("rotary_value", "rope_turns_values"),
             Computed((), _heads, lambda fields: {}),
+            # As transformers' summary of a sequence is where the config says nothing of it.
+            Fixed(choice_pooling="last_position", choice_transform=False, choice_dropout=0.0),
             Fixed(
                 embedding_projection_bias=True, embedding_projection_position="after_norm", classifier_transform=True,
                 attention_score_form="divided",
@@ -60,6 +62,6 @@ FAMILIES = (
             *post_norms("roformer"),
             *BERT_LM_HEAD,
         ),
-        head_weights={"sequence_classification": DENSE_CLASSIFIER, "token_classification": CLASSIFIER},
+        head_weights={**CLASSIFIERS, "sequence_classification": DENSE_CLASSIFIER},
     )),
 )  # fmt: skip

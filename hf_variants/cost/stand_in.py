@@ -11,6 +11,7 @@ from torch import nn
 
 from ..conversion.skeleton import empty_model
 from ..model.attention import Attention
+from ..model.modeling_variant import VariantForMultipleChoice
 from ..model.part import Call, Part
 from ..model.positions import GrowingSinusoidalPositions, RotaryEmbedding, SinusoidalPositions, no_padding_mask
 
@@ -72,7 +73,8 @@ class StandIn:
             module.eager_attention = cast(Any, fused_attention) if fused else eager_attention
         _spare_values(self.model, call)
         ids = torch.zeros(call.batch, call.length, dtype=torch.long, device="meta")
-        inputs: dict[str, Any] = {"input_ids": ids}
+        # (batch, length) -> (1, batch, length): the choices of one question
+        inputs: dict[str, Any] = {"input_ids": ids[None] if isinstance(self.model, VariantForMultipleChoice) else ids}
         if self.model.config.is_encoder_decoder:
             source = torch.zeros(call.batch, call.source, dtype=torch.long, device="meta")
             inputs = {"input_ids": source, "decoder_input_ids": ids}

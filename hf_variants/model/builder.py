@@ -646,23 +646,31 @@ def pooler_part(config: VariantConfig) -> Part:
     return Part(Pooler, dense=linear_part(nn.Linear, config.hidden_size, config.hidden_size, bias=True))
 
 
-def build_classifier_pooling(config: VariantConfig):
+def build_pooling(kind: str) -> Callable:
     """Which vector stands for a sequence."""
-    return POOLINGS[config.classifier_pooling]
+    return POOLINGS[kind]
 
 
 def classifier_transform_part(config: VariantConfig, on_tokens: bool = False) -> Part | Callable:
     """What stands between the pooled vector, or every token's, and the classifier."""
     if not config.classifier_transform or (on_tokens and not config.classifier_transform_on_tokens):
         return unchanged
+    return _transform_before_classes(
+        config,
+        config.classifier_transform_act,
+        config.classifier_dropout if config.classifier_transform_dropout else 0.0,
+    )
+
+
+def _transform_before_classes(config: VariantConfig, act: str, dropout: float) -> Part:
     width = output_size(config)
     dense = linear_part(nn.Linear, width, width, config.classifier_transform_bias)
     return Part(
         DenseTransform,
         dense=_set_head_std(dense, config),
-        act_fn=Part(make_activation, name=config.classifier_transform_act),
+        act_fn=Part(make_activation, name=act),
         norm=norm_part(config, width) if config.classifier_transform_norm else unchanged,
-        dropout=config.classifier_dropout if config.classifier_transform_dropout else 0.0,
+        dropout=dropout,
     )
 
 
@@ -677,6 +685,20 @@ def sequence_classifier_parts(config: VariantConfig, num_labels: int) -> dict[st
         "pre_classifier": classifier_transform_part(config),
         "dropout": Part(nn.Dropout, p=config.classifier_dropout),
         "score": classifier_part(config, num_labels, bias=config.classifier_bias),
+    }
+
+
+def choice_classifier_parts(config: VariantConfig) -> dict[str, Part | Callable]:
+    """From one vector per choice to its logit."""
+    dropout = config.choice_dropout
+    transform: Part | Callable = unchanged
+    if config.choice_transform:
+        before = dropout if config.choice_transform_dropout else 0.0
+        transform = _transform_before_classes(config, config.choice_transform_act, before)
+    return {
+        "pre_classifier": transform,
+        "dropout": Part(nn.Dropout, p=dropout),
+        "score": classifier_part(config, num_labels=1, bias=config.classifier_bias),
     }
 
 

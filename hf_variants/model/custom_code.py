@@ -11,6 +11,7 @@ STACK_CLASSES = {
     "AutoConfig": "configuration_variant.VariantConfig",
     "AutoModel": "modeling_variant.VariantModel",
     "AutoModelForSequenceClassification": "modeling_variant.VariantForSequenceClassification",
+    "AutoModelForMultipleChoice": "modeling_variant.VariantForMultipleChoice",
     "AutoModelForTokenClassification": "modeling_variant.VariantForTokenClassification",
     "AutoModelForQuestionAnswering": "modeling_variant.VariantForQuestionAnswering",
 }

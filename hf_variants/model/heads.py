@@ -101,8 +101,9 @@ class ClassifierAxis(Axis):
     """
     pooler (`bool`): dense + tanh on the first token, as an encoder's `pooler_output` (BERT); a decoder's first token sees
         only itself.
-    pooler_scope (`str`): which models have it: `"every_head"`; `"base"`, the one without a head alone (RoBERTa);
-        `"classifier"`, the sequence classifier, which reads it (Nomic BERT); or `"base_and_classifier"` (BERT).
+    pooler_scope (`str`): which models have it: `"every_head"`; `"base"`, the one without a head alone; `"classifier"`, the
+        classifiers of sequences and of choices, which read it (Nomic BERT); `"base_and_classifier"` (BERT); or
+        `"base_and_choices"` (RoBERTa).
     classifier_pooling (`str`): the vector a sequence classifier reads where there is no pooler: `"first"` (default
         of encoders), `"last"` real token (default of decoders), `"mean"` of the tokens that the mask shows,
         `"mean_in_float32"` (the same, rounded once where there is no mask; EuroBERT), `"mean_of_logits"` (every
@@ -116,12 +117,17 @@ class ClassifierAxis(Axis):
         ModernBERT) and `classifier_transform_on_tokens` (also in token classification and question answering).
     classifier_transform_dropout (`bool`): `classifier_dropout` applies before the transform, too (RoBERTa: yes,
         DistilBERT: no).
+    choice_pooling (`str`): as `classifier_pooling`, which is its default, of the model that chooses among sequences; or
+        `"first_real"`, the first token that the mask shows (ModernBERT), `"last_position"`, padding or not (RoFormer), or
+        `"mean_of_positions"`, padding included.
+    choice_transform (`bool`): dense + activation before that model's classifier, with `choice_transform_act` and
+        `choice_transform_dropout`; each by default as the sequence classifier's, whose bias and norm it has.
     """
 
     title = "classifier"
 
     pooler: bool = False
-    pooler_scope: Literal["every_head", "base", "classifier", "base_and_classifier"] = "every_head"
+    pooler_scope: Literal["every_head", "base", "classifier", "base_and_classifier", "base_and_choices"] = "every_head"
     classifier_pooling: (
         Literal["first", "last", "mean", "mean_in_float32", "mean_of_logits", "end_of_sequence"] | None
     ) = None
@@ -132,29 +138,54 @@ class ClassifierAxis(Axis):
     classifier_transform_norm: bool = False
     classifier_transform_on_tokens: bool = False
     classifier_transform_dropout: bool = setting(True, TRAINING)
+    choice_pooling: (
+        Literal[
+            "first", "last", "mean", "mean_in_float32", "mean_of_logits", "end_of_sequence", "first_real",
+            "last_position", "mean_of_positions",
+        ]
+        | None
+    ) = None  # fmt: skip
+    choice_transform: bool | None = None
+    choice_transform_act: str | None = None
+    choice_transform_dropout: bool | None = setting(None, TRAINING)
 
     def derive(self) -> None:
         if self.classifier_pooling is None:
             self.classifier_pooling = "last" if self.is_causal else "first"
         if self.classifier_bias is None:
             self.classifier_bias = not self.is_causal
+        for name in ("pooling", "transform", "transform_act", "transform_dropout"):
+            if getattr(self, f"choice_{name}") is None:
+                setattr(self, f"choice_{name}", getattr(self, f"classifier_{name}"))
 
     def checks(self) -> list[Check]:
         act = activation_check("classifier_transform_act", self.classifier_transform_act)
+        of_choices = activation_check("choice_transform_act", self.choice_transform_act)
         return [
+            # Reported once where one is derived from the other.
             act._replace(broken=act.broken and self.classifier_transform_act != self.hidden_act),
+            of_choices._replace(
+                broken=of_choices.broken
+                and self.choice_transform_act not in (self.classifier_transform_act, self.hidden_act)
+            ),
         ]
 
     def idle(self) -> list[Idle]:
-        of_transform = self.named("classifier_transform_")
+        of_transform, of_choices = self.named("classifier_transform_"), self.named("choice_transform_")
         return [
             Idle(not self.pooler, ["pooler_scope"], "`pooler` is off"),
             Idle(not self.classifier_transform, of_transform, "`classifier_transform` is off"),
+            Idle(not self.choice_transform, of_choices, "`choice_transform` is off"),
         ]
 
     def has_pooler(self, role: str) -> bool:
-        """Whether the model without a head (`"base"`), a sequence `"classifier"` or any `"other"` one has the pooler."""
-        return self.pooler and (self.pooler_scope == "every_head" or role in self.pooler_scope.split("_and_"))
+        """
+        Whether the model without a head (`"base"`), a sequence `"classifier"`, one of `"choices"` or any `"other"` one has
+        the pooler.
+        """
+        roles = ("classifier", role) if role == "choices" else (role,)
+        scope = self.pooler_scope
+        return self.pooler and (scope == "every_head" or any(role in scope.split("_and_") for role in roles))
 
 
 class DenseTransform(nn.Module):
@@ -295,6 +326,23 @@ def mean_in_float32(hidden_states: torch.Tensor, real_tokens: torch.Tensor | Non
     return hidden_states.mean(dim=1) if real_tokens is None else mean_of_tokens(hidden_states, real_tokens)
 
 
+def first_real_token(hidden_states: torch.Tensor, real_tokens: torch.Tensor | None) -> torch.Tensor:
+    """(batch, length, width) -> (batch, width): the first token that is not padding."""
+    if real_tokens is None:
+        return first_token(hidden_states, real_tokens)
+    return hidden_states[torch.arange(hidden_states.shape[0], device=hidden_states.device), real_tokens.argmax(dim=-1)]
+
+
+def last_position(hidden_states: torch.Tensor, real_tokens: torch.Tensor | None) -> torch.Tensor:
+    """(batch, length, width) -> (batch, width): the last token, padding or not."""
+    return hidden_states[:, -1]
+
+
+def mean_of_positions(hidden_states: torch.Tensor, real_tokens: torch.Tensor | None) -> torch.Tensor:
+    """(batch, length, width) -> (batch, width): the mean over all tokens, padding included."""
+    return hidden_states.mean(dim=1)
+
+
 POOLINGS = {
     "first": first_token,
     "last": last_real_token,
@@ -302,4 +350,7 @@ POOLINGS = {
     "mean_in_float32": mean_in_float32,
     "mean_of_logits": mean_in_float32,
     "end_of_sequence": last_real_token,
+    "first_real": first_real_token,
+    "last_position": last_position,
+    "mean_of_positions": mean_of_positions,
 }

@@ -28,12 +28,13 @@ from transformers.modeling_outputs import (
     BaseModelOutputWithPoolingAndCrossAttentions,
     CausalLMOutputWithCrossAttentions,
     MaskedLMOutput,
+    MultipleChoiceModelOutput,
     QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
     TokenClassifierOutput,
 )
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import can_return_tuple, is_tracing, logging
+from transformers.utils import ModelOutput, can_return_tuple, is_tracing, logging
 from transformers.utils.generic import is_flash_attention_requested, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -45,11 +46,12 @@ from .block import Block
 from .builder import (
     build_batch_statistics,
     build_cache_limit,
-    build_classifier_pooling,
     build_loss,
     build_padding_mask,
+    build_pooling,
     build_position_ids,
     build_token_classifier_loss,
+    choice_classifier_parts,
     language_head_parts,
     position_limit,
     sequence_classifier_parts,
@@ -818,31 +820,43 @@ def calls_in_language_model(call: Call, name: str, config: VariantConfig) -> Cal
     return call if name == "model" or call.logits is None else call.of_length(call.logits)
 
 
-class VariantForSequenceClassification(VariantPreTrainedModel):
-    """A stack with a classifier on one vector per sequence (`classifier_pooling`)."""
+def scores_tokens(pooling: str) -> bool:
+    """Native decoders score every token and choose afterwards, which rounds as one large product."""
+    return pooling in ("last", "mean_of_logits")
+
+
+class SequenceScoring(VariantPreTrainedModel):
+    """What scores whole sequences by one vector of each, which `pooling` says where there is no pooler."""
 
     # The mean over a batch, which the Trainer then divides by the number of batches that it accumulates.
     accepts_loss_kwargs = False
 
-    @staticmethod
-    def parts(config: VariantConfig) -> dict[str, Any]:
-        return {
-            "model": Part(VariantModel, config=config, role="classifier"),
-            **sequence_classifier_parts(config, config.num_labels),
-        }
-
-    def __init__(self, config: VariantConfig):
+    def __init__(self, config: VariantConfig, pooling: str):
         super().__init__(config)
-        self.num_labels = config.num_labels
         self.add_parts(self.parts(config))
-        self.pool = build_classifier_pooling(config)
-        # Native decoders score every token and choose afterwards, which rounds as one large product.
-        self.scores_tokens = config.classifier_pooling in ("last", "mean_of_logits")
+        self.pooling = pooling
+        self.pool = build_pooling(pooling)
         self.post_init()
 
     def classify(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(..., hidden_size) -> (..., num_labels)."""
+        """(..., hidden_size) -> (..., classes)."""
         return self.score(self.dropout(self.pre_classifier(hidden_states)))
+
+    def scores_of(
+        self,
+        outputs: ModelOutput,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """What the stack gives for these inputs -> (batch, classes)."""
+        if self.model.pooler is not None:
+            return self.classify(outputs.pooler_output)
+        tokens = self.real_tokens(input_ids, inputs_embeds, attention_mask)
+        hidden_states = outputs.last_hidden_state
+        if scores_tokens(self.pooling):
+            return self.pool(self.classify(hidden_states), tokens)
+        return self.classify(self.pool(hidden_states, tokens))
 
     def real_tokens(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, attention_mask: torch.Tensor | None
@@ -851,13 +865,13 @@ class VariantForSequenceClassification(VariantPreTrainedModel):
         (batch, length) with 1 at tokens that are not padding: by the mask or, for the last token, by `pad_token_id`
         where there is one, as transformers' own classifiers do; `None` for all tokens, where nothing tells.
         """
-        if self.config.classifier_pooling == "end_of_sequence":
+        if self.pooling == "end_of_sequence":
             return ends_of_sequences(input_ids, self.config.eos_token_id)
-        by_id = self.config.classifier_pooling == "last" and self.config.pad_token_id is not None
+        by_id = self.pooling == "last" and self.config.pad_token_id is not None
         masked = torch.is_tensor(attention_mask) and attention_mask.ndim == 2
         if masked and not (by_id and input_ids is not None):
             return attention_mask.to(torch.int32)
-        if self.config.classifier_pooling != "last":
+        if self.pooling != "last":
             return None
         if input_ids is None:
             return torch.ones(inputs_embeds.shape[:2], dtype=torch.int32, device=inputs_embeds.device)
@@ -869,6 +883,21 @@ class VariantForSequenceClassification(VariantPreTrainedModel):
                 )
             return torch.ones_like(input_ids, dtype=torch.int32)
         return input_ids.ne(self.config.pad_token_id).to(torch.int32)
+
+
+class VariantForSequenceClassification(SequenceScoring):
+    """A stack with a classifier on one vector per sequence (`classifier_pooling`)."""
+
+    @staticmethod
+    def parts(config: VariantConfig) -> dict[str, Any]:
+        return {
+            "model": Part(VariantModel, config=config, role="classifier"),
+            **sequence_classifier_parts(config, config.num_labels),
+        }
+
+    def __init__(self, config: VariantConfig):
+        super().__init__(config, config.classifier_pooling)
+        self.num_labels = config.num_labels
 
     @in_stock_order
     @can_return_tuple
@@ -906,15 +935,7 @@ class VariantForSequenceClassification(VariantPreTrainedModel):
             task_type_ids=task_type_ids,
             **kwargs,
         )
-        if self.model.pooler is not None:
-            logits = self.classify(outputs.pooler_output)
-        else:
-            tokens = self.real_tokens(input_ids, inputs_embeds, attention_mask)
-            hidden_states = outputs.last_hidden_state
-            if self.scores_tokens:
-                logits = self.pool(self.classify(hidden_states), tokens)
-            else:
-                logits = self.classify(self.pool(hidden_states, tokens))
+        logits = self.scores_of(outputs, input_ids, inputs_embeds, attention_mask)
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, logits=logits, pooled_logits=logits, config=self.config)
@@ -929,8 +950,74 @@ class VariantForSequenceClassification(VariantPreTrainedModel):
 
 @states(CALLS, VariantForSequenceClassification)
 def calls_in_sequence_classifier(call: Call, name: str, config: VariantConfig) -> Call:
-    scores_tokens = config.classifier_pooling in ("last", "mean_of_logits") and not config.has_pooler("classifier")
-    return call if name == "model" or scores_tokens else call.of_length(1)
+    of_tokens = scores_tokens(config.classifier_pooling) and not config.has_pooler("classifier")
+    return call if name == "model" or of_tokens else call.of_length(1)
+
+
+class VariantForMultipleChoice(SequenceScoring):
+    """A stack that scores every choice of a batch as a sequence of its own (`choice_pooling`)."""
+
+    @staticmethod
+    def parts(config: VariantConfig) -> dict[str, Any]:
+        return {
+            "model": Part(VariantModel, config=config, role="choices"),
+            **choice_classifier_parts(config),
+        }
+
+    def __init__(self, config: VariantConfig):
+        super().__init__(config, config.choice_pooling)
+
+    @in_stock_order
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        task_type_ids: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> MultipleChoiceModelOutput:
+        """
+        Args:
+            labels: (batch,), the right choice of each.
+            The others: as `VariantModel` takes them, (batch, choices, length).
+
+        Returns:
+            `logits` (batch, choices), and `loss` if there are labels.
+        """
+        num_choices = (input_ids if input_ids is not None else inputs_embeds).shape[1]
+        tokens = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "token_type_ids": token_type_ids,
+            "task_type_ids": task_type_ids,
+        }
+        # (batch, choices, length) -> (batch * choices, length)
+        rows = {name: each if each is None else each.reshape(-1, each.shape[-1]) for name, each in tokens.items()}
+        if inputs_embeds is not None:
+            # (batch, choices, length, width) -> (batch * choices, length, width)
+            inputs_embeds = inputs_embeds.flatten(0, 1)
+        refuse_packing(rows["position_ids"], rows["attention_mask"], "a row gets one score")
+        outputs = self.model(**rows, inputs_embeds=inputs_embeds, return_dict=True, **{"use_cache": False, **kwargs})
+        logits = self.scores_of(outputs, rows["input_ids"], inputs_embeds, rows["attention_mask"])
+        # (batch * choices, 1) -> (batch, choices)
+        logits = logits.view(-1, num_choices)
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits, labels.to(logits.device))
+        return MultipleChoiceModelOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+@states(CALLS, VariantForMultipleChoice)
+def calls_in_multiple_choice(call: Call, name: str, config: VariantConfig) -> Call:
+    of_tokens = scores_tokens(config.choice_pooling) and not config.has_pooler("choices")
+    return call if name == "model" or of_tokens else call.of_length(1)
 
 
 class VariantForTokenClassification(VariantPreTrainedModel):
@@ -1062,6 +1149,7 @@ class VariantForQuestionAnswering(VariantPreTrainedModel):
 __all__ = [
     "VariantForCausalLM",
     "VariantForMaskedLM",
+    "VariantForMultipleChoice",
     "VariantForQuestionAnswering",
     "VariantForSequenceClassification",
     "VariantForTokenClassification",

@@ -19,8 +19,8 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .arguments import CACHE, in_stock_order
 from .builder import (
-    build_classifier_pooling,
     build_loss,
+    build_pooling,
     build_token_classifier_loss,
     language_head_parts,
     sequence_classifier_parts,
@@ -467,7 +467,7 @@ class VariantSeq2SeqForSequenceClassification(VariantSeq2SeqClassifier):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.add_parts(self.parts(config))
-        self.pool = build_classifier_pooling(config.decoder)
+        self.pool = build_pooling(config.decoder.classifier_pooling)
         # The native classes that do so make no cache, either.
         self.scores_tokens = config.decoder.classifier_pooling in ("last", "mean_of_logits")
         self.post_init()

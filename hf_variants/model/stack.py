@@ -141,7 +141,8 @@ class RegularisationAxis(Axis):
         (DistilBERT: no; `float`: with a probability of its own, Falcon); to the FFN's (XLM-RoBERTa-XL: no).
     dropout_after_sum (`bool`): in a parallel block, to the sum of the branches (Falcon) instead of each.
     final_dropout (`float`): after the final norm (T5).
-    token_classifier_dropout, qa_dropout (`float`): before the heads on every token; default: `classifier_dropout`.
+    token_classifier_dropout, qa_dropout, choice_dropout (`float`): before the heads on every token, and before the one
+        that chooses among sequences; default: `classifier_dropout`.
     """
 
     title = "regularisation"
@@ -158,12 +159,12 @@ class RegularisationAxis(Axis):
     classifier_dropout: int | float = setting(0.0, TRAINING)
     token_classifier_dropout: int | float | None = setting(None, TRAINING)
     qa_dropout: int | float | None = setting(None, TRAINING)
+    choice_dropout: int | float | None = setting(None, TRAINING)
 
     def derive(self) -> None:
-        if self.token_classifier_dropout is None:
-            self.token_classifier_dropout = self.classifier_dropout
-        if self.qa_dropout is None:
-            self.qa_dropout = self.classifier_dropout
+        for name in ("token_classifier_dropout", "qa_dropout", "choice_dropout"):
+            if getattr(self, name) is None:
+                setattr(self, name, self.classifier_dropout)
 
     def checks(self) -> list[Check]:
         values = {

@@ -641,7 +641,8 @@ UNUSED_FIELDS = {
     "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim", "max_position_embeddings",
     "sliding_window", "classifier_pooling", "classifier_bias", "classifier_transform", "classifier_transform_bias",
     "classifier_transform_act", "classifier_transform_norm", "classifier_transform_on_tokens",
-    "classifier_transform_dropout", "classifier_dropout", "token_classifier_dropout", "qa_dropout",
+    "classifier_transform_dropout", "classifier_dropout", "token_classifier_dropout", "qa_dropout", "choice_pooling",
+    "choice_transform", "choice_transform_act", "choice_transform_dropout", "choice_dropout",
     "relative_attention_num_buckets", "relative_attention_max_distance", "alibi_bias_max", "norm_eps",
     "norm_alpha_init", "layer_scale_init", "deepnorm_beta",
 }  # fmt: skip

@@ -204,6 +204,8 @@ def write_source(config: PreTrainedConfig, name: str, head: str = "Model") -> So
     else:
         if head == "Model":
             head = "ForCausalLM" if config.is_causal else "ForMaskedLM"
+        if head not in AUTO_CLASSES:
+            raise NotStandalone(f"the head of Variant{head} is not covered by a standalone file yet")
         stacks = {prefix: Stack(config, prefix, prefix, norms, head=head)}
         if stacks[prefix].cross:
             raise NotStandalone("`add_cross_attention` is set, and a standalone file has no encoder")

@@ -141,6 +141,9 @@ def _inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     length = min(40, (getattr(config, "max_position_embeddings", None) or 40) - 4)
     ids = torch.randint(3, 200, (1, length), generator=generator)
     ids[ids == getattr(config, "pad_token_id", None)] = 7
+    if "MultipleChoice" in type(model).__name__:
+        # (1, length) -> (1, choices, length)
+        ids = torch.stack([ids, ids.flip(1)], dim=1)
     inputs = {"input_ids": ids}
     if config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids.flip(1)[:, : length // 2]
@@ -167,6 +170,8 @@ def _generated(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch
 def _loss(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     ids = inputs["input_ids"]
     name = type(model).__name__
+    if "MultipleChoice" in name:
+        return model(**inputs, labels=torch.tensor([0])).loss
     if "SequenceClassification" in name:
         if model.config.problem_type == "multi_label_classification":
             return model(**inputs, labels=torch.ones(1, model.config.num_labels)).loss

@@ -56,9 +56,15 @@ def losses(model: PreTrainedModel, tokenizer: Any = None) -> list[str]:
 
     Raises:
         NotRepresentable: as `refuse_unrepresentable`.
+        ConversionError: for a class that no graph is written of.
     """
     config = model.config
     refuse_unrepresentable(config)
+    if type(model).__name__ == "VariantForMultipleChoice":
+        raise ConversionError(
+            "Graphs take one sequence a row, and VariantForMultipleChoice takes several choices. Export it with "
+            "transformers, or convert the model that its head was put on."
+        )
     stacks = (config.encoder, config.decoder) if config.is_encoder_decoder else (config,)
     notes = []
     if any(stack.type_vocab_size and (stack.is_causal or config.is_encoder_decoder) for stack in stacks):
