@@ -45,7 +45,7 @@ def backward_flops(model: Part, call: Call, checkpointing: bool = False) -> int:
         checkpointing: with the layers' forward once more.
     """
     # A pooler that stands in a model whose head reads the tokens gets no gradient.
-    unread = "model.pooler.dense" if not issubclass(model.cls, SequenceScoring) else ""
+    unread = "model.pooler.dense" if not model.is_a(SequenceScoring) else ""
     products = sum(part.flops(its_call) for path, part, its_call in model.calls(call) if path != unread)
     return 2 * products + (layer_flops(model, call) if checkpointing else 0)
 
