@@ -5,7 +5,14 @@ import logging
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from hf_variants import (
     VariantConfig,
@@ -229,3 +236,40 @@ def test_assignments_to_an_encoder_decoder(tmp_path, caplog):
     loaded = plain(AutoConfig.from_pretrained(tmp_path))
     assert {name: loaded.get(name) for name in plain(expected)} == plain(expected) | {"dtype": "float32"}
     assert not {"norm_eps", "sliding_window"} & loaded.keys()
+
+
+LABELS = {"id2label": {0: "no", 1: "maybe", 2: "yes"}, "label2id": {"no": 0, "maybe": 1, "yes": 2}}
+
+
+@pytest.mark.parametrize("saved", [VariantConfig(**SIZES), VariantSeq2SeqConfig(encoder=SIZES, decoder=SIZES)],
+                         ids=["one stack", "two stacks"])  # fmt: skip
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        LABELS, {"id2label": LABELS["id2label"]}, {"num_labels": 3, **LABELS}, {"problem_type": "regression"},
+        {"output_hidden_states": True, "return_dict": False}, {"attn_implementation": "eager"}, {"dtype": "bfloat16"},
+    ],
+)  # fmt: skip
+def test_what_every_config_of_transformers_takes(saved, overrides, tmp_path, caplog, monkeypatch):
+    """As a stock config takes it, and without a word."""
+    LlamaConfig(**SIZES).save_pretrained(tmp_path / "stock")
+    saved.save_pretrained(tmp_path / "ours")
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    stock, ours = (AutoConfig.from_pretrained(tmp_path / name, **overrides) for name in ("stock", "ours"))
+    assert not caplog.records
+    names = (*LABELS, *overrides, "num_labels", "problem_type", "_attn_implementation")
+    for name in names:
+        assert getattr(ours, name, None) == getattr(stock, name, None), name
+
+
+def test_labels_are_given_to_the_model(tmp_path):
+    VariantModel(VariantConfig(**SIZES)).save_pretrained(tmp_path)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path, **LABELS, problem_type="regression")
+    assert model.score.out_features == 3
+    assert model.config.id2label == LABELS["id2label"]
+    assert model.config.problem_type == "regression"
+
+
+def test_no_field_of_every_config_is_a_misspelt_one():
+    for config_class in (VariantConfig, VariantSeq2SeqConfig):
+        config_class.refuse_near_misses(dict.fromkeys(PreTrainedConfig.__dataclass_fields__))

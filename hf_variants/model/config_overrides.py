@@ -50,12 +50,14 @@ class ConstructorRules:
         with nobody_chose():
             if overrides:
                 config_dict = cls.overridden(config_dict, overrides)
-            loaded = super().from_dict(config_dict, **kwargs)
-        config = loaded[0] if kwargs.get("return_unused_kwargs") else loaded
+            returns_unused = kwargs.pop("return_unused_kwargs", False)
+            config, unused = super().from_dict(config_dict, **kwargs, return_unused_kwargs=True)
         config.warn_of_idle_fields(overrides)
-        if config is loaded and (unread := [name for name in kwargs if name[0] != "_" and not hasattr(config, name)]):
+        if returns_unused:
+            return config, unused
+        if unread := [name for name in unused if name[0] != "_"]:
             logger.warning(f"{quote(unread)}: no field of this config, and not used.")
-        return loaded
+        return config
 
     def warn_of_idle_fields(self, names: Iterable[str]) -> None:
         """Say which of these fields have no effect, where that is known."""
@@ -66,7 +68,7 @@ class ConstructorRules:
         field_names = [name for name in (*cls.__dataclass_fields__, *beside) if not name.startswith("_")]
         sentences = []
         for key in unknown:
-            if key in FRAMEWORK_KEYS or key.startswith("_"):
+            if key in FRAMEWORK_KEYS or key in field_names or key.startswith("_"):
                 continue
             match = difflib.get_close_matches(key, field_names, n=1, cutoff=0.84)
             if match:
