@@ -18,17 +18,22 @@ from transformers.utils import logging
 from .errors import ConversionError
 from .json_files import read_config_values, read_json, read_object, read_text
 from .pickles import load_state_dict
-from .tokenization import differences, load_tokenizer
+from .tokenization import are_alike, differences, load_tokenizer
 
 
 logger = logging.get_logger(__name__)
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
+TOKENIZER_FILE = "tokenizer.json"
 MODULES = "modules.json"
 # Of a tokenizer, those that are one whatever its class.
-OBJECTS = (TOKENIZER_CONFIG, "tokenizer.json", "special_tokens_map.json", "added_tokens.json")
+OBJECTS = (TOKENIZER_CONFIG, TOKENIZER_FILE, "special_tokens_map.json", "added_tokens.json")
 # In the tokenizer's config of a converted folder: the class that the source's named there, null where it named none.
 ORIGINAL_CLASS = "native_tokenizer_class"
+# Models of a tokenizer that can be empty, which those of scored pieces cannot.
+EMPTIED = {"BPE": {"vocab": {}, "merges": []}, "WordPiece": {"vocab": {}}, "WordLevel": {"vocab": {}}}
+# For more tokens, transformers asks config.json once more: for the regular expression that cuts texts.
+MAX_EMPTIED = 100_000
 
 # Names that are a pattern in the library that reads them: versions of a tokenizer's file and the formats that
 # transformers looks for in its place; the settings of a sentence encoder's first module, by the type of its model.
@@ -120,7 +125,7 @@ def copy_files(source: Path, destination: Path) -> None:
             if path.is_file() and _is_companion(path.name) and belongs(path, place):
                 shutil.copyfile(path, destination / path.name)
                 # tokenizer.json is long, and read by the tokenizers library alone, which knows no code.
-                if path.suffix == ".json" and path.name != "tokenizer.json":
+                if path.suffix == ".json" and path.name != TOKENIZER_FILE:
                     _forget_code(destination / path.name)
     _copy_tree(source / utils.CHAT_TEMPLATE_DIR, destination / utils.CHAT_TEMPLATE_DIR, source)
     for module in modules_of(root):
@@ -244,6 +249,9 @@ def copy_companions(source: Path, destination: Path, to_native: bool = False) ->
     copy_files(source, destination)
     if not has_tokenizer(destination):
         return []
+    is_as_copied = not (to_native and ORIGINAL_CLASS in _settings(destination))
+    if is_as_copied and _is_read_alike(source, destination) and not isinstance(load_tokenizer(destination), str):
+        return []
     reference, notes = _reference(source, destination)
     if isinstance(reference, str):
         return [*notes, reference]
@@ -262,6 +270,43 @@ def copy_companions(source: Path, destination: Path, to_native: bool = False) ->
     return [*notes, *left]
 
 
+def _is_read_alike(source: Path, destination: Path) -> bool:
+    """
+    Whether the files of a tokenizer, which were copied as they are, are the same tokenizer beside either config.json: what
+    config.json decides shows without the vocabulary, which takes long to read. `False` where it may not show so.
+    """
+    path = destination / TOKENIZER_FILE
+    others = {file.name for file in tokenizer_files(destination)} - set(OBJECTS)
+    if others or not path.is_file() or "auto_map" in _settings(source):
+        return False
+    content = read_json(path)
+    model, added = (content.get(key) if isinstance(content, dict) else None for key in ("model", "added_tokens"))
+    if not isinstance(model, dict) or not isinstance(vocab := model.get("vocab"), dict) or not isinstance(added, list):
+        return False
+    emptied = EMPTIED.get(str(model.get("type")))
+    if emptied is None or len(vocab) + len(added) > MAX_EMPTIED:
+        return False
+    small = json.dumps({**content, "model": {**model, **emptied}, "added_tokens": []})
+    made = []
+    for folder, repository in ((source, _repository(source)), (destination, None)):
+        with tempfile.TemporaryDirectory() as place:
+            staged = Path(place)
+            for file in destination.iterdir():
+                if file.is_file() and _is_companion(file.name) and file != path:
+                    shutil.copyfile(file, staged / file.name)
+            (staged / path.name).write_text(small, encoding="utf-8")
+            _write_config(folder, staged)
+            made.append(load_tokenizer(staged, repository=repository))
+    return not any(isinstance(one, str) for one in made) and are_alike(*made)
+
+
+def _write_config(source: Path, staged: Path) -> None:
+    """The config.json of a folder, without a pointer to code."""
+    config = read_config_values(source / utils.CONFIG_NAME)
+    config.pop("auto_map", None)
+    (staged / utils.CONFIG_NAME).write_text(json.dumps(config), encoding="utf-8")
+
+
 def _reference(source: Path, destination: Path) -> tuple[Any, list[str]]:
     """
     What `AutoTokenizer` reads from the files that were copied, beside the source's config.json; or why it reads nothing.
@@ -273,9 +318,7 @@ def _reference(source: Path, destination: Path) -> tuple[Any, list[str]]:
         shutil.copytree(
             destination, staged, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors", "*.py")
         )
-        config = read_config_values(source / utils.CONFIG_NAME)
-        config.pop("auto_map", None)
-        (staged / utils.CONFIG_NAME).write_text(json.dumps(config), encoding="utf-8")
+        _write_config(source, staged)
         code = _settings(source).get("auto_map")
         if code is not None:
             _write_settings(staged / TOKENIZER_CONFIG, {**_settings(staged), "auto_map": code})

@@ -109,7 +109,8 @@ class Unread:
         """
         left, width = self._stored.numel(), self._stored.element_size()
         buffer = torch.empty(min(left, max(piece_bytes // width, 1)), dtype=self._stored.dtype)
-        hashed = None if self._digests is None else hashlib.sha256()
+        # Of the same file as it was, once is enough.
+        hashed = None if self._digests is None or self._name in self._digests else hashlib.sha256()
         # Read, not mapped: of a mapped file that is cut, a process dies.
         with self._path.open("rb", buffering=0) as stream:
             stream.seek(self._start)

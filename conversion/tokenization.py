@@ -86,6 +86,21 @@ def differences(a: Any, b: Any) -> list[str]:
     return found
 
 
+def are_alike(a: Any, b: Any) -> bool:
+    """
+    Whether two tokenizers are the same by what they hold, which is quickly seen of small ones; of others than those of
+    the tokenizers library that is not known.
+    """
+    held = []
+    for tokenizer in (a, b):
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return False
+        settings = [repr(getattr(tokenizer, name, None)) for name in (*SETTINGS, "added_tokens_decoder")]
+        held.append((type(tokenizer), settings, backend.to_str()))
+    return held[0] == held[1]
+
+
 @contextmanager
 def _as_it_was(tokenizer: Any) -> Iterator[None]:
     """A call sets padding and truncation in the tokenizer itself, which would be saved with them."""

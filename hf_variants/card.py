@@ -71,7 +71,7 @@ LINEAGE = ("license", "license_name", "license_link", "language", "base_model", 
 # Metadata that is made here each time.
 DERIVED = ("library_name", "pipeline_tag", "model_name", "tags", "eval_results", "model-index")
 # Options that say where a model lies, which a README.md by hand says for itself.
-WHERE = ("repo_id", "name", "lineage")
+WHERE = ("repo_id", "name", "lineage", "skeleton")
 # Fields of an encoder-decoder beside those of its stacks.
 SHARED_FIELDS = ("share_embeddings", "tie_word_embeddings", "final_logits_bias", "label_shift")
 
@@ -138,6 +138,7 @@ def model_card(
     repo_id: str | None = None,
     name: str | None = None,
     lineage: dict[str, Any] | None = None,
+    skeleton: PreTrainedModel | None = None,
     license: str | None = None,
     license_name: str | None = None,
     license_link: str | None = None,
@@ -162,6 +163,7 @@ def model_card(
         repo_id: where it lies on the Hub; by default the usage code names the folder.
         name: of the folder that this one becomes, where it is still under another.
         lineage: metadata of what it was made from; by default as `lineage_of` knows what the model was loaded from.
+        skeleton: of the folder, the model without memory for its weights, where the caller has it.
         license, license_name, license_link, language, base_model, base_model_relation, datasets, tags, metrics,
             eval_results: the Hub's metadata, as in `huggingface_hub.ModelCardData`; `tags` beside those made here.
         pipeline_tag: the Hub's task, such as `"translation"`; by default what the model's class says.
@@ -173,7 +175,7 @@ def model_card(
     config = _config_of(folder, model)
     class_name = _class_name(config, model)
     model_class = getattr(hf_variants, class_name)
-    described = model or empty_model(model_class, config)
+    described = model or skeleton or empty_model(model_class, config)
     if model is None and getattr(config, "quantization_config", None) is None:
         # A config alone has no weights.
         with suppress(FileNotFoundError):

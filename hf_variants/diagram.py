@@ -122,12 +122,12 @@ def stacks_of(config: Any, class_name: str | None = None) -> list[Stack]:
     return [_stack("", config, *_head(config, class_name or default, config))]
 
 
-def layer_of(config: Any, layer_idx: int, block: Part) -> Layer:
-    """One layer, whose structure is `block`."""
+def layer_of(config: Any, layer_idx: int, block: Part, of_all: tuple[str, ...]) -> Layer:
+    """One layer, whose structure is `block`; `of_all` is said of the self-attention of every layer."""
     layer = config.per_layer_config[layer_idx]
     modules = block.children()
     lines: dict[str, Callable] = {
-        "self_attn": lambda: _self_attention(config, layer, layer_idx),
+        "self_attn": lambda: (*_self_attention(config, layer), *of_all),
         "cross_attn": lambda: ("Cross-attention", *_attention(layer, is_rotated=False)),
         "mlp": lambda: _feed_forward(layer),
     }
@@ -176,9 +176,9 @@ def _residual_scale(residual: Part) -> str | None:
     return None if scale == 1.0 else _times(scale)
 
 
-def _self_attention(config: Any, layer: Any, layer_idx: int) -> tuple[str, ...]:
+def _self_attention(config: Any, layer: Any) -> tuple[str, ...]:
     kind = "Causal self-attention" if config.is_causal else "Bidirectional self-attention"
-    return (kind, *_attention(layer), *_positions(config), *_windows(config))
+    return (kind, *_attention(layer))
 
 
 def _attention(layer: Any, is_rotated: bool = True) -> tuple[str, ...]:
@@ -266,10 +266,11 @@ def _feed_forward(layer: Any) -> tuple[str, ...]:
 def _stack(name: str, config: Any, head: tuple[Box, ...], output: str) -> Stack:
     parts = stack_parts(config)
     blocks = parts["layers"].arguments["modules"]
+    of_all = (*_positions(config), *_windows(config))
     return Stack(
         name,
         below=tuple(_embeddings(config, parts)),
-        layers=tuple(layer_of(config, index, block) for index, block in enumerate(blocks)),
+        layers=tuple(layer_of(config, index, block, of_all) for index, block in enumerate(blocks)),
         above=(*_boxes(parts, config, ("norm", "output_projection")), *head),
         output=output,
     )

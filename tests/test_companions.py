@@ -160,6 +160,27 @@ def test_a_tokenizer_is_the_same_whatever_names_it(mix, tmp_path):
     assert read > len(REPRESENTATIVES) // 2
 
 
+def test_what_the_config_decides_of_a_large_tokenizer_is_kept(tmp_path):
+    """transformers cuts texts of Mistral's large vocabularies otherwise, by the `model_type` beside them."""
+    native, variant = tmp_path / "native", tmp_path / "variant"
+    for folder, kind in ((native, "mistral"), (variant, hf_variants.VariantConfig.model_type)):
+        folder.mkdir()
+        write_json(folder / "config.json", {"model_type": kind, "transformers_version": "4.50.0"})
+    byte_level_alone(native)
+    content = json.loads((native / "tokenizer.json").read_text())
+    vocab = content["model"]["vocab"]
+    vocab |= {f"token{number}": number for number in range(len(vocab) + 1, 100_100)} | {"12": len(vocab)}
+    # Digits stand alone there.
+    content["model"]["merges"].append(["1", "2"])
+    write_json(native / "tokenizer.json", content)
+    write_json(
+        native / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "fix_mistral_regex": True}
+    )
+    copy_companions(native, variant)
+    before, after = (load_tokenizer(folder).tokenize("12") for folder in (native, variant))
+    assert before == after == ["1", "2"]
+
+
 def checkpoint_with(tokenizer, folder, model_class=MistralForCausalLM, config_class=MistralConfig):
     config = config_class(
         vocab_size=600, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,

@@ -88,6 +88,7 @@ class EditReport:
             lines.append(f"- Measured on the text, before the training: {self.text_unrecovered}")
         if self.text is not None:
             lines.append(f"- Measured on the text: {self.text}")
+        lines += [f"- Rounding differs from the source's stock class: {reason}" for reason in self.deviations]
         lines += [f"- NaN or infinite values in {name}" for name in self.non_finite]
         lines += [f"- Tokenizer: {note}" for note in self.tokenizer]
         if isinstance(self.native, Report):
@@ -189,7 +190,7 @@ def edit(
             recovery.write(temporary)
         write_record(temporary, report.to_dict(), opened.files, written.digests)
         lineage = card.lineage_of(opened.path) | ({"base_model": str(source)} if is_hub_id(source) else {})
-        card.write_card(temporary, name=last_part(destination), lineage=lineage)
+        card.write_card(temporary, name=last_part(destination), lineage=lineage, skeleton=after.skeleton)
         if opened.weights is not None:
             opened.weights.refuse_changed()
     if native is not None:
