@@ -31,7 +31,11 @@ OBJECTS = (TOKENIZER_CONFIG, TOKENIZER_FILE, "special_tokens_map.json", "added_t
 # In the tokenizer's config of a converted folder: the class that the source's named there, null where it named none.
 ORIGINAL_CLASS = "native_tokenizer_class"
 # Models of a tokenizer that can be empty, which those of scored pieces cannot.
-EMPTIED = {"BPE": {"vocab": {}, "merges": []}, "WordPiece": {"vocab": {}}, "WordLevel": {"vocab": {}}}
+EMPTIED: dict[str, dict[str, Any]] = {
+    "BPE": {"vocab": {}, "merges": []},
+    "WordPiece": {"vocab": {}},
+    "WordLevel": {"vocab": {}},
+}
 # For more tokens, transformers asks config.json once more: for the regular expression that cuts texts.
 MAX_EMPTIED = 100_000
 
