@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -213,17 +213,20 @@ def test_no_pickle_runs_code(name, tmp_path, capsys):
     with (source / name).open("wb") as stream:
         pickle.dump(content, stream)
     assert main(["convert", str(source / name), str(tmp_path / "variant")]) == 2
-    assert "fault" not in capsys.readouterr().err
+    assert "a fault in" not in capsys.readouterr().err
     assert not (tmp_path / "ran").exists()
     assert not (tmp_path / "variant").exists()
 
 
 # Meta's model as the papers of Llama describe it: rotations as products of complex numbers.
 class MetaLlama(nn.Module):
-    def __init__(self, width, heads, kv_heads, layers, hidden, vocab_size, theta=10000.0, scaling=None):
+    def __init__(
+        self, width, heads, kv_heads, layers, hidden, vocab_size, theta=10000.0, scaling=None, size=None, windows=None
+    ):
         super().__init__()
         self.heads, self.kv_heads, self.theta, self.scaling = heads, kv_heads, theta, scaling
-        size = width // heads
+        self.size = size = size or width // heads
+        self.windows = windows or [None] * layers
 
         def linear(a, b):
             return nn.Linear(a, b, bias=False)
@@ -259,7 +262,7 @@ class MetaLlama(nn.Module):
 
     def forward(self, ids):
         states, length = self.tok_embeddings(ids), ids.shape[1]
-        size = self.tok_embeddings.embedding_dim // self.heads
+        size, places = self.size, torch.arange(length)
         angles = torch.arange(length, dtype=torch.float64)[:, None] * torch.tensor(self.frequencies(size))
         turn = torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
 
@@ -267,11 +270,13 @@ class MetaLlama(nn.Module):
             pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
             return torch.view_as_real(pairs * turn[:, None]).flatten(-2)
 
-        for block in self.layers:
+        for block, window in zip(self.layers, self.windows, strict=True):
             inside, parts = block["attention_norm"](states), block["attention"]
             q, k, v = (parts[name](inside).unflatten(-1, (-1, size)) for name in ("wq", "wk", "wv"))
             q, k, v = (x.transpose(1, 2) for x in (rotated(q), rotated(k), v))
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+            back = places[:, None] - places
+            seen = (back >= 0) & (back < (window or length))
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)
             states = states + parts["wo"](mixed.transpose(1, 2).flatten(2))
             inside, parts = block["ffn_norm"](states), block["feed_forward"]
             states = states + parts["w2"](F.silu(parts["w1"](inside)) * parts["w3"](inside))
@@ -355,6 +360,74 @@ def test_meta_without_one_of_its_files(tmp_path):
     (tmp_path / "meta" / "consolidated.00.pth").unlink()
     with pytest.raises(ConversionError, match=r"01\.pth"):
         convert(tmp_path / "meta", tmp_path / "variant")
+
+
+MISTRAL = {
+    "dim": 32, "n_layers": 4, "head_dim": 16, "hidden_dim": 48, "n_heads": 4, "n_kv_heads": 2, "norm_eps": 1e-5,
+    "vocab_size": 40,
+}  # fmt: skip
+
+
+def mistral(folder, pickled=False, tied=False, **more):
+    """The same blocks, with head sizes of their own and windows."""
+    windows = more.get("sliding_window") or more.get("_sliding_window")
+    windows = (windows if isinstance(windows, list) else [windows]) * 4
+    theta = more.get("rope_theta", 1000000.0)
+    model = randomise_(MetaLlama(32, 4, 2, 4, 48, 40, theta, size=16, windows=windows[:4]))
+    if tied:
+        model.output.weight = model.tok_embeddings.weight
+    folder.mkdir()
+    (folder / "params.json").write_text(json.dumps(MISTRAL | more))
+    state = {name: tensor for name, tensor in model.state_dict().items() if not tied or name != "output.weight"}
+    if pickled:
+        torch.save(state, folder / "consolidated.00.pth")
+    else:
+        save_file(state, folder / "consolidated.safetensors")
+    return model
+
+
+@pytest.mark.parametrize(
+    ("native_type", "pickled", "tied", "more"),
+    [
+        ("llama", False, False, {"max_batch_size": 0, "model_type": "transformer", "moe": None}),
+        ("mistral", True, False, {"sliding_window": 6, "rope_theta": 10000.0}),
+        ("ministral", False, False, {"_sliding_window": [None, 6, 6, 6], "sliding_window": None, "rope_theta": 1e8}),
+        ("mistral", False, True, {"tied_embeddings": True, "max_seq_len": 64}),
+    ],
+)
+def test_mistral(native_type, pickled, tied, more, tmp_path):
+    model = mistral(tmp_path / "mistral", pickled, tied, **more)
+    report = convert(tmp_path / "mistral", tmp_path / "variant")
+    same(model, tmp_path / "variant", 40, 40)
+    config = hf_variants.VariantConfig.from_pretrained(tmp_path / "variant")
+    assert config.max_position_embeddings == more.get("max_seq_len", 128_000)
+    assert any("128000" in note for note in report.notes) == ("max_seq_len" not in more)
+    native = hf_variants.to_native(hf_variants.from_native(tmp_path / "mistral"), native_type)
+    ids = torch.arange(30)[None]
+    assert (native(ids).logits - model(ids)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sliding_window": 6}, "no `rope_theta`.*10000 for Mistral 7B 0.1"),
+        ({"sliding_window": [6, None, 6], "rope_theta": 1e4}, r"`sliding_window` in .*divides the 4 layers"),
+        ({"sliding_window": [6, 7], "rope_theta": 1e4}, r"windows of \[6, 7\] positions"),
+        ({"sliding_window": 6, "_sliding_window": 6}, "Remove one of them"),
+        ({"moe": {"num_experts": 8}}, "`moe`"),
+        ({"vision_encoder": {"hidden_size": 8}}, "`vision_encoder`"),
+        ({"yarn": {"factor": 4}}, "`yarn`"),
+        ({"unheard_of": 1}, "unheard_of"),
+        ({"head_dim": 8}, "shape"),
+        ({"n_layers": 5}, r"model\.layers\.4"),
+    ],
+)
+def test_mistral_is_not_guessed(change, message, tmp_path):
+    mistral(tmp_path / "mistral")
+    (tmp_path / "mistral" / "params.json").write_text(json.dumps(MISTRAL | change))
+    with pytest.raises(ConversionError, match=message):
+        convert(tmp_path / "mistral", tmp_path / "variant")
+    assert not (tmp_path / "variant").exists()
 
 
 # Of LitGPT's config what its classes decide by, one row for each kind of model that it has.

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from ..checkpoint import SETS_OF_WEIGHTS
-from . import fairseq, litgpt, meta, nanochat, nanogpt, x_transformers
+from . import fairseq, litgpt, meta, mistral, nanochat, nanogpt, x_transformers
 from .source import ForeignCheckpoint
 
 
 # Each says by its `finds` which file or folder is its own.
-ROOMS = (meta, litgpt, nanochat, x_transformers, fairseq, nanogpt)
+ROOMS = (mistral, meta, litgpt, nanochat, x_transformers, fairseq, nanogpt)
 
 
 def _room(source: str | Path):
