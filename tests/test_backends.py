@@ -131,7 +131,7 @@ def test_a_mask_of_what_is_seen_is_no_summand(case):
 
 
 # Without compiling, and compiled.
-STANCES = ["force_eager", pytest.param("default", marks=[pytest.mark.compiler, pytest.mark.slow])]
+STANCES = ["force_eager", pytest.param("default", marks=[pytest.mark.compiler, pytest.mark.slow, pytest.mark.whole])]
 
 
 @pytest.mark.parametrize("stance", STANCES)

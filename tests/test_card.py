@@ -61,7 +61,11 @@ def run_usage(folder: Path, monkeypatch) -> str:
     return finished.stdout
 
 
-@pytest.mark.parametrize("auto_class", MODELS)
+# Each in a process of its own.
+@pytest.mark.parametrize(
+    "auto_class",
+    [pytest.param(name, marks=pytest.mark.whole if number else ()) for number, name in enumerate(MODELS)],
+)
 def test_usage_code_runs(auto_class, tmp_path, monkeypatch):
     MODELS[auto_class]().save_pretrained(tmp_path / "model")
     assert auto_class in (tmp_path / "model" / CARD).read_text(encoding="utf-8")

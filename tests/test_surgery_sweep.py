@@ -17,9 +17,9 @@ from tests.test_surgery_sizes import in_float64
 
 
 # Those that the tests of single operations do not have, one of each kind.
-QUICK = ("cohere2", "gptj", "marian", "modernbert")
-FEW_MINUTES = (pytest.mark.whole, pytest.mark.exhaustive)
-TYPES = [pytest.param(name, marks=() if name in QUICK else FEW_MINUTES) for name in ROWS]
+QUICK = ("cohere2", "marian")
+MARKS = {"gptj": (pytest.mark.whole,), "modernbert": (pytest.mark.whole,), **dict.fromkeys(QUICK, ())}
+TYPES = [pytest.param(name, marks=MARKS.get(name, (pytest.mark.whole, pytest.mark.exhaustive))) for name in ROWS]
 # Their attention is in float32, whatever the weights are.
 BOUND = 1e-5
 # In float32, on weights whose sums are ill-conditioned.

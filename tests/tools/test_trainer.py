@@ -108,11 +108,15 @@ def assert_close(out, expected, tolerance):
         assert (out[name] - value).abs().max() <= tolerance * largest, name
 
 
-# Where a test trains several models, two decoders are left to `make test-all`.
+# Where a test trains several models, `make test` has one kind, and two decoders are left to `make test-all`.
 KINDS = [
-    pytest.param(kind, marks=[pytest.mark.whole, pytest.mark.exhaustive] if kind in ("llama", "gpt-neox") else [])
+    pytest.param(
+        kind,
+        marks={"gemma2": [], "llama": [pytest.mark.whole, pytest.mark.exhaustive],
+               "gpt-neox": [pytest.mark.whole, pytest.mark.exhaustive]}.get(kind, [pytest.mark.whole]),
+    )
     for kind in kinds.KINDS
-]
+]  # fmt: skip
 DROPOUTS = {"attention_dropout": 0.1, "residual_dropout": 0.2, "embedding_dropout": 0.1}
 
 
@@ -173,7 +177,7 @@ def test_sequence_classification(kind, tmp_path):
 
 
 ACCUMULATED = [
-    *[(kind, {}) for kind in kinds.KINDS],
+    *[pytest.param(kind, {}, marks=pytest.mark.whole) for kind in kinds.KINDS],
     *[(kind, {"z_loss_coefficient": 0.1, "label_smoothing": 0.2}) for kind in ("gemma2", "seq2seq", "encoder")],
 ]
 
@@ -324,7 +328,7 @@ def test_resuming_is_bit_equal_to_never_having_stopped(kind, tmp_path):
 
 
 @pytest.mark.tool("Trainer: label_smoothing_factor", package="transformers")
-@pytest.mark.parametrize("kind", kinds.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_trainers_label_smoothing_is_the_configs(kind, tmp_path):
     """The Trainer computes the smoothed loss itself, and must know which of our classes shift their labels."""
     batch = pad(Rows(kind).rows[:4])
