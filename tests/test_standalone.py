@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    DynamicCache,
 )
 
 import hf_variants
@@ -23,6 +24,7 @@ from hf_variants.standalone.proof import differences, loaded, models, reduced
 from hf_variants.standalone.writing import LINE_LENGTH
 from tests.strategies import hostile_
 from tests.test_seq2seq import stack
+from tests.tools.test_generation import batched
 
 
 PRESETS = list(hf_variants.presets())
@@ -465,6 +467,15 @@ def test_a_folder_loads_with_its_own_code_and_generates(folder):
     assert AutoConfig.from_pretrained(path, trust_remote_code=True).model_type == "my_model"
 
 
+def test_continuous_batching(folder):
+    path, model = folder
+    own = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True).eval()
+    prompts = [torch.arange(3, 12), torch.arange(20, 25)]
+    options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": -1}
+    expected = [model.generate(prompt[None], **options)[0, len(prompt) :].tolist() for prompt in prompts]
+    assert batched(own, [prompt.tolist() for prompt in prompts]) == expected
+
+
 def test_save_and_load_again(folder, tmp_path):
     own = AutoModelForCausalLM.from_pretrained(folder[0], trust_remote_code=True)
     own.save_pretrained(tmp_path / "again")
@@ -492,7 +503,9 @@ def test_gradient_checkpointing_and_lora(folder):
         if use:
             own.gradient_checkpointing_enable()
         own.zero_grad()
-        own(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        # Also with a cache, which a layer that is computed twice must not fill.
+        cache = DynamicCache(config=own.config) if use else None
+        own(input_ids=ids, labels=ids, past_key_values=cache, use_cache=use).loss.backward()
         gradients.append([p.grad.clone() for p in own.parameters()])
     assert all(torch.equal(one, two) for one, two in zip(*gradients))
     adapted = peft.get_peft_model(own, peft.LoraConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
