@@ -4,6 +4,9 @@ import fnmatch
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
+from types import SimpleNamespace
+
+from transformers.distributed.pipeline_parallel import PipelineStage
 
 from ..model.distribution import tensor_parallel_plan
 from ..model.part import Part
@@ -36,7 +39,7 @@ class Plan:
         zero: stage of ZeRO over the `dp` ranks: they share the optimizer's states (1), gradients (2), weights (3).
         fsdp: ranks that share all of these (FSDP2: each parameter along its first dimension, rounded up).
         tp: ranks that share layers, by the plan of `tensor_parallel_plan`.
-        pp: stages of a pipeline: equal runs of layers; those that do not divide are the last one's, as transformers has it.
+        pp: stages of a pipeline: equal runs of layers; where they do not divide, as the installed transformers has it.
         optimizer: a key of `OPTIMIZERS`.
         checkpointing: layers are computed again in the backward.
     """
@@ -164,13 +167,15 @@ def _stages(model: Part, count: int) -> Iterator[Sequence[Weight]]:
     depth = 1 + max(layer for layer, _ in numbered if layer is not None)
     if count > depth:
         raise ValueError(f"`pp` is {count}, and there are {depth} layers. Set it to at most that.")
-    ends = [*(stage * (depth // count) for stage in range(count)), depth]
+    # All that it reads of a stage is the number of them.
+    stages = SimpleNamespace(pp_size=count)
     for stage in range(count):
         first, last = stage == 0, stage == count - 1
+        layers = range(*PipelineStage.layer_range_for_rank(stages, stage, depth))
         yield [
             weight
             for layer, weight in numbered
-            if (ends[stage] <= layer < ends[stage + 1] if layer is not None else first if _is_below(weight) else last)
+            if (layer in layers if layer is not None else first if _is_below(weight) else last)
         ] + [weight for weight in found if last and not first and _serves_the_head(model, weight)]
 
 

@@ -645,6 +645,8 @@ class VariantForCausalLM(VariantPreTrainedModel, GenerationMixin):
             **{CACHE: past_key_values},
             **kwargs,
         )
+        # PEFT's prompts look for the cache by the name that it had first.
+        inputs = with_one_name(inputs)
         length = (attention_mask if torch.is_tensor(attention_mask) else input_ids).shape[-1]
         position_ids = inputs.get("position_ids")
         if self.position_limit is not None and length > self.position_limit and position_ids is not None:

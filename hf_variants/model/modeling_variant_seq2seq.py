@@ -17,7 +17,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .arguments import CACHE, in_stock_order
+from .arguments import CACHE, in_stock_order, with_one_name
 from .builder import (
     build_loss,
     build_pooling,
@@ -386,6 +386,10 @@ class VariantForConditionalGeneration(VariantSeq2SeqPreTrainedModel, GenerationM
             encoder_hidden_states=outputs.encoder_hidden_states,
             encoder_attentions=outputs.encoder_attentions,
         )
+
+    def prepare_inputs_for_generation(self, *args, **kwargs) -> dict:
+        # PEFT's prompts look for the cache by the name that it had first.
+        return with_one_name(super().prepare_inputs_for_generation(*args, **kwargs))
 
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs: dict, generation_mode, batch_size: int, max_cache_length: int

@@ -33,6 +33,8 @@ def suite(kind: str, *more: type) -> type:
         # Where torchao is installed: counts equal tokens of random weights in float8, quantised whole and in shards. A stock
         # Llama of these sizes fails for one of six seeds, and a variant of its weights does for the same one, alike.
         "test_tp_generation_quantized": None,
+        # Since 5.24: a warning where `past_key_values` is given; here both names stay.
+        "test_bc_cache_name_forward": None,
     }
     config = tester.get_config()
     if getattr(config, "decoder", config).position_embedding_type != "rope":
