@@ -420,6 +420,7 @@ def test_mistral(native_type, pickled, tied, more, tmp_path):
         ({"unheard_of": 1}, "unheard_of"),
         ({"head_dim": 8}, "shape"),
         ({"n_layers": 5}, r"model\.layers\.4"),
+        ({"n_layers": 10**9}, "`n_layers` in .*no checkpoint has so many"),
     ],
 )
 def test_mistral_is_not_guessed(change, message, tmp_path):

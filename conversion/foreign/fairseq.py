@@ -174,7 +174,7 @@ def _stack(settings: Settings, stack: str, common: dict, rows: int, length: int,
         | {
             "vocab_size": rows, "hidden_size": width,
             "intermediate_size": settings.count(f"{stack}_ffn_embed_dim", 2048),
-            "num_hidden_layers": settings.count(f"{stack}_layers", 6),
+            "num_hidden_layers": settings.layers(f"{stack}_layers", 6),
             "num_attention_heads": settings.count(f"{stack}_attention_heads", 8),
             "max_position_embeddings": length,
             "position_embedding_type": "none" if no_positions else "learned" if learned else "sinusoidal",

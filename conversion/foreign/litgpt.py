@@ -114,7 +114,7 @@ def config_of(values: object, where: str | Path) -> tuple[VariantConfig, list[st
     """The config for the content of a model_config.yaml, and notes."""
     settings = Settings(values, where)
     name = settings.take("name", str, "")
-    width, layers, heads = settings.count("n_embd", 4096), settings.count("n_layer", 16), settings.count("n_head", 32)
+    width, layers, heads = settings.count("n_embd", 4096), settings.layers("n_layer", 16), settings.count("n_head", 32)
     head_size = settings.count("head_size", None) or width // heads
     bias, attention_bias = settings.take("bias", bool, True), settings.take("attn_bias", bool, False)
     norm, is_affine = settings.take("norm_class_name", str, "LayerNorm"), True

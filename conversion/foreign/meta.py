@@ -121,7 +121,7 @@ def open_checkpoint(path: Path) -> ForeignCheckpoint:
     )
     config = VariantConfig(
         vocab_size=leaf(weights, weights, "tok_embeddings.weight").shape[0], hidden_size=width,
-        intermediate_size=leaf(weights, weights, ".w1.weight").shape[0], num_hidden_layers=settings.count("n_layers"),
+        intermediate_size=leaf(weights, weights, ".w1.weight").shape[0], num_hidden_layers=settings.layers("n_layers"),
         num_attention_heads=heads, num_key_value_heads=settings.count("n_kv_heads", None) or heads,
         max_position_embeddings=max(context, 8192 if rope["rope_type"] == "llama3" else 1),
         norm_eps=float(settings.take("norm_eps", (int, float), 1e-5)), rope_parameters=rope, rope_interleaved=True,

@@ -89,7 +89,7 @@ def open_checkpoint(path: Path) -> ForeignCheckpoint:
         yarn=None, llama_4_scaling=None, qk_nope_head_dim=None, activation="silu", use_biases=False, causal=True,
     )  # fmt: skip
     settings.pass_over("max_batch_size", "dtype")
-    layers, heads = settings.count("n_layers"), settings.count("n_heads")
+    layers, heads = settings.layers("n_layers"), settings.count("n_heads")
     window, layer_types = _windows(settings, layers)
     context = settings.count("max_position_embeddings", None) or settings.count("max_seq_len", None)
     settings.pass_over("max_seq_len")

@@ -69,7 +69,7 @@ def config_of(values: object, where: str | Path) -> VariantConfig:
         )
     config = VariantConfig(
         vocab_size=settings.count("vocab_size"), hidden_size=width, intermediate_size=4 * width,
-        num_hidden_layers=settings.count("n_layer"), num_attention_heads=heads,
+        num_hidden_layers=settings.layers("n_layer"), num_attention_heads=heads,
         num_key_value_heads=settings.count("n_kv_head", None) or heads,
         max_position_embeddings=settings.count("sequence_len"), norm_type="rmsnorm", norm_affine=False,
         # As torch has it where no other is given.

@@ -65,7 +65,7 @@ def config_of(arguments: Any, where: str | Path, hidden_act: str = "gelu", tied:
     dropout = settings.take("dropout", (int, float))
     config = VariantConfig(
         vocab_size=settings.count("vocab_size", 50257), hidden_size=width, intermediate_size=4 * width,
-        num_hidden_layers=settings.count("n_layer"), num_attention_heads=settings.count("n_head"),
+        num_hidden_layers=settings.layers("n_layer"), num_attention_heads=settings.count("n_head"),
         max_position_embeddings=settings.count("block_size"), norm_type="layernorm", norm_eps=1e-5, norm_bias=bias,
         norm_placement="pre", position_embedding_type="learned", ffn_type="mlp", hidden_act=hidden_act,
         attention_bias=bias, attention_output_bias=bias, mlp_bias=bias, mlp_output_bias=bias, tie_word_embeddings=tied,

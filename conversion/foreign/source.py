@@ -19,6 +19,10 @@ from ..skeleton import empty_model, stored_tensors
 from ..tensor_files import FLOATS, StoredSource, TensorSource
 
 
+# Ten times the deepest that was trained (DeepNet, https://arxiv.org/abs/2203.00555).
+MOST_LAYERS = 10_000
+
+
 class Settings:
     """
     The settings of a checkpoint, each of which is taken, known to change nothing, or refused.
@@ -47,6 +51,13 @@ class Settings:
         value = self.take(key, int, *default)
         if isinstance(value, int) and value < 1:
             raise ConversionError(f"`{key}` in {self.where} is {value}, and must be above 0. Correct it.")
+        return value
+
+    def layers(self, key: str, *default: Any) -> int:
+        """The same, a number of layers: what is made of an absurd one fills the memory before any tensor is missed."""
+        value = self.count(key, *default)
+        if value > MOST_LAYERS:
+            raise ConversionError(f"`{key}` in {self.where} is {value}, and no checkpoint has so many. Correct it.")
         return value
 
     def pass_over(self, *keys: str) -> None:

@@ -211,7 +211,7 @@ class _Layers(Settings):
         self.causal = causal
         if tuples := [key for key, value in self._left.items() if isinstance(value, (tuple, list))]:
             raise _cannot(self, f"`{tuples[0]}` with a value for each layer")
-        self.heads, self.depth = self.count("heads", 8), self.count("depth")
+        self.heads, self.depth = self.count("heads", 8), self.layers("depth")
 
 
 def _stack(wrapper: Settings, layers: _Layers, width: int, is_cross: bool) -> VariantConfig:
