@@ -177,6 +177,12 @@ def test_arguments_stand_in_the_order_of_the_variant():
 def test_what_two_stacks_have_in_common_stands_once():
     same, other = (write_source(pair(*stacks), "pair").modeling for stacks in (("t5", "t5"), ("modern", "vanilla")))
     assert "class PairMLP(" in same
+    # Which is told whether it is causal.
+    for name in ("Attention", "RelativeBias"):
+        assert len(re.findall(rf"class Pair(?:Encoder|Decoder)?{name}\(", same)) == 1
+    assert "is_causal: bool" in same
+    assert "is_causal: bool" not in other
+    assert len(write_source(pair("vanilla", "vanilla"), "pair").modeling.splitlines()) <= 650
     assert "class PairEncoderMLP(" in other
     assert same.count("\ndef eager_attention_forward") == 0 or same.count("def eager_attention_forward") == 1
 

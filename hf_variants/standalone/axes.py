@@ -63,6 +63,8 @@ class Stack:
         self.norms = norms
         self.seq2seq = in_seq2seq
         self.head = head
+        # One class of self-attention, or of biases by distance, serves both stacks, and is told whether it is causal.
+        self.joint = self.joint_bias = False
         c = self.reader = Reader(self.config)
         self.is_causal = c.is_causal
         self._norm_axes()

@@ -38,6 +38,29 @@ def write_layers(macros: Any, stack: Stack) -> None:
     stack.definitions = _definitions(macros, stack)
 
 
+def share_attention(macros: Any, encoder: Stack, decoder: Stack) -> None:
+    """Let two stacks have one class of self-attention, and one of biases, where these differ in the direction alone."""
+    stacks = (encoder, decoder)
+    for joint in (True, False):
+        for stack in stacks:
+            stack.joint_bias = joint and stack.relative
+        biases = {macros.relative("", stack).replace(stack.prefix, "") for stack in stacks if stack.relative}
+        if len(biases) == 1 and encoder.relative and decoder.relative:
+            break
+    if any(len(stack.views) > 1 for stack in stacks):
+        return
+    for joint in (True, False):
+        texts = set()
+        for stack in stacks:
+            stack.joint = joint
+            write_layers(macros, stack)
+            used = macros.linear_classes(stack.prefix, stack) + (macros.rotation(stack) if stack.rotary else "")
+            text = used + stack.definitions["eager"] + stack.definitions["attention"]
+            texts.add(text.replace(stack.prefix, stack.name))
+        if len(texts) == 1:
+            return
+
+
 def _definitions(macros: Any, stack: Stack) -> dict[str, str]:
     written = {}
     for component, (ending, has) in COMPONENTS.items():

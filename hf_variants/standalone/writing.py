@@ -21,7 +21,7 @@ from ..model.axis import quote
 from ..model.configuration_variant import FIELDS
 from ..model.normalization import NORM_KINDS
 from .axes import NotStandalone, Stack
-from .layers import write_layers
+from .layers import share_attention, write_layers
 
 
 LINE_LENGTH = 119
@@ -216,8 +216,11 @@ def write_source(config: PreTrainedConfig, name: str, head: str = "Model") -> So
         "top": top | {"tie_head": config.tie_word_embeddings},
     }  # fmt: skip
     template = _environment().get_template("modeling.jinja")
+    macros = _environment().get_template("layers.jinja").module
     for stack in stacks.values():
-        write_layers(_environment().get_template("layers.jinja").module, stack)
+        write_layers(macros, stack)
+    if config.is_encoder_decoder:
+        share_attention(macros, *stacks.values())
     arguments["eager_by_default"] = config.eager_by_default
     arguments["has_cache"] = any(stack.is_causal for stack in stacks.values())
     views = [view for stack in stacks.values() for view in stack.views]
