@@ -157,6 +157,13 @@ def export(
     report.command = command_line("export", source, destination, **options)
     report.tensors, report.parameters = len(as_written.headers), count_parameters(as_written.headers)
     report.passed_over, report.notes = layout.passed_over_but(apart), list(weights.notes)
+    depth = (config.decoder if config.is_encoder_decoder else config).num_hidden_layers
+    cached = getattr(native_config.get_text_config(decoder=True), "num_hidden_layers", depth)
+    if target.can_generate() and cached < depth:
+        report.notes.append(
+            f"transformers makes the stock class's cache for {cached} layers, and its decoder has {depth}: generate with "
+            "`use_cache=False`"
+        )
     note_folds(report, folding, target_dtype or stored)
     note_widened(report, translation.widened(header))
     note_cast(report, headers, target_dtype)

@@ -31,6 +31,7 @@ from hf_variants.surgery import (
     FuseNorms,
     GrowLayers,
     KeyValueHeads,
+    SelectLayers,
     Subject,
     edit,
 )
@@ -146,6 +147,22 @@ def test_each_operation_is_told_the_stack_named_before_it(tmp_path):
         ours = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / name).eval()
         results = [m(input_ids=ids, decoder_input_ids=ids, use_cache=False).logits for m in (ours, stock)]
         assert torch.equal(*results)
+
+
+def test_a_stock_decoder_too_deep_for_its_cache_is_noted(tmp_path):
+    """T5 names two depths, and transformers makes the cache of the decoder for the encoder's."""
+    config = T5Config(vocab_size=40, d_model=16, d_kv=4, d_ff=24, num_heads=4, num_layers=2, decoder_start_token_id=0)
+    hostile_(T5ForConditionalGeneration(config)).save_pretrained(tmp_path / "native")
+    for name, layers, noted in (("deep", "0,1,1", True), ("shallow", "0", False)):
+        report = edit(
+            tmp_path / "native", tmp_path / name, [SelectLayers(layers, "decoder")], native=tmp_path / f"{name}-native"
+        )
+        assert ("use_cache=False" in report.to_markdown()) == noted
+        stock = T5ForConditionalGeneration.from_pretrained(tmp_path / f"{name}-native").eval()
+        ours = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / name).eval()
+        ids = torch.arange(3, 15)[None]
+        made = [model.generate(ids, max_new_tokens=4, use_cache=not noted) for model in (stock, ours)]
+        assert torch.equal(*made)
 
 
 def test_an_adapter_alone_is_named(tmp_path, capsys):
