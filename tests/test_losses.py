@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
+from transformers import Trainer, TrainingArguments
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from hf_variants import (
@@ -299,3 +300,37 @@ def test_a_fused_head_is_known_under_the_signature_of_what_it_replaces():
     model.forward = types.MethodType(fused, model)
     with pytest.raises(ValueError, match="`z_loss_coefficient`"):
         model(fused_lm_head=True)
+
+
+TRAINED = {
+    "decoder": lambda: build(preset_config("gpt2")),
+    "labels in place": lambda: build(VariantConfig(**{**preset_config("gpt2").to_dict(), "shift_labels": False})),
+    "encoder": lambda: VariantForMaskedLM(VariantConfig(**{**preset_config("gpt2").to_dict(), "is_causal": False})),
+    "two stacks": lambda: build_seq2seq("vanilla", "vanilla"),
+}
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("kind", TRAINED)
+def test_the_trainer_logs_the_mean_over_all_labels_that_count(kind, steps, tmp_path):
+    """However many it accumulates, and however many labels each batch has."""
+    model = TRAINED[kind]().eval()
+    ids = torch.randint(5, 30, (4, 8), generator=torch.Generator().manual_seed(0))
+    labels = ids.clone()
+    labels[1, 2:] = labels[3, 5:] = -100
+    if kind == "decoder":
+        # Releases differ in whether they count the label that a shift leaves out.
+        labels[:, 0] = -100
+    rows = [{"input_ids": row, "labels": target} for row, target in zip(ids, labels)]
+    with torch.no_grad():
+        expected = model(input_ids=ids, labels=labels).loss.item()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    options = TrainingArguments(
+        tmp_path, max_steps=1, logging_steps=1, per_device_train_batch_size=4 // steps, gradient_accumulation_steps=steps,
+        report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True,
+    )  # fmt: skip
+    trainer = Trainer(model=model, args=options, train_dataset=rows)
+    trainer.train()
+    assert abs(trainer.state.log_history[0]["loss"] - expected) < 1e-3

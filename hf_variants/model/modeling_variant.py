@@ -612,6 +612,9 @@ class VariantForCausalLM(VariantPreTrainedModel, GenerationMixin):
         loss = build_loss(config, shifted=config.shift_labels)
         if loss is not None or not config.shift_labels:
             self.loss_function = loss or token_loss
+        if not config.shift_labels:
+            # By which the Trainer counts every label; of a loss that shifts, it leaves the first of each row out.
+            self.loss_type = "ForMaskedLM"
         self.post_init()
 
     def prepare_inputs_for_generation(
