@@ -10,10 +10,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHea
 
 from hf_variants import VariantConfig, VariantForCausalLM, VariantForConditionalGeneration, VariantSeq2SeqConfig
 from hf_variants.conversion import convert, from_native
+from hf_variants.conversion.family import family_of
 from hf_variants.surgery import DropLayers, GrowLayers, SelectLayers, Subject, SurgeryError, edit, edit_model
 from hf_variants.surgery.layers import parse_layers
 from hf_variants_cli import main
-from tests.parity import hostile_, inputs_of, logits_of, random_native, set_backend
+from tests.parity import hostile_, inputs_of, logits_of, random_native, relative_error, set_backend
 from tests.surgery_models import NAMED, ROWS
 
 
@@ -60,10 +61,12 @@ def stacks_of(model):
 def assert_same(a, b, native, row):
     backends = row.backends if isinstance(row.backends, tuple) else row.backends(native.config)
     set_backend(a, b, backends[0])
+    bound = 0.0 if type(a) is type(b) else family_of(native.config.model_type).bound(b.config)
     for name, batch in inputs_of(native, row.length).items():
         # Stock caches have as many layers as the config said on construction.
         batch = batch | ({"use_cache": False} if row.generates and native.can_generate() else {})
-        assert torch.equal(logits_of(a, batch), logits_of(b, batch)), name
+        # Equal bits, but for what the family says of the installed release (GPT-J since 5.24).
+        assert relative_error(logits_of(b, batch), logits_of(a, batch)) <= bound, name
 
 
 @pytest.mark.parametrize("model_type", TYPES)
