@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 import hf_variants
 from hf_variants import VariantConfig, presets
-from hf_variants.conversion import NotRepresentable, VerificationFailed, from_native
+from hf_variants.conversion import ConversionError, NotRepresentable, VerificationFailed, from_native
 from hf_variants.conversion.engines import export_to_engine
 from hf_variants.conversion.engines import onnx as room
 from hf_variants.conversion.engines.export import in_float32
@@ -133,6 +133,10 @@ def test_every_native_type_runs_alike_or_is_refused(model_type, tmp_path):
     if in_the_way:
         with pytest.raises(NotRepresentable):
             room.refuse_unrepresentable(model.config)
+        return
+    if not getattr(model.config, "decoder", model.config).is_causal and model.can_generate():
+        with pytest.raises(ConversionError, match="`is_causal=False`"):
+            room.losses(model)
         return
     assert not failed(exported(model, tmp_path / "engine"))
 

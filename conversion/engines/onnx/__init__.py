@@ -66,6 +66,11 @@ def losses(model: PreTrainedModel, tokenizer: Any = None) -> list[str]:
             "transformers, or convert the model that its head was put on."
         )
     stacks = (config.encoder, config.decoder) if config.is_encoder_decoder else (config,)
+    if model.can_generate() and not stacks[-1].is_causal:
+        raise ConversionError(
+            "Graphs of a language model take tokens one by one, and with `is_causal=False` a token changes those before it. "
+            "Set `is_causal=True`, or export a VariantForMaskedLM."
+        )
     notes = []
     if any(stack.type_vocab_size and (stack.is_causal or config.is_encoder_decoder) for stack in stacks):
         notes.append("Decoders and encoder-decoders are given no token types, as by default")
