@@ -207,6 +207,15 @@ def upcast_weights(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> 
     model.load_state_dict(weights)
 
 
+def as_choices(head: str, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The batch as a head takes it: for multiple choice, its rows are the choices of one question."""
+    if head != "multiple_choice":
+        return batch
+    # ModernBERT's stock class wants a mask, and ERNIE's leaves task types in another shape than the rest.
+    batch = {"attention_mask": torch.ones_like(batch["input_ids"])} | batch
+    return {name: tensor.unsqueeze(0) for name, tensor in batch.items() if name != "task_type_ids"}
+
+
 def check_gradients(
     native: PreTrainedModel, ours: PreTrainedModel, bound: float, head: str = "", batch: dict | None = None
 ) -> list[str]:

@@ -11,7 +11,7 @@ from transformers import set_seed
 import hf_variants
 from hf_variants.conversion.family import family_of
 from tests.native_rows import all_rows
-from tests.parity import Row, hostile_, inputs_of, set_backend
+from tests.parity import Row, as_choices, hostile_, inputs_of, set_backend
 
 
 ROWS = all_rows()
@@ -103,7 +103,7 @@ def test_stock_class_and_variant_drop_the_same(model_type, seed):
             stock = stock_model(row, head, options)
             ours = hf_variants.from_native(stock)
             backends = row.backends if isinstance(row.backends, tuple) else row.backends(stock.config)
-            batch = inputs_of(stock, 16)["long"]
+            batch = as_choices(head, inputs_of(stock, 16)["long"])
             # What a key falls back on does not depend on the backend.
             for backend in backends if options is all_set else backends[:1]:
                 if backend == "sdpa" and not ours._supports_sdpa:

@@ -13,7 +13,7 @@ from hf_variants.conversion import ConversionError, convert, export, verify
 from hf_variants.conversion.family import DECODER_HEADS, all_families, family_of
 from hf_variants.conversion.verification import lay_alike
 from tests.native_rows import all_rows
-from tests.parity import check_generation, check_logits, check_round_trip, hostile_, set_backend
+from tests.parity import as_choices, check_generation, check_logits, check_round_trip, hostile_, set_backend
 
 
 ROWS = all_rows()
@@ -171,6 +171,8 @@ def loss(model, head: str, ids: torch.Tensor) -> torch.Tensor | None:
         return model(ids, start_positions=ids[:, 0] % 5, end_positions=ids[:, 1] % 9).loss
     if head == "base":
         return None
+    if head == "multiple_choice":
+        return model(ids[None], labels=torch.tensor([1])).loss
     labels = {"sequence_classification": ids[:, 0] % 2, "token_classification": ids % 2}.get(head, ids)
     return model(ids, labels=labels).loss
 
@@ -187,7 +189,8 @@ def test_other_classes_of_an_encoder_as_a_decoder(model_type, head, tmp_path):
     ids = torch.arange(3, 27).view(2, 12)
     mask = torch.ones_like(ids)
     mask[0, 9:] = 0
-    theirs, made = (model(ids, attention_mask=mask) for model in (native, ours))
+    batch = as_choices(head, {"input_ids": ids, "attention_mask": mask})
+    theirs, made = (model(**batch) for model in (native, ours))
     for name in ("last_hidden_state", "pooler_output", "logits", "start_logits", "end_logits"):
         if name in theirs:
             assert torch.equal(theirs[name], made[name]), name

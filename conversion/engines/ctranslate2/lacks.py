@@ -51,6 +51,9 @@ WITHOUT_EFFECT = {
     "classifier_transform_act": "the engine has no classifiers: its encoders give hidden states",
     "classifier_transform_norm": "the engine has no classifiers: its encoders give hidden states",
     "classifier_transform_on_tokens": "the engine has no classifiers: its encoders give hidden states",
+    "choice_pooling": "the engine has no classifiers: its encoders give hidden states",
+    "choice_transform": "the engine has no classifiers: its encoders give hidden states",
+    "choice_transform_act": "the engine has no classifiers: its encoders give hidden states",
 }
 # Of an encoder-decoder as a whole; its stacks have the fields above.
 PAIR_TAKEN = frozenset(
