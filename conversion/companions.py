@@ -305,7 +305,10 @@ def _is_read_alike(source: Path, destination: Path) -> bool:
 
 
 def _write_config(source: Path, staged: Path) -> None:
-    """The config.json of a folder, without a pointer to code."""
+    """The config.json of a folder, without a pointer to code; none where it has none, as other code bases' have."""
+    if not (source / utils.CONFIG_NAME).is_file():
+        (staged / utils.CONFIG_NAME).unlink(missing_ok=True)
+        return
     config = read_config_values(source / utils.CONFIG_NAME)
     config.pop("auto_map", None)
     (staged / utils.CONFIG_NAME).write_text(json.dumps(config), encoding="utf-8")

@@ -263,6 +263,7 @@ def _convert_foreign(
 ) -> Report:
     """A checkpoint of another code base."""
     opened = open_foreign(source)
+    refuse_broken_files(opened.path)
     target, shapes = opened.target()
     refuse_to_verify_a_cast(verify, {header.dtype for header in opened.weights.values()}, dtype)
     steps = opened.plan(shapes)
@@ -292,7 +293,7 @@ def _convert_foreign(
     with output_folder.new_folder(destination, writing.task) as temporary:
         written = write_checkpoint(temporary, opened.config, target, tensors, as_written, writing, opened.path)
         note_non_finite(report, written.non_finite)
-        opened.generation_config().save_pretrained(temporary)
+        report.tokenizer = opened.write_companions(temporary)
         _complete(temporary, report, opened.path, verify, (), written.digests)
     return report
 

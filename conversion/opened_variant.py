@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -11,10 +12,12 @@ from . import checkpoint, tensor_files
 from .companions import copy_companions
 from .errors import ConversionError
 from .family import is_variant, read_config, variant_class
+from .foreign import is_foreign, open_foreign
 from .generation_settings import write_generation_config
 from .gguf_source import is_gguf, open_gguf, write_gguf_companions
 from .layout import as_transformers_reads, refuse_other_shapes
 from .native_source import NativeSource, open_native, refuse_more_layers_than_tensors
+from .rules import by_name
 from .skeleton import empty_model, stored_tensors
 from .translation import check_ties, for_other_heads
 
@@ -69,6 +72,8 @@ def open_variant(source: str | Path, ignore_keys: Iterable[str] = ()) -> OpenedV
     Raises:
         as `convert`; ConversionError for a variant that is quantised, or whose weights are not those of its config.
     """
+    if is_foreign(source):
+        return _open_foreign(source)
     if is_gguf(source):
         file, opened = open_gguf(Path(source), ignore_keys)
         return _as_variant(str(source), opened, lambda folder: write_gguf_companions(Path(source), file, folder))
@@ -111,6 +116,32 @@ def _as_variant(source: str, opened: NativeSource, write_companions: Callable[[P
         skeleton=target,
         native=opened,
         weights=opened.weights,
+    )
+
+
+def _open_foreign(source: str | Path) -> OpenedVariant:
+    """A checkpoint of another code base."""
+    opened = open_foreign(source)
+    target, shapes = opened.target()
+    steps = opened.plan(shapes)
+
+    def lookup(load: tensor_files.StoredSource | None = None) -> Callable[[str], Any]:
+        return by_name(steps, lambda some: opened.tensors(some, shapes, load))
+
+    header = lookup(opened.weights.__getitem__)
+    return OpenedVariant(
+        source=str(source),
+        path=opened.path,
+        config=opened.config,
+        model_class=variant_class(opened.class_name),
+        load=lookup(opened.load),
+        header=lambda name: header(name).to("meta"),
+        stored=lookup(opened.stored),
+        apart=[],
+        model_type=opened.code_base,
+        deviations=[],
+        write_companions=opened.write_companions,
+        skeleton=target,
     )
 
 

@@ -332,6 +332,20 @@ def without(steps: Iterable[Step], targets: Set[str]) -> list[Step]:
     return [step for step in steps if not targets >= set(step.targets)]
 
 
+def by_name(steps: Iterable[Step], made_by: Callable[[list[Step]], Iterable[tuple[str, Any]]]) -> Callable[[str], Any]:
+    """A target tensor by name, in any order; what a step makes together is kept until another step is asked for."""
+    step_of = {name: step for step in steps for name in step.targets}
+    made: dict[str, Any] = {}
+
+    def one(name: str) -> Any:
+        if name not in made:
+            made.clear()
+            made.update(made_by([step_of[name]]))
+        return made[name]
+
+    return one
+
+
 def some(names: list[str], limit: int = 6) -> str:
     """The first of these names, and how many more there are."""
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -63,17 +63,8 @@ class Translation:
     def lookup(
         self, load: tensor_files.TensorSource | None = None, unread: tensor_files.StoredSource | None = None
     ) -> Callable[[str], Any]:
-        """The same by name, in any order; what a step makes together is kept until another step is asked for."""
-        step_of = {name: step for step in self.steps for name in step.targets}
-        made: dict[str, Any] = {}
-
-        def one(name: str) -> Any:
-            if name not in made:
-                made.clear()
-                made.update(replace(self, steps=[step_of[name]]).tensors(load, unread))
-            return made[name]
-
-        return one
+        """The same by name, in any order."""
+        return rules.by_name(self.steps, lambda steps: replace(self, steps=steps).tensors(load, unread))
 
     def is_recomputed(self, name: str) -> bool:
         """Whether a tensor of the target has the values that the native class computes where a checkpoint lacks it."""

@@ -20,6 +20,7 @@ from .conversion.companions import refuse_broken_files
 from .conversion.engines.export import tokenizer_of
 from .conversion.errors import ConversionError
 from .conversion.family import head_of_variant, stacks
+from .conversion.foreign import is_foreign
 from .conversion.gguf_source import is_gguf
 from .conversion.native_target import native_config_for
 from .conversion.opened_variant import open_variant
@@ -115,16 +116,23 @@ def _order(finding: Finding) -> tuple[int, str]:
     return (REFUSED, DEGRADED, WORKS).index(finding.status), finding.tool.lower()
 
 
-def _subject(source: str | Path) -> Subject:
-    try:
-        config = load_config(str(source))
-        if (name := next(iter(config.architectures or ()), None)) is None:
-            name = _usual_class(config)
-    except (ValueError, FileNotFoundError) as error:
-        if isinstance(error, ConversionError):
+def _config_and_class(source: str | Path) -> tuple[Any, str]:
+    """Of one of ours as its config.json says it, of anything else as it is converted."""
+    if not is_foreign(source):
+        try:
+            config = load_config(str(source))
+            return config, next(iter(config.architectures or ()), None) or _usual_class(config)
+        except ConversionError:
             raise
-        opened = open_variant(source)
-        config, name = opened.config, opened.model_class.__name__
+        except (ValueError, FileNotFoundError):
+            # It is none of ours.
+            pass
+    opened = open_variant(source)
+    return opened.config, opened.model_class.__name__
+
+
+def _subject(source: str | Path) -> Subject:
+    config, name = _config_and_class(source)
     model = empty_model(getattr(hf_variants, name), config)
     tokenizer, notes = _tokenizer(Path(source).expanduser())
     return Subject(config, model, tokenizer, tuple(notes))

@@ -11,8 +11,17 @@ import torch
 import torch.nn.functional as F
 import yaml
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+)
 
 import hf_variants
 from hf_variants.conversion import convert, from_x_transformers, verify
@@ -1015,3 +1024,56 @@ def test_x_transformers_is_not_guessed(layers, wrapper, message, tmp_path):
     with pytest.raises(ConversionError, match=message):
         convert(tmp_path, tmp_path / "variant")
     assert not (tmp_path / "variant").exists()
+
+
+def litgpt_folder(folder):
+    """A small Pythia as LitGPT keeps one, with a tokenizer and settings of generation beside it."""
+    config = {**SIZES, "vocab_size": 24, "padding_multiple": 1, "padded_vocab_size": 24, "intermediate_size": 128,
+              "name": "tiny", "bias": True, "rotary_percentage": 0.25, "norm_class_name": "LayerNorm"}  # fmt: skip
+    shapes = {"attn.qkv": (96, 32), "attn.proj": (32, 32), "mlp.fc": (128, 32), "mlp.proj": (32, 128)}
+    shapes |= {"norm_1": (32,), "norm_2": (32,)}
+    state = {"transformer.wte.weight": (24, 32), "transformer.ln_f.weight": (32,), "transformer.ln_f.bias": (32,)}
+    state |= {"lm_head.weight": (24, 32)}
+    for name, shape in shapes.items():
+        for layer in range(2):
+            state |= {f"transformer.h.{layer}.{name}.weight": shape, f"transformer.h.{layer}.{name}.bias": shape[:1]}
+    generator = torch.Generator().manual_seed(0)
+    folder.mkdir()
+    torch.save(
+        {n: torch.randn(shape, generator=generator) * 0.3 for n, shape in state.items()}, folder / "lit_model.pth"
+    )
+    (folder / "model_config.yaml").write_text(yaml.dump(config))
+    words = Tokenizer(WordLevel({"<eos>": 0, "a": 1, "b": 2, "c": 3}, unk_token="<eos>"))
+    words.pre_tokenizer = WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>").save_pretrained(folder)
+    GenerationConfig(eos_token_id=[0, 3], temperature=0.5, do_sample=True).save_pretrained(folder)
+    return folder
+
+
+def test_what_lies_beside_a_checkpoint_of_litgpt_travels(tmp_path):
+    source = litgpt_folder(tmp_path / "lit")
+    report = convert(source, tmp_path / "variant")
+    assert not report.tokenizer
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "variant")
+    assert tokenizer("a b c")["input_ids"] == [1, 2, 3]
+    for model in (AutoModelForCausalLM.from_pretrained(tmp_path / "variant"), hf_variants.from_native(source)):
+        assert (model.generation_config.eos_token_id, model.generation_config.temperature) == ([0, 3], 0.5)
+
+
+def test_every_command_takes_checkpoints_of_other_code_bases(tmp_path, capsys):
+    source = litgpt_folder(tmp_path / "lit")
+    convert(source, tmp_path / "variant")
+    said = []
+    for folder in (source, tmp_path / "variant"):
+        assert main(["doctor", str(folder), "--for", "gguf"]) == main(["cost", str(folder), "--json"]) == 0
+        said.append(capsys.readouterr().out.replace(str(folder), "SRC"))
+        for command, *options in (["edit", "--layers", "1"], ["export", "--engine", "gguf"]):
+            assert main([command, str(folder), str(tmp_path / f"{folder.name}-{command}"), *options]) == 0
+            capsys.readouterr()
+    assert said[0] == said[1]
+    one, other = (load_file(tmp_path / f"{name}-edit" / "model.safetensors") for name in ("lit", "variant"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    files = [next((tmp_path / f"{name}-export").glob("*.gguf")).read_bytes() for name in ("lit", "variant")]
+    assert files[0] == files[1]
+    assert AutoTokenizer.from_pretrained(tmp_path / "lit-edit")("a b c")["input_ids"] == [1, 2, 3]

@@ -449,6 +449,12 @@ def test_what_is_not_covered_is_refused_by_field(fields, named):
         write_source(VariantConfig(**SIZES, **fields), "foo")
 
 
+@pytest.mark.parametrize(("head", "is_causal"), [("ForCausalLM", False), ("ForMaskedLM", True)])
+def test_a_language_model_of_the_other_kind_is_refused(head, is_causal):
+    with pytest.raises(NotStandalone, match=f"`is_causal` is {is_causal}"):
+        write_source(VariantConfig(**SIZES, is_causal=is_causal), "foo", head)
+
+
 def test_a_field_that_nothing_reads_is_refused(monkeypatch):
     from hf_variants.standalone import axes
 

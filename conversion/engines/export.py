@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.utils import logging
+from transformers.utils import CONFIG_NAME, logging
 
 from ... import card
 from ...model.block import Block
@@ -137,7 +137,8 @@ def export_to_engine(
     version = room.version()
     stored = stored_tensors(opened.skeleton)
     weights = {name: opened.load(name).clone(memory_format=torch.contiguous_format) for name in stored}
-    with loading(opened.path, opened.model_class) if opened.files.is_dir() else nullcontext():
+    has_config = (opened.files / CONFIG_NAME).is_file()
+    with loading(opened.path, opened.model_class) if has_config else nullcontext():
         model = build(opened.model_class, copy.deepcopy(opened.config), weights)
     del weights
     tokenizer, notes = tokenizer_of(opened.files)

@@ -314,7 +314,9 @@ def open_checkpoint(path: Path) -> ForeignCheckpoint:
         class_name="VariantForCausalLM" if isinstance(config, VariantConfig) else "VariantForConditionalGeneration",
         ties=ties,
         notes=[
-            "No tokenizer is converted: dict.txt lists pieces of words, and what makes them is outside of fairseq's files",
-            "fairseq begins what it generates with </s>: `generate` of a language model wants it as its first token",
-        ][: 2 if isinstance(config, VariantConfig) else 1],
+            "fairseq begins what it generates with </s>: `generate` of a language model wants it as its first token"
+        ]
+        * isinstance(config, VariantConfig),
+        no_tokenizer="No tokenizer is converted: dict.txt lists pieces of words, and what makes them is outside of "
+        "fairseq's files",
     )

@@ -139,8 +139,6 @@ def open_checkpoint(path: Path) -> ForeignCheckpoint:
         load=merged.load,
         stored=merged.load,
         computed={"rope.freqs": partial(_is_of_base, theta, config.head_dim)} if "rope.freqs" in weights else {},
-        notes=[
-            f"params.json does not say how long a text may be: `max_position_embeddings` is {context}",
-            "No tokenizer is converted: Meta's is a file for sentencepiece or tiktoken",
-        ],
+        notes=[f"params.json does not say how long a text may be: `max_position_embeddings` is {context}"],
+        no_tokenizer="No tokenizer is converted: Meta's is a file for sentencepiece or tiktoken",
     )

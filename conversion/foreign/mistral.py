@@ -119,12 +119,8 @@ def open_checkpoint(path: Path) -> ForeignCheckpoint:
         load=load,
         stored=state.__getitem__,
         ties={"output.weight": "tok_embeddings.weight"} if tied else {},
-        notes=[
-            *(
-                []
-                if context
-                else [f"params.json does not say how long a text may be: `max_position_embeddings` is {CONTEXT}"]
-            ),
-            "No tokenizer is converted: Mistral's is a file for mistral-common",
-        ],
+        notes=[]
+        if context
+        else [f"params.json does not say how long a text may be: `max_position_embeddings` is {CONTEXT}"],
+        no_tokenizer="No tokenizer is converted: Mistral's is a file for mistral-common",
     )

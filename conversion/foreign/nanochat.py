@@ -108,10 +108,7 @@ def open_checkpoint(path: Path) -> ForeignCheckpoint:
     # The others are a log of the training, metrics of any name among them.
     config = config_of(content.get("model_config"), f"`model_config` in {description}")
     state = {name: tensor for name, tensor in state.items() if name not in NEUTRAL}
-    notes = [
-        "No tokenizer is converted: nanochat's tokenizer.pkl is a pickle that only its own packages can read",
-        "nanochat rounds cos and sin of the rotation to the dtype that it computes in, bfloat16 at first",
-    ]
+    notes = ["nanochat rounds cos and sin of the rotation to the dtype that it computes in, bfloat16 at first"]
     for name in VOCABULARY:
         if name in state and len(state[name]) > config.vocab_size:
             notes.append(f"{name} is without {len(state[name]) - config.vocab_size} rows that nanochat never uses")

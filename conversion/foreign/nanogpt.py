@@ -111,8 +111,6 @@ def open_checkpoint(path: Path) -> ForeignCheckpoint:
             # Of the same name, and a mask: before torch had fused attention.
             if state.get(f"transformer.h.{layer}.attn.bias", torch.empty(0)).ndim == 4
         },
-        notes=[
-            "The checkpoint has no tokenizer: nanoGPT takes tiktoken's gpt2, or the meta.pkl of its data",
-            *([] if is_old or decayed is not None else [UNSAID]),
-        ],
+        notes=[] if is_old or decayed is not None else [UNSAID],
+        no_tokenizer="The checkpoint has no tokenizer: nanoGPT takes tiktoken's gpt2, or the meta.pkl of its data",
     )

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from hf_variants.model.configuration_variant import VariantConfig
 from hf_variants.model.configuration_variant_seq2seq import VariantSeq2SeqConfig
 
+from ..companions import TOKENIZER_CONFIG, TOKENIZER_FILE, copy_companions
 from ..errors import ConversionError
 from ..family import variant_class
 from ..rules import Rule, Step, plan, run, some
@@ -112,6 +114,7 @@ class ForeignCheckpoint:
         ties: names of copies -> of what they are copies of.
         computed: names of tensors that the model computes -> whether one has the values that it should.
         notes: what is to be known about the translation.
+        no_tokenizer: why none is converted, unless the folder has one that transformers reads.
         class_name: of the variant.
     """
 
@@ -126,6 +129,7 @@ class ForeignCheckpoint:
     ties: dict[str, str] = field(default_factory=dict)
     computed: dict[str, Callable[[torch.Tensor], bool]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    no_tokenizer: str = ""
     class_name: str = "VariantForCausalLM"
 
     @classmethod
@@ -172,9 +176,25 @@ class ForeignCheckpoint:
         return target, {name: tensor.shape for name, tensor in stored_tensors(target).items()}
 
     def generation_config(self) -> GenerationConfig:
-        """The tokens that generation begins and ends with, where the code base has them."""
+        """That of transformers where one lies there, as LitGPT keeps it; else the tokens that the code base names."""
+        if (self.path / GENERATION_CONFIG_NAME).is_file():
+            return GenerationConfig.from_pretrained(self.path)
         names = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
         return GenerationConfig(**{name: getattr(self.config, name, None) for name in names})
+
+    def write_companions(self, folder: Path) -> list[str]:
+        """
+        What travels beside weights and config into a folder whose config.json has been written: settings of generation,
+        and the files of a tokenizer of transformers.
+
+        Returns:
+            notes on the tokenizer.
+        """
+        self.generation_config().save_pretrained(folder)
+        # Files of vocabularies alone, such as Meta's, do not say which class reads them.
+        if any((self.path / name).is_file() for name in (TOKENIZER_FILE, TOKENIZER_CONFIG)):
+            return copy_companions(self.path, folder)
+        return [self.no_tokenizer] if self.no_tokenizer else []
 
     def plan(self, targets: Iterable[str]) -> list[Step]:
         """

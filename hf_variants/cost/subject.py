@@ -10,6 +10,7 @@ from transformers.utils import CONFIG_NAME
 import hf_variants
 
 from ..conversion.family import is_variant, read_config
+from ..conversion.foreign import is_foreign, open_foreign
 from ..conversion.gguf_source import config_of_gguf, is_gguf
 from ..conversion.native_source import native_family_and_head
 
@@ -19,8 +20,8 @@ def read_subject(name: str) -> tuple[Any, str | None]:
     A config and the class of its model (`None`: the one with a language-modelling head).
 
     Args:
-        name: a config.json, a folder with one, a .gguf file, a preset, or a Hub id, of which the config.json alone is
-            fetched.
+        name: a config.json, a folder with one, a .gguf file, a preset, a checkpoint of another code base, or a Hub id, of
+            which the config.json alone is fetched.
 
     Raises:
         ValueError: if there is no such thing, or no variant computes it; `OSError` if it cannot be read.
@@ -28,6 +29,9 @@ def read_subject(name: str) -> tuple[Any, str | None]:
     path = Path(name).expanduser()
     if is_gguf(name):
         return config_of_gguf(path), None
+    if is_foreign(path):
+        opened = open_foreign(path)
+        return opened.config, opened.class_name
     if path.exists():
         return subject_of(read_config(path))
     if name in hf_variants.presets():

@@ -206,6 +206,8 @@ def write_source(config: PreTrainedConfig, name: str, head: str = "Model") -> So
             head = "ForCausalLM" if config.is_causal else "ForMaskedLM"
         if head not in AUTO_CLASSES:
             raise NotStandalone(f"the head of Variant{head} is not covered by a standalone file yet")
+        if head in (own := {"ForCausalLM": True, "ForMaskedLM": False}) and own[head] != config.is_causal:
+            raise NotStandalone(f"`is_causal` is {config.is_causal}, which is not the language model of Variant{head}")
         stacks = {prefix: Stack(config, prefix, prefix, norms, head=head)}
         if stacks[prefix].cross:
             raise NotStandalone("`add_cross_attention` is set, and a standalone file has no encoder")
