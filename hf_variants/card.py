@@ -230,6 +230,7 @@ def model_card(
         has_tokenizer=(folder / "tokenizer_config.json").is_file(),
         generates=model_class.can_generate(),
         token_ids=[min(token, smallest_vocabulary - 1) for token in (1, 2, 3)],
+        chooses=auto_class == "AutoModelForMultipleChoice",
         # A table of positions ends; what the sentence takes of it is not known here.
         new_tokens=max(1, min(20, decoder.max_position_embeddings - 20)),
         requirements=[f"{package}>={version}" for package, version in MINIMUM.items()],

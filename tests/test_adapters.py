@@ -10,7 +10,9 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, VeraConfig, get_peft_model
 from transformers import (
+    CONFIG_MAPPING,
     AutoModelForCausalLM,
+    AutoModelForMultipleChoice,
     BertConfig,
     BertForSequenceClassification,
     MarianConfig,
@@ -24,11 +26,12 @@ from transformers import (
 )
 
 import hf_variants_cli
+from hf_variants import VariantForMultipleChoice
 from hf_variants.conversion import ConversionError, convert, convert_adapter, export_adapter, from_native, load_adapter
 from hf_variants.text_generation import generate
 from tests import adapter_table
 from tests.adapter_table import METHODS, TYPES, adapter_of, outputs, trained
-from tests.parity import hostile_
+from tests.parity import hostile_, logits_of
 from tests.tools import kinds
 
 
@@ -127,6 +130,44 @@ def test_a_classifier_on_a_base_that_is_none(model_class, config, tmp_path):
     loaded = PeftModel.from_pretrained(from_native(native), tmp_path / "ours").eval()
     assert torch.equal(outputs(loaded), outputs(wrapped))
     assert "score" in json.loads((tmp_path / "ours" / "adapter_config.json").read_text())["modules_to_save"]
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "electra", "distilbert"])
+def test_what_chooses_is_to_peft_a_classifier(model_type, tmp_path):
+    """There and back, though the head is another one than that of the task."""
+    config = CONFIG_MAPPING[model_type](vocab_size=96, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+    native_class = AutoModelForMultipleChoice._model_mapping[type(config)]
+    hostile_(native_class(config)).save_pretrained(tmp_path / "native")
+    native = native_class.from_pretrained(tmp_path / "native")
+    convert(tmp_path / "native", tmp_path / "variant")
+    ids = torch.randint(3, 96, (2, 3, 9), generator=torch.Generator().manual_seed(1))
+    # What ELECTRA has in front of its classifier is no name that PEFT knows, and is saved whole on the other side.
+    extra = {"modules_to_save": ["sequence_summary"]} if model_type == "electra" else {}
+    targets = ["q_lin", "query", "lin1", "value"]
+    wrapped = trained(native, LoraConfig(task_type="SEQ_CLS", r=4, target_modules=targets, **extra))
+    expected = logits_of(wrapped, {"input_ids": ids})
+    wrapped.save_pretrained(tmp_path / "adapter")
+    report = convert_adapter(tmp_path / "adapter", tmp_path / "ours", base=tmp_path / "native")
+    assert report.whole == (2 if model_type in ("bert", "roberta") else 4)
+    ours = VariantForMultipleChoice.from_pretrained(tmp_path / "variant")
+    loaded = PeftModel.from_pretrained(ours, tmp_path / "ours").eval()
+    assert torch.equal(logits_of(loaded, {"input_ids": ids}), expected)
+    export_adapter(tmp_path / "ours", tmp_path / "back", base=tmp_path / "variant")
+    back = PeftModel.from_pretrained(native_class.from_pretrained(tmp_path / "native"), tmp_path / "back").eval()
+    assert torch.equal(logits_of(back, {"input_ids": ids}), expected)
+    assert adapter_of(back).tensors.keys() == adapter_of(wrapped).tensors.keys()
+
+
+def test_a_classifier_of_sequences_on_a_base_that_chooses(tmp_path):
+    """The adapter's own classifier tells, which has a row for every class."""
+    config = BertConfig(**SIZES, intermediate_size=48, architectures=["BertForMultipleChoice"])
+    config.save_pretrained(tmp_path / "base")
+    native = hostile_(BertForSequenceClassification(config)).eval()
+    wrapped = trained(copy.deepcopy(native), LoraConfig(task_type="SEQ_CLS", r=4))
+    wrapped.save_pretrained(tmp_path / "adapter")
+    convert_adapter(tmp_path / "adapter", tmp_path / "ours", base=tmp_path / "base")
+    loaded = PeftModel.from_pretrained(from_native(native), tmp_path / "ours").eval()
+    assert torch.equal(outputs(loaded), outputs(wrapped))
 
 
 @pytest.mark.parametrize("scales", [False, True])

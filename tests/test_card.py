@@ -21,6 +21,7 @@ from hf_variants import (
     VariantForCausalLM,
     VariantForConditionalGeneration,
     VariantForMaskedLM,
+    VariantForMultipleChoice,
     VariantForSequenceClassification,
     VariantPreTrainedModel,
     VariantSeq2SeqConfig,
@@ -78,6 +79,14 @@ def test_usage_code_runs_with_a_tokenizer(tmp_path, monkeypatch):
     kinds.model("llama").save_pretrained(tmp_path / "model")
     assert "AutoTokenizer" in (tmp_path / "model" / CARD).read_text(encoding="utf-8")
     assert "<unk>" not in run_usage(tmp_path / "model", monkeypatch)
+
+
+@pytest.mark.parametrize("tokenizes", [False, True])
+def test_usage_code_of_what_chooses_gives_it_choices(tokenizes, tmp_path, monkeypatch):
+    if tokenizes:
+        kinds.tokenizer().save_pretrained(tmp_path / "model")
+    kinds.model("encoder", VariantForMultipleChoice).save_pretrained(tmp_path / "model")
+    assert run_usage(tmp_path / "model", monkeypatch).strip() == "torch.Size([1, 2])"
 
 
 def test_a_name_with_quotes_is_no_code(tmp_path):

@@ -12,7 +12,6 @@ from hf_variants.conversion import ConversionError, supported_model_types
 from hf_variants.conversion.engines import onnx
 from hf_variants.conversion.family import family_of
 from hf_variants.conversion.verification import _CountedDropout
-from hf_variants.standalone import NotStandalone, standalone
 
 from .native_rows import all_rows
 from .parity import check_gradients, check_round_trip, hostile_, random_native, set_backend
@@ -159,9 +158,6 @@ def test_fresh_variant(is_causal):
     torch.testing.assert_close(embedded.logits, logits)
 
 
-def test_other_formats_refuse_it(tmp_path):
+def test_other_formats_refuse_it():
     with pytest.raises(ConversionError, match="VariantForMultipleChoice"):
         onnx.losses(VariantForMultipleChoice(VariantConfig(**SIZES)))
-    VariantForMultipleChoice(VariantConfig(**SIZES)).save_pretrained(tmp_path / "variant")
-    with pytest.raises(NotStandalone, match="VariantForMultipleChoice"):
-        standalone(tmp_path / "variant", tmp_path / "out")

@@ -11,6 +11,7 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMultipleChoice,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     DynamicCache,
@@ -299,7 +300,8 @@ CLASSIFIERS = {
     "last": ("gates and sinks", {}),
     "last without padding": ("gates and sinks", {"pad_token_id": None, "initializer_scheme": "fan_out_heads"}),
 }  # fmt: skip
-QUICK_HEADS = {("mean", HEADS[1]), ("last", HEADS[0]), ("first", HEADS[2])}
+CHOICES = "ForMultipleChoice"
+QUICK_HEADS = {("mean", HEADS[1]), ("last", HEADS[0]), ("first", HEADS[2]), ("pooler", CHOICES), ("last", CHOICES)}
 
 
 @pytest.mark.parametrize(
@@ -307,7 +309,7 @@ QUICK_HEADS = {("mean", HEADS[1]), ("last", HEADS[0]), ("first", HEADS[2])}
     [
         pytest.param(kind, head, marks=() if (kind, head) in QUICK_HEADS else pytest.mark.slow)
         for kind in CLASSIFIERS
-        for head in HEADS
+        for head in (*HEADS, CHOICES)
     ],
 )
 def test_bits_of_a_classifier(kind, head):
@@ -338,6 +340,55 @@ def test_a_classifier_is_written(tmp_path):
     ids = torch.randint(1, 99, (2, 9), generator=torch.Generator().manual_seed(0))
     assert own(ids).logits.shape == (2, 3)
     assert torch.equal(own(ids).logits, model(ids).logits)
+
+
+CHOICE_FIELDS = [
+    ("encoder", {"pooler": False, "choice_pooling": "first_real", "choice_dropout": 0.1}),
+    ("encoder", {"pooler": False, "choice_pooling": "last_position", "choice_transform": True,
+                 "choice_transform_act": "gelu", "choice_dropout": 0.1}),
+    ("encoder", {"pooler_scope": "base", "choice_pooling": "mean_of_positions", "choice_transform": True,
+                 "choice_transform_dropout": False, "choice_dropout": 0.2, "classifier_transform_norm": True}),
+    ("roberta-like", {"pooler": True, "pooler_scope": "base_and_choices", "classifier_transform": True,
+                      "choice_transform": False}),
+    ("gates and sinks", {"choice_pooling": "first", "classifier_bias": True}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("base", "fields"), CHOICE_FIELDS, ids=str)
+def test_bits_of_a_model_that_chooses(base, fields):
+    """Of fields that a classifier of sequences has otherwise or not at all, dropout and embeddings included."""
+    config = VariantConfig(**{**SIZES, "num_hidden_layers": 2, **OTHERS[base], **fields})
+    source = write_source(config, "choosing", CHOICES)
+    assert differences(source, config) == []
+    assert max(map(len, source.modeling.splitlines())) <= LINE_LENGTH
+    with loaded(source) as module:
+        variant, own = models(source, module, reduced(config), CHOICES)
+        own.load_state_dict(variant.state_dict())
+        ids = torch.randint(3, 99, (2, 3, 7), generator=torch.Generator().manual_seed(0))
+        embedded = variant.get_input_embeddings()(ids)
+        results = []
+        for model in (variant, own):
+            torch.manual_seed(5)
+            with torch.no_grad():
+                made = model.train()(input_ids=ids, labels=torch.tensor([2, 0]))
+                results.append([made.logits, made.loss, model.eval()(inputs_embeds=embedded).logits])
+    assert results[0][0].shape == (2, 3)
+    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
+
+
+def test_a_model_that_chooses_is_written(tmp_path):
+    model = hostile_(hf_variants.VariantForMultipleChoice(VariantConfig(**SIZES, **OTHERS["encoder"]))).eval()
+    model.save_pretrained(tmp_path / "variant")
+    standalone(tmp_path / "variant", tmp_path / "choosing")
+    own = AutoModelForMultipleChoice.from_pretrained(tmp_path / "choosing", trust_remote_code=True).eval()
+    assert type(own).__name__ == "ChoosingForMultipleChoice"
+    ids = torch.randint(1, 99, (2, 3, 9), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(own(ids).logits, model(ids).logits)
+
+
+def test_a_head_without_a_template_is_refused():
+    with pytest.raises(NotStandalone, match=r"the head of VariantForNothing .*hf-variants bundle"):
+        write_source(VariantConfig(**SIZES), "nothing", "ForNothing")
 
 
 POOLINGS_OF_PAIRS = ("first", "last", "mean", "mean_in_float32", "mean_of_logits", "end_of_sequence")

@@ -13,9 +13,9 @@ from transformers import PreTrainedConfig
 from .. import checkpoint, output_folder
 from ..companions import copy_files
 from ..errors import ConversionError
-from ..family import family_and_head, head_of_variant, is_variant, read_config
+from ..family import family_and_head, family_with_head, head_of_variant, is_variant, read_config
 from .files import Adapter, read_adapter, save_adapter
-from .pair import Pair
+from .pair import Pair, classes_of
 from .parts import plain_name
 from .translation import translate_adapter
 
@@ -73,12 +73,28 @@ class AdapterReport:
 def head_of_adapter(adapter: Adapter, base: PreTrainedConfig) -> str:
     """The head that the adapter's base has: of its task, of the class that it names, or of the base's checkpoint."""
     mapping = adapter.config.auto_mapping or {}
+    stored = next(iter(base.architectures or ()), None)
     if adapter.config.task_type in TASK_HEADS:
-        return TASK_HEADS[adapter.config.task_type]
-    class_name = mapping.get("base_model_class") or next(iter(base.architectures or ()), None)
+        head = TASK_HEADS[adapter.config.task_type]
+        # PEFT has no task of its own for what chooses among sequences, and takes it as a classifier of them.
+        if head == "sequence_classification" and stored is not None and _chooses(adapter, base, stored):
+            return "multiple_choice"
+        return head
+    return _head_of_class(base, mapping.get("base_model_class") or stored)
+
+
+def _head_of_class(base: PreTrainedConfig, class_name: str | None) -> str:
     if is_variant(base):
         return "causal_lm" if class_name is None else head_of_variant(class_name)
     return family_and_head(base, class_name)[1]
+
+
+def _chooses(adapter: Adapter, base: PreTrainedConfig, stored: str) -> bool:
+    """Whether the base's checkpoint chooses, and the adapter comes with its classifier, which has one row."""
+    head = "multiple_choice"
+    if _head_of_class(base, stored) != head:
+        return False
+    return classes_of(adapter, None if is_variant(base) else family_with_head(base, head), head) == 1
 
 
 def _config_of_base(adapter: Adapter, folder: Path, base: str | Path | None) -> PreTrainedConfig:

@@ -77,15 +77,14 @@ class Pair:
         Returns:
             the number of tokens, if the adapter's is not the base's.
         """
-        labels = next((rule for rule in self.family.rules_for(self.head) if _is_about(rule, "score.{leaf}")), None)
-        if labels is not None:
-            name = "score.weight" if to_native else labels.native_names()[0].replace("{leaf}", "weight")
-            tensor = adapter.tensors.get(adapter.prefix + name)
-            if tensor is not None and tensor.shape[0] != self.native.config.num_labels:
+        # What chooses among sequences has one logit for each, whatever the number of labels.
+        if self.head != "multiple_choice":
+            rows = classes_of(adapter, None if to_native else self.family, self.head)
+            if rows not in (None, self.native.config.num_labels):
                 for side in ("native", "variant"):
                     model = getattr(self, side)
                     config = copy.deepcopy(model.config)
-                    config.num_labels = tensor.shape[0]
+                    config.num_labels = rows
                     setattr(self, side, empty_model(type(model), config))
         rows = vocabulary_of(adapter, self.variant if to_native else self.native)
         if rows is not None:
@@ -94,8 +93,14 @@ class Pair:
         return rows
 
 
-def _is_about(rule: rules.Rule, ours: str) -> bool:
-    return rule.ours == ours
+def classes_of(adapter: Adapter, family: Family | None, head: str) -> int | None:
+    """How many rows this head's classifier has in an adapter that holds it, of a family's model or else of a variant."""
+    name = "score.{leaf}"
+    if family is not None:
+        rule = next((rule for rule in family.rules_for(head) if rule.ours == name), None)
+        name = "" if rule is None else rule.native_names()[0]
+    tensor = adapter.tensors.get(adapter.prefix + name.replace("{leaf}", "weight"))
+    return None if tensor is None else tensor.shape[0]
 
 
 def vocabulary_of(adapter: Adapter, model: PreTrainedModel) -> int | None:

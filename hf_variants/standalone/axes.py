@@ -583,7 +583,7 @@ class Stack:
         if self.fan_in:
             return f"{range_} * {inputs}**-0.5"
         if self.config.initializer_scheme == "fan_out_heads":
-            return f"{range_} * {outputs}**-0.5"
+            return range_ if outputs == "1" else f"{range_} * {outputs}**-0.5"
         if self.config.initializer_scheme == "depth_scaled_and_heads":
             return f"{inputs}**-0.5" if of_classes else f"{range_} * (2 * {self.dec}.num_hidden_layers) ** -0.5"
         return ""
@@ -591,28 +591,36 @@ class Stack:
     def _classifier_axes(self) -> None:
         c = self.config
         tokens = self.head in ("ForTokenClassification", "ForQuestionAnswering")
-        self.classifies = tokens or self.head == "ForSequenceClassification"
+        choices = self.head == "ForMultipleChoice"
+        self.classifies = tokens or choices or self.head == "ForSequenceClassification"
         self.output_width = f"{self.dec}.embedding_size" if self.output_projection else f"{self.dec}.hidden_size"
         transforms = c.classifier_transform and (not tokens or c.classifier_transform_on_tokens)
+        if choices:
+            transforms = c.choice_transform
         self.classifier_transform = self.classifies and transforms
-        self.classifier_transform_bias, self.classifier_transform_act = (
-            c.classifier_transform_bias, c.classifier_transform_act,
-        )  # fmt: skip
+        self.classifier_transform_bias = c.classifier_transform_bias
+        self.classifier_transform_act = c.choice_transform_act if choices else c.classifier_transform_act
         self.classifier_transform_norm = c.classifier_transform_norm
-        self.classifier_transform_drops = bool(c.classifier_transform_dropout and c.classifier_dropout)
+        before = "choice_dropout" if choices else "classifier_dropout"
+        drops = c.choice_transform_dropout if choices else c.classifier_transform_dropout
+        # The field with the rate in front of the dense layer.
+        self.classifier_transform_drops = before if drops and getattr(c, before) else ""
         field = {"ForTokenClassification": "token_classifier_dropout", "ForQuestionAnswering": "qa_dropout"}
-        dropout = field.get(self.head, "classifier_dropout")
+        dropout = field.get(self.head, before)
         self.classifier_drops = dropout if getattr(c, dropout) else ""
         self.classifier_bias = c.classifier_bias or tokens
-        self.classifier_pooling = "pooler" if c.has_pooler("classifier") else c.classifier_pooling
+        pooling = c.choice_pooling if choices else c.classifier_pooling
+        self.classifier_pooling = "pooler" if c.has_pooler("choices" if choices else "classifier") else pooling
         self.pooling_words = {
             "pooler": "the pooled first token",
             "first": "the first token",
+            "first_real": "the first real token",
             "last": "the last real token",
+            "last_position": "the last token",
             "mean_of_logits": "every token, averaged",
             "end_of_sequence": "the token that ends the sequence",
         }.get(self.classifier_pooling, "the mean of the tokens")
-        labels = "2" if self.head == "ForQuestionAnswering" else "config.num_labels"
+        labels = {"ForQuestionAnswering": "2", "ForMultipleChoice": "1"}.get(self.head, "config.num_labels")
         self.classifier_std = self.head_std(self.output_width, labels, of_classes=True)
         if self.fan_in and self.head == "ForTokenClassification":
             self.classifier_std = f"{self.dec}.initializer_range"

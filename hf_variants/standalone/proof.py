@@ -134,7 +134,7 @@ def _differences_in(variant: PreTrainedModel, standalone: PreTrainedModel, dtype
     if config.type_vocab_size > 1:
         types = torch.randint(0, config.type_vocab_size, ids.shape, generator=generator)
         inputs["token types"] = {"input_ids": ids, "token_type_ids": types}
-    if config.pad_token_id is None and type(variant).__name__.endswith("SequenceClassification"):
+    if config.pad_token_id is None and type(variant).__name__.endswith(("SequenceClassification", "MultipleChoice")):
         # Which tells the last real token.
         inputs["whole rows"]["attention_mask"] = torch.ones_like(ids)
     if getattr(variant.config, "decoder", config).classifier_pooling == "end_of_sequence":
@@ -148,6 +148,13 @@ def _differences_in(variant: PreTrainedModel, standalone: PreTrainedModel, dtype
         inputs = {name: {**batch, "decoder_input_ids": target} for name, batch in inputs.items()}
     if variant.config.is_encoder_decoder:
         inputs["padded rows"]["attention_mask"] = mask.flip(1)
+    if type(variant).__name__.endswith("MultipleChoice"):
+        # (batch, length) -> (batch, choices, length), of the same two in either order
+        inputs = {
+            name: {key: torch.stack([each, each.flip(0)], dim=1) for key, each in batch.items()}
+            for name, batch in inputs.items()
+        }
+        ids = inputs["whole rows"]["input_ids"]
     for backend in ("eager", "sdpa"):
         if backend == "sdpa" and variant.config.unsupported_attention_features("sdpa"):
             continue
@@ -219,12 +226,14 @@ def logits_of(output: ModelOutput) -> torch.Tensor:
 
 
 def labels_for(model: PreTrainedModel, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What a model of this head is scored against, made of tokens (batch, length)."""
+    """What a model of this head is scored against, made of tokens, (batch, length) or (batch, choices, length)."""
     head = type(model).__name__
     if head.endswith("QuestionAnswering"):
         return {"start_positions": tokens[:, 0] % LENGTH, "end_positions": tokens[:, 1] % LENGTH}
     if head.endswith("SequenceClassification"):
         return {"labels": tokens[:, 0] % model.config.num_labels}
+    if head.endswith("MultipleChoice"):
+        return {"labels": tokens[:, 0, 0] % tokens.shape[1]}
     return {"labels": tokens % model.config.num_labels if head.endswith("TokenClassification") else tokens}
 
 

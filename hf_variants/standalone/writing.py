@@ -52,6 +52,7 @@ IMPORTS = {
         "BaseModelOutputWithPooling",
         "CausalLMOutputWithPast",
         "MaskedLMOutput",
+        "MultipleChoiceModelOutput",
         "QuestionAnsweringModelOutput",
         "Seq2SeqLMOutput",
         "Seq2SeqModelOutput",
@@ -163,6 +164,7 @@ AUTO_CLASSES = {
     "ForCausalLM": "AutoModelForCausalLM",
     "ForMaskedLM": "AutoModelForMaskedLM",
     "ForSequenceClassification": "AutoModelForSequenceClassification",
+    "ForMultipleChoice": "AutoModelForMultipleChoice",
     "ForTokenClassification": "AutoModelForTokenClassification",
     "ForQuestionAnswering": "AutoModelForQuestionAnswering",
 }

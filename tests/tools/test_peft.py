@@ -17,6 +17,7 @@ import hf_variants
 from hf_variants import (
     VariantConfig,
     VariantForCausalLM,
+    VariantForMultipleChoice,
     VariantForQuestionAnswering,
     VariantForSequenceClassification,
     VariantForTokenClassification,
@@ -261,28 +262,31 @@ def test_several_adapters(kind, tmp_path):
     assert distance(outputs(loaded.merge_and_unload(), kind), second) < 1e-5
 
 
-HEADS = {
-    "SEQ_CLS": VariantForSequenceClassification,
-    "TOKEN_CLS": VariantForTokenClassification,
-    "QUESTION_ANS": VariantForQuestionAnswering,
-}
+# Task of PEFT's, and the class; what chooses among sequences has no task of its own.
+HEADS = [
+    ("SEQ_CLS", VariantForSequenceClassification),
+    ("SEQ_CLS", VariantForMultipleChoice),
+    ("TOKEN_CLS", VariantForTokenClassification),
+    ("QUESTION_ANS", VariantForQuestionAnswering),
+]
 
 
 @pytest.mark.tool("PEFT: heads", package="peft")
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "seq2seq"])
-@pytest.mark.parametrize("task", HEADS)
-def test_heads(task, kind, tmp_path):
+@pytest.mark.parametrize(("task", "head"), HEADS)
+def test_heads(task, head, kind, tmp_path):
     """PEFT trains and saves a head of these names whole, which a base model initialises anew each time."""
     model(kind).model.save_pretrained(tmp_path / "stack")
     # A fresh layer in front of the head, too, of which PEFT knows by its name, save in question answering.
     options = {"classifier_transform": True, "classifier_transform_on_tokens": True} if kind == "encoder" else {}
     extra = {"modules_to_save": ["pre_classifier"]} if options and task == "QUESTION_ANS" else {}
-    inputs = {"input_ids": batch(kind)["input_ids"]}
+    ids = batch(kind)["input_ids"]
+    inputs = {"input_ids": ids if head is not VariantForMultipleChoice else torch.stack([ids, ids.flip(0)], dim=1)}
     answers = ("logits",) if task != "QUESTION_ANS" else ("start_logits", "end_logits")
 
     def loaded(seed: int):
         torch.manual_seed(seed)
-        return HEADS[task].from_pretrained(tmp_path / "stack", **options).eval()
+        return head.from_pretrained(tmp_path / "stack", **options).eval()
 
     def answered(wrapped) -> torch.Tensor:
         with torch.no_grad():

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from transformers import (
     AutoModelForCausalLM,
     DataCollatorForLanguageModeling,
+    DataCollatorForMultipleChoice,
     DataCollatorForSeq2Seq,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
@@ -18,6 +19,7 @@ from transformers import (
 )
 
 from hf_variants import (
+    VariantForMultipleChoice,
     VariantForSequenceClassification,
     VariantForTokenClassification,
 )
@@ -171,6 +173,28 @@ def test_sequence_classification(kind, tmp_path):
     run = trainer(model, tmp_path, kind, dataset=rows, collate=collate, max_steps=25)
     run.train()
     assert sum(run.losses[-3:]) < 0.3 * sum(run.losses[:3])
+
+
+@pytest.mark.tool("Trainer: multiple choice", package="transformers")
+@pytest.mark.parametrize("kind", [*kinds.DECODERS, "encoder"])
+def test_multiple_choice_with_the_collator(kind, tmp_path):
+    """Of three choices of unequal lengths one is a sentence that says what the others do not."""
+    right, wrong = Rows("llama").rows[0]["input_ids"], [row["input_ids"] for row in Rows("llama").rows[1:]]
+    rows = []
+    for index in range(8):
+        choices = [wrong[(index + shift) % len(wrong)] for shift in range(3)]
+        choices[index % 3] = right
+        rows.append({"input_ids": choices, "attention_mask": [[1] * len(ids) for ids in choices], "labels": index % 3})
+    assert len({len(ids) for row in rows for ids in row["input_ids"]}) > 1
+    collate = DataCollatorForMultipleChoice(kinds.tokenizer())
+    run = trainer(
+        kinds.model(kind, VariantForMultipleChoice), tmp_path, kind, dataset=rows, collate=collate, max_steps=25
+    )
+    run.train()
+    assert sum(run.losses[-3:]) < 0.3 * sum(run.losses[:3])
+    predicted = run.predict(rows)
+    assert predicted.predictions.shape == (8, 3)
+    assert (predicted.predictions.argmax(-1) == predicted.label_ids).all()
 
 
 # Gradient accumulation
