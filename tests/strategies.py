@@ -206,7 +206,7 @@ def draw_positions(draw, sizes: dict, layers: dict) -> dict:
     if kind == "sinusoidal":
         fields["sinusoidal_table_stored"] = chance(draw, 20)
         fields["sinusoidal_table_grows"] = not fields["sinusoidal_table_stored"] and chance(draw, 20)
-        fields["sinusoidal_layout"] = one_of(draw, "interleaved", "half", "tensor2tensor")
+        fields["sinusoidal_layout"] = one_of(draw, "interleaved", "half", "half_in_float32", "tensor2tensor")
         fields["sinusoidal_padding_zero"] = sizes["pad_token_id"] is not None and chance(draw, 30)
     if kind == "alibi":
         # With sinks, only the distance itself is the same for every placing of the padding.

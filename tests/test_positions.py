@@ -18,6 +18,7 @@ from transformers import (
 from transformers.cache_utils import DynamicCache, StaticCache
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor as build_bloom_alibi
 from transformers.models.cohere import modeling_cohere
+from transformers.models.ctrl.modeling_ctrl import positional_encoding
 from transformers.models.falcon.modeling_falcon import build_alibi_tensor as build_falcon_alibi
 from transformers.models.gemma3 import modeling_gemma3
 from transformers.models.glm import modeling_glm
@@ -285,6 +286,13 @@ def test_sinusoids_are_the_papers():
 
 def test_half_layout_equals_marian():
     assert torch.equal(sinusoidal_table(600, 32, "half"), MarianSinusoidalPositionalEmbedding(600, 32).create_weight())
+
+
+@pytest.mark.parametrize(("positions", "dim"), [(64, 32), (64, 48), (300, 1280)])
+def test_half_in_float32_equals_ctrl(positions, dim):
+    stock = positional_encoding(positions, dim, torch.float)
+    assert torch.equal(sinusoidal_table(positions, dim, "half_in_float32"), stock)
+    assert not torch.equal(sinusoidal_table(positions, dim, "half"), stock)
 
 
 def test_tensor2tensor_layout_equals_m2m_100():

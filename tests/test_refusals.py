@@ -89,7 +89,7 @@ def test_the_text_tower_converts_as_the_sentence_says():
 
 
 @pytest.mark.parametrize("function", [hf_variants.from_native, lambda path: convert(path, path / "out")])
-@pytest.mark.parametrize("model_type", ["mixtral", "ctrl", "gemma3", "no_such_type", ""])
+@pytest.mark.parametrize("model_type", ["mixtral", "xlm", "gemma3", "no_such_type", ""])
 def test_refused_before_any_weight_is_read(tmp_path, function, model_type):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, "auto_map": {"AutoConfig": "evil.C"}}))
     (tmp_path / "evil.py").write_text("raise SystemExit('code of the checkpoint was run')")

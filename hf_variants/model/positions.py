@@ -62,8 +62,9 @@ class PositionsAxis(Axis):
     padding_mask_source (`str`): what stands for an absent `attention_mask`: `"none"` (every token is real) or
         `"input_ids"` (tokens other than `pad_token_id` are; a pass of a decoder that has a cache, or makes one in
         evaluation, takes every token as real all the same, T5Gemma).
-    sinusoidal_layout (`str`): `"interleaved"` sin/cos pairs (2017), `"half"` sin | cos (Marian) or
-        `"tensor2tensor"` (sin | cos with the exponent's divisor d/2 - 1; XGLM, M2M-100).
+    sinusoidal_layout (`str`): `"interleaved"` sin/cos pairs (2017), `"half"` sin | cos (Marian), `"half_in_float32"` (the
+        same, computed in float32; CTRL) or `"tensor2tensor"` (sin | cos with the exponent's divisor d/2 - 1; XGLM,
+        M2M-100).
     sinusoidal_padding_zero (`bool`): the table's row `pad_token_id` is zero.
     sinusoidal_table_stored (`bool`): the table is a frozen parameter and part of a checkpoint (Marian, Pegasus).
     sinusoidal_table_grows (`bool`): a longer input makes a longer table (M2M-100), instead of failing.
@@ -105,7 +106,7 @@ class PositionsAxis(Axis):
     position_ids_source: Literal["sequence", "attention_mask", "input_ids"] = "sequence"
     generation_counts_padding: bool = False
     padding_mask_source: Literal["none", "input_ids"] = "none"
-    sinusoidal_layout: Literal["interleaved", "half", "tensor2tensor"] = "interleaved"
+    sinusoidal_layout: Literal["interleaved", "half", "half_in_float32", "tensor2tensor"] = "interleaved"
     sinusoidal_padding_zero: bool = False
     sinusoidal_table_stored: bool = False
     sinusoidal_table_grows: bool = False
@@ -858,20 +859,28 @@ def sinusoidal_table(
 
     Args:
         layout (`str`): `"interleaved"`: sin and cos of frequency 10000^(-2i/dim) at channels 2i and 2i + 1
-            (https://arxiv.org/abs/1706.03762); `"half"`: all sines, then all cosines (Marian); `"tensor2tensor"`:
-            as half, with frequencies 10000^(-i/(dim/2 - 1)) computed in float32 (XGLM, M2M-100).
+            (https://arxiv.org/abs/1706.03762); `"half"`: all sines, then all cosines (Marian); `"half_in_float32"`: the
+            same computed in float32 (CTRL), which differs by 1e-5 at position 256; `"tensor2tensor"`: as half, with
+            frequencies 10000^(-i/(dim/2 - 1)) computed in float32 (XGLM, M2M-100).
         padding_idx (`int`): a row of zeros.
         base (`float`): in place of 10000.
     """
     half = dim // 2
-    if layout == "tensor2tensor":
-        steps = torch.arange(half, dtype=torch.int64).float()
-        frequencies = torch.exp(steps * -(math.log(base) / (half - 1)))
+    if layout == "half_in_float32":
+        # Of every channel, as CTRL does: a CPU rounds the last ones, which fill no vector, otherwise.
+        channels = torch.arange(dim, dtype=torch.int64).float()
+        frequencies = 1 / torch.pow(base, 2 * (channels // 2) / dim)
         angles = torch.arange(num_positions, dtype=torch.int64).float().unsqueeze(1) * frequencies.unsqueeze(0)
+        parts = (angles[:, 0::2].sin(), angles[:, 1::2].cos())
     else:
-        exponents = 2 * torch.arange(half, dtype=torch.float64) / dim
-        angles = torch.arange(num_positions, dtype=torch.float64).unsqueeze(1) / torch.pow(base, exponents)
-    parts = (angles.sin().float(), angles.cos().float())
+        if layout == "tensor2tensor":
+            steps = torch.arange(half, dtype=torch.int64).float()
+            frequencies = torch.exp(steps * -(math.log(base) / (half - 1)))
+            angles = torch.arange(num_positions, dtype=torch.int64).float().unsqueeze(1) * frequencies.unsqueeze(0)
+        else:
+            exponents = 2 * torch.arange(half, dtype=torch.float64) / dim
+            angles = torch.arange(num_positions, dtype=torch.float64).unsqueeze(1) / torch.pow(base, exponents)
+        parts = (angles.sin().float(), angles.cos().float())
     table = torch.stack(parts, dim=-1).flatten(1) if layout == "interleaved" else torch.cat(parts, dim=-1)
     if padding_idx is not None:
         table[padding_idx] = 0.0

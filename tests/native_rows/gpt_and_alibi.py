@@ -154,6 +154,19 @@ def openai_gpt(rng: random.Random):
     }
 
 
+def ctrl(rng: random.Random):
+    width, heads = width_and_heads(rng)
+    return tokens(rng, pads=(0, 5)) | {
+        "n_embd": width,
+        "n_head": heads,
+        "n_layer": 3,
+        "dff": rng.choice((40, 56)),
+        "n_positions": 64,
+        "resid_pdrop": rng.choice((0.1, 0.0)),
+        "embd_pdrop": rng.choice((0.1, 0.0)),
+    }
+
+
 def biogpt(rng: random.Random):
     width, heads = width_and_heads(rng)
     return tokens(rng) | {
@@ -230,6 +243,7 @@ ROWS = (
     Row("gpt_bigcode", gpt_bigcode, seeds=6, heads=CLASSIFIERS),
     Row("gpt_neo", gpt_neo, backends=("eager",), seeds=6, heads=SPANS),
     Row("openai-gpt", openai_gpt, backends=("eager",), heads=("base", "sequence_classification")),
+    Row("ctrl", ctrl, seeds=6, heads=("base", "sequence_classification")),
     Row("biogpt", biogpt, heads=CLASSIFIERS),
     Row("xglm", xglm, backends=("eager",), heads=("base",)),
     Row("modernbert-decoder", modernbert_decoder, seeds=8, heads=("base", "sequence_classification")),
