@@ -464,13 +464,18 @@ KEPT_FOR_THE_WAY_BACK = frozenset({"use_cache", "native_leftovers", "eager_by_de
 
 def _of_head(config: VariantConfig, fields: Fields, head: str) -> Fields:
     """What the model with this head reads of the fields that describe poolers and classifiers."""
-    role = {"base": "base", "sequence_classification": "classifier", "multiple_choice": "choices"}.get(head, "other")
+    roles = {
+        "sequence_classification": "classifier",
+        "next_sentence_prediction": "classifier",
+        "multiple_choice": "choices",
+    }
+    role = roles.get(head, "base" if head == "base" else "other")
     on_tokens = head in ("token_classification", "question_answering")
-    transform = role == "classifier" or (on_tokens and config.classifier_transform_on_tokens)
+    transform = head == "sequence_classification" or (on_tokens and config.classifier_transform_on_tokens)
     unread = {"pooler_scope", "classifier_transform_on_tokens"}
     if role != "classifier" or config.has_pooler(role):
         unread.add("classifier_pooling")
-    if role not in ("classifier", "choices"):
+    if head not in ("sequence_classification", "multiple_choice"):
         unread.add("classifier_bias")
     if not transform:
         unread |= {name for name in fields if name.startswith("classifier_transform")}

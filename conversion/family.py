@@ -45,11 +45,15 @@ HEADS = {
     ),
     "question_answering": (modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES, "VariantForQuestionAnswering"),
     "multiple_choice": (modeling_auto.MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES, "VariantForMultipleChoice"),
+    "next_sentence_prediction": (
+        modeling_auto.MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES,
+        "VariantForNextSentencePrediction",
+    ),
 }
 # The same tensors, as classes of an encoder.
 LANGUAGE_MODELS = {"causal_lm", "masked_lm"}
 _SEQ2SEQ_CLASSIFIERS = ("sequence_classification", "token_classification", "question_answering")
-_CLASSIFIERS = (*_SEQ2SEQ_CLASSIFIERS, "multiple_choice")
+_CLASSIFIERS = (*_SEQ2SEQ_CLASSIFIERS, "multiple_choice", "next_sentence_prediction")
 # The same for encoder-decoders.
 SEQ2SEQ_HEADS = {
     "base": (modeling_auto.MODEL_MAPPING_NAMES, "VariantSeq2SeqModel"),
@@ -79,6 +83,7 @@ ENDINGS = {
     "token_classification": ("ForTokenClassification",),
     "question_answering": ("ForQuestionAnswering", "ForQuestionAnsweringSimple"),
     "multiple_choice": ("ForMultipleChoice",),
+    "next_sentence_prediction": ("ForNextSentencePrediction",),
     "base": ("Model",),
 }  # fmt: skip
 

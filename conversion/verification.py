@@ -590,6 +590,8 @@ def _labelled(model: PreTrainedModel, ids: torch.Tensor) -> dict[str, torch.Tens
         return None
     if _chooses(model):
         return {"input_ids": inputs["input_ids"].unsqueeze(0), "labels": (ids[:1, 0] % len(ids)).to(model.device)}
+    if "NextSentence" in type(model).__name__:
+        return {**inputs, "labels": (ids[:, 0] % 2).to(model.device)}
     if _classifies_sequences(model):
         if config.problem_type == "multi_label_classification":
             labels = torch.randint(0, 2, (len(ids), config.num_labels), generator=generator).to(model.dtype)

@@ -8,6 +8,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForMultipleChoice,
+    AutoModelForNextSentencePrediction,
     AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
@@ -22,6 +23,7 @@ from .model.modeling_variant import (
     VariantForCausalLM,
     VariantForMaskedLM,
     VariantForMultipleChoice,
+    VariantForNextSentencePrediction,
     VariantForQuestionAnswering,
     VariantForSequenceClassification,
     VariantForTokenClassification,
@@ -43,6 +45,11 @@ MODELS = (
     (AutoModelForCausalLM, VariantForCausalLM, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
     (AutoModelForMaskedLM, VariantForMaskedLM, modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES),
     (AutoModelForMultipleChoice, VariantForMultipleChoice, modeling_auto.MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES),
+    (
+        AutoModelForNextSentencePrediction,
+        VariantForNextSentencePrediction,
+        modeling_auto.MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES,
+    ),
     (
         AutoModelForSeq2SeqLM,
         VariantForConditionalGeneration,

@@ -44,6 +44,7 @@ TASKS = {
     "VariantForMaskedLM": ("AutoModelForMaskedLM", "fill-mask"),
     "VariantForSequenceClassification": ("AutoModelForSequenceClassification", "text-classification"),
     "VariantForMultipleChoice": ("AutoModelForMultipleChoice", "multiple-choice"),
+    "VariantForNextSentencePrediction": ("AutoModelForNextSentencePrediction", "text-classification"),
     "VariantForTokenClassification": ("AutoModelForTokenClassification", "token-classification"),
     "VariantForQuestionAnswering": ("AutoModelForQuestionAnswering", "question-answering"),
     # The Hub has one task for both; what a model was trained for, such as translation, is not known here.

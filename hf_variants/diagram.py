@@ -319,6 +319,7 @@ def _head(stack: Any, class_name: str, config: Any) -> tuple[tuple[Box, ...], st
     heads: dict[str, Callable] = {
         "VariantForSequenceClassification": _sequence_classifier,
         "VariantForMultipleChoice": _choice_classifier,
+        "VariantForNextSentencePrediction": _next_sentence,
         "VariantForTokenClassification": _token_classifier,
         "VariantForQuestionAnswering": _span_classifier,
     }
@@ -371,6 +372,10 @@ def _choice_classifier(stack: Any) -> tuple[Box, ...]:
         *_classifier_transform(stack, stack.choice_transform, stack.choice_transform_act),
         _classifier(stack, "score", "1"),
     )
+
+
+def _next_sentence(stack: Any) -> tuple[Box, ...]:
+    return _pooled(stack, "classifier", stack.classifier_pooling), _classifier(stack, "score", "2")
 
 
 def _pooled(stack: Any, role: str, pooling: str) -> Box:

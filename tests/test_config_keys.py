@@ -252,7 +252,7 @@ def test_commands_whose_messages_name_the_option_have_it():
         ("ernie4_5", "Ernie4_5_ForCausalLM", "causal_lm"),
         ("bert", "BertForPreTraining", "masked_lm"),
         ("bert", "BertForMultipleChoice", "multiple_choice"),
-        ("bert", "BertForNextSentencePrediction", "base"),
+        ("bert", "BertForNextSentencePrediction", "next_sentence_prediction"),
         ("roberta", "RobertaForCausalLM", "causal_lm"),
         ("electra", "ElectraForPreTraining", "base"),
         ("gpt2", "GPT2DoubleHeadsModel", "causal_lm"),
@@ -267,7 +267,9 @@ def test_commands_whose_messages_name_the_option_have_it():
 def test_names_of_architectures_that_transformers_loads(model_type, name, head):
     family = family_of(model_type)
     assert family.head_of(name) == head
-    whole = ("BartForSequenceClassification", "BertForMultipleChoice", "RobertaForCausalLM")
+    whole = (
+        "BartForSequenceClassification", "BertForMultipleChoice", "BertForNextSentencePrediction", "RobertaForCausalLM",
+    )  # fmt: skip
     told = name not in whole and (
         name not in ("Ernie4_5_ForCausalLM", "LLaMAForCausalLM") or family.primary != "causal_lm"
     )

@@ -40,7 +40,7 @@ from .test_initialisation import OTHERS, SMALL, config_of
 
 ROWS = all_rows()
 HEADS = ("VariantModel", "VariantForSequenceClassification", "VariantForTokenClassification",
-         "VariantForQuestionAnswering", "VariantForMultipleChoice")  # fmt: skip
+         "VariantForQuestionAnswering", "VariantForMultipleChoice", "VariantForNextSentencePrediction")  # fmt: skip
 RANDOM = settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 SEQ2SEQ = {
     "plain": {},

@@ -13,6 +13,7 @@ from hf_variants import (
     VariantForConditionalGeneration,
     VariantForMaskedLM,
     VariantForMultipleChoice,
+    VariantForNextSentencePrediction,
     VariantForQuestionAnswering,
     VariantForSequenceClassification,
     VariantForTokenClassification,
@@ -226,6 +227,7 @@ HEADS = {
     },
     VariantForQuestionAnswering: {"is_causal": False, "classifier_transform": True},
     VariantForMultipleChoice: {"is_causal": False, "choice_transform": True, "choice_transform_act": "gelu"},
+    VariantForNextSentencePrediction: {"is_causal": False, "classifier_transform": True},
     VariantModel: {"is_causal": False, "pooler": True},
 }  # fmt: skip
 

@@ -15,6 +15,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMultipleChoice,
+    AutoModelForNextSentencePrediction,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -26,6 +27,7 @@ from hf_variants import (
     VariantConfig,
     VariantForCausalLM,
     VariantForMultipleChoice,
+    VariantForNextSentencePrediction,
     VariantForQuestionAnswering,
     VariantForSequenceClassification,
     VariantForTokenClassification,
@@ -456,6 +458,7 @@ AUTO_CLASSES = {
     AutoModelForCausalLM: VariantForCausalLM,
     AutoModelForSequenceClassification: VariantForSequenceClassification,
     AutoModelForMultipleChoice: VariantForMultipleChoice,
+    AutoModelForNextSentencePrediction: VariantForNextSentencePrediction,
     AutoModelForTokenClassification: VariantForTokenClassification,
     AutoModelForQuestionAnswering: VariantForQuestionAnswering,
 }

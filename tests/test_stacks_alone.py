@@ -173,7 +173,8 @@ def loss(model, head: str, ids: torch.Tensor) -> torch.Tensor | None:
         return None
     if head == "multiple_choice":
         return model(ids[None], labels=torch.tensor([1])).loss
-    labels = {"sequence_classification": ids[:, 0] % 2, "token_classification": ids % 2}.get(head, ids)
+    of_rows = dict.fromkeys(("sequence_classification", "next_sentence_prediction"), ids[:, 0] % 2)
+    labels = {**of_rows, "token_classification": ids % 2}.get(head, ids)
     return model(ids, labels=labels).loss
 
 

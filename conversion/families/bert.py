@@ -141,6 +141,7 @@ DENSE_CLASSIFIER = (
 )
 # Every head of BERT is a plain classifier behind what it reads.
 CLASSIFIERS = dict.fromkeys(("sequence_classification", "token_classification", "multiple_choice"), CLASSIFIER)
+BERT_HEADS = {**CLASSIFIERS, "next_sentence_prediction": (Rule("cls.seq_relationship.{leaf}", "score.{leaf}"),)}
 BERT_LM_HEAD = lm_head("cls.predictions", "cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm")
 
 
@@ -197,7 +198,7 @@ FAMILIES = tuple(map(with_decoder, (
         config=(*COMMON, POST_NORM, POOLED, TIED_BIAS),
         weights=bert_weights("bert"),
         base_weights=pooler("bert"),
-        head_weights=CLASSIFIERS,
+        head_weights=BERT_HEADS,
     ),
     Family(
         model_type="ernie",
@@ -219,7 +220,7 @@ FAMILIES = tuple(map(with_decoder, (
             Rule("ernie.embeddings.task_type_embeddings.weight", "model.task_types.weight"),
         ),
         base_weights=pooler("ernie"),
-        head_weights=CLASSIFIERS,
+        head_weights=BERT_HEADS,
     ),
     # Megatron's BERT: norms before the sublayers, one more at the end, none on the embeddings.
     Family(
@@ -239,6 +240,6 @@ FAMILIES = tuple(map(with_decoder, (
             *BERT_LM_HEAD,
         ),
         base_weights=pooler("bert"),
-        head_weights=CLASSIFIERS,
+        head_weights=BERT_HEADS,
     ),
 )))  # fmt: skip

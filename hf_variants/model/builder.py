@@ -702,6 +702,15 @@ def choice_classifier_parts(config: VariantConfig) -> dict[str, Part | Callable]
     }
 
 
+def next_sentence_parts(config: VariantConfig) -> dict[str, Part | Callable]:
+    """From one vector per sequence to two logits: that its second part follows the first, and that it does not."""
+    return {
+        "pre_classifier": unchanged,
+        "dropout": unchanged,
+        "score": classifier_part(config, num_labels=2, bias=True),
+    }
+
+
 def token_classifier_parts(config: VariantConfig, num_labels: int) -> dict[str, Part | Callable]:
     """From every token's vector to classes."""
     score = classifier_part(config, num_labels, bias=True)

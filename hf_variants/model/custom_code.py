@@ -12,6 +12,7 @@ STACK_CLASSES = {
     "AutoModel": "modeling_variant.VariantModel",
     "AutoModelForSequenceClassification": "modeling_variant.VariantForSequenceClassification",
     "AutoModelForMultipleChoice": "modeling_variant.VariantForMultipleChoice",
+    "AutoModelForNextSentencePrediction": "modeling_variant.VariantForNextSentencePrediction",
     "AutoModelForTokenClassification": "modeling_variant.VariantForTokenClassification",
     "AutoModelForQuestionAnswering": "modeling_variant.VariantForQuestionAnswering",
 }

@@ -29,6 +29,7 @@ from transformers.modeling_outputs import (
     CausalLMOutputWithCrossAttentions,
     MaskedLMOutput,
     MultipleChoiceModelOutput,
+    NextSentencePredictorOutput,
     QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
     TokenClassifierOutput,
@@ -53,6 +54,7 @@ from .builder import (
     build_token_classifier_loss,
     choice_classifier_parts,
     language_head_parts,
+    next_sentence_parts,
     position_limit,
     sequence_classifier_parts,
     span_classifier_parts,
@@ -1025,6 +1027,63 @@ def calls_in_multiple_choice(call: Call, name: str, config: VariantConfig) -> Ca
     return call if name == "model" or of_tokens else call.of_length(1)
 
 
+class VariantForNextSentencePrediction(SequenceScoring):
+    """A stack that tells by one vector per sequence whether its second part follows the first (`classifier_pooling`)."""
+
+    @staticmethod
+    def parts(config: VariantConfig) -> dict[str, Any]:
+        return {
+            "model": Part(VariantModel, config=config, role="classifier"),
+            **next_sentence_parts(config),
+        }
+
+    def __init__(self, config: VariantConfig):
+        super().__init__(config, config.classifier_pooling)
+
+    @in_stock_order
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        task_type_ids: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> NextSentencePredictorOutput:
+        """
+        Args:
+            labels: (batch,), 0 where the second part follows, 1 where it does not.
+            The others: see `VariantModel`.
+
+        Returns:
+            `logits` (batch, 2), and `loss` if there are labels.
+        """
+        refuse_packing(position_ids, attention_mask, "a row gets one answer")
+        outputs = self.model(
+            input_ids=input_ids,
+            return_dict=True,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            token_type_ids=token_type_ids,
+            task_type_ids=task_type_ids,
+            **{"use_cache": False, **kwargs},
+        )
+        logits = self.scores_of(outputs, input_ids, inputs_embeds, attention_mask)
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits, labels.view(-1).to(logits.device))
+        return NextSentencePredictorOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+states(CALLS, VariantForNextSentencePrediction)(calls_in_sequence_classifier)
+
+
 class VariantForTokenClassification(VariantPreTrainedModel):
     """A stack with a classifier on every token."""
 
@@ -1155,6 +1214,7 @@ __all__ = [
     "VariantForCausalLM",
     "VariantForMaskedLM",
     "VariantForMultipleChoice",
+    "VariantForNextSentencePrediction",
     "VariantForQuestionAnswering",
     "VariantForSequenceClassification",
     "VariantForTokenClassification",

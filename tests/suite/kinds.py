@@ -7,6 +7,8 @@ from hf_variants import (
     VariantForCausalLM,
     VariantForConditionalGeneration,
     VariantForMaskedLM,
+    VariantForMultipleChoice,
+    VariantForNextSentencePrediction,
     VariantForQuestionAnswering,
     VariantForSequenceClassification,
     VariantForTokenClassification,
@@ -49,7 +51,10 @@ SEQ2SEQ = {
 # Those that make decoder inputs of the source, as BART does.
 FROM_SOURCE = ("bart",)
 
-HEADS = (VariantForSequenceClassification, VariantForTokenClassification, VariantForQuestionAnswering)
+HEADS = (
+    VariantForSequenceClassification, VariantForMultipleChoice, VariantForNextSentencePrediction,
+    VariantForTokenClassification, VariantForQuestionAnswering,
+)  # fmt: skip
 
 
 class ModelTester:
@@ -66,6 +71,7 @@ class ModelTester:
     num_hidden_layers = 2
     num_attention_heads = 4
     hidden_size = 32
+    num_choices = 3
     causal_lm_class = None
     conditional_generation_class = None
     sequence_classification_class = None

@@ -242,6 +242,7 @@ HEADS = {
     "reward model": ("VariantForSequenceClassification", "llama", {"num_labels": 1}),
     "token classifier": ("VariantForTokenClassification", "encoder", {"num_labels": 3}),
     "spans": ("VariantForQuestionAnswering", "encoder", {}),
+    "next sentence": ("VariantForNextSentencePrediction", "encoder", {"type_vocab_size": 2}),
     "embeddings of an encoder": ("VariantModel", "encoder", {}),
     "embeddings with a pooler": ("VariantModel", "encoder", {"pooler": True}),
     "embeddings of a decoder": ("VariantModel", "llama", {}),

@@ -114,7 +114,7 @@ def test_what_a_graph_cannot_do_is_refused_by_field(fields, named, tmp_path):
     assert not (tmp_path / "engine").exists()
 
 
-@pytest.mark.parametrize("head", sampled(HEADS, ("reward model", "embeddings with a pooler")))
+@pytest.mark.parametrize("head", sampled(HEADS, ("reward model", "next sentence", "embeddings with a pooler")))
 def test_heads(head, tmp_path):
     class_name, kind, fields = HEADS[head]
     model = kinds.model(kind, getattr(hf_variants, class_name), **fields)

@@ -116,6 +116,8 @@ def _outputs(model: PreTrainedModel) -> tuple[Tensor, ...]:
         return tuple(Tensor(each, (BATCH, length)) for each in ("start_logits", "end_logits"))
     if name.endswith("ForSequenceClassification"):
         return (Tensor("logits", (BATCH, config.num_labels)),)
+    if name.endswith("ForNextSentencePrediction"):
+        return (Tensor("logits", (BATCH, 2)),)
     if name.endswith("ForTokenClassification"):
         return (Tensor("logits", (BATCH, length, config.num_labels)),)
     if name.endswith("ForMaskedLM"):
