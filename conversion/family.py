@@ -444,7 +444,10 @@ def read_config(folder: Path) -> PreTrainedConfig:
     """
     path = folder if folder.is_file() else folder / CONFIG_NAME
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no {CONFIG_NAME}. Give the folder of a checkpoint.")
+        raise FileNotFoundError(
+            f"{folder} has no {CONFIG_NAME}. Give the folder of a checkpoint; one of another code base has to be converted "
+            "first."
+        )
     values = read_config_values(path)
     differ = block_configs.describes(values)
     if differ:

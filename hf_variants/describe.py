@@ -44,7 +44,10 @@ def load_config(name: str) -> "hf_variants.VariantConfig | hf_variants.VariantSe
         )
     file = path / "config.json" if path.is_dir() else path
     if not file.exists():
-        raise FileNotFoundError(f"{path} holds no config.json. Give the folder of a saved model.")
+        raise FileNotFoundError(
+            f"{path} holds no config.json. Give the folder of a saved model; a checkpoint of another code base has to be "
+            "converted first."
+        )
     values = read_config_values(file)
     model_type = values.get("model_type")
     kinds = {kind.model_type: kind for kind in (hf_variants.VariantConfig, hf_variants.VariantSeq2SeqConfig)}

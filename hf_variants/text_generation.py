@@ -28,6 +28,7 @@ from hf_variants.conversion.checkpoint import Weights, resolve_folder
 from hf_variants.conversion.companions import refuse_broken_files
 from hf_variants.conversion.errors import ConversionError, one_line, reading
 from hf_variants.conversion.family import is_variant, read_config, variant_class
+from hf_variants.conversion.foreign import is_foreign
 from hf_variants.conversion.gguf_files import read_tokenizer
 from hf_variants.conversion.gguf_source import is_gguf
 from hf_variants.conversion.layout import checked_names
@@ -262,7 +263,7 @@ def _refuse_device(device: str | None) -> None:
 def _load_model(
     source: str, dtype: torch.dtype | None, device: str, ignore_keys: Sequence[str] = ()
 ) -> PreTrainedModel:
-    if is_gguf(source):
+    if is_gguf(source) or is_foreign(source):
         return from_native(source, dtype=dtype, device_map=device, ignore_keys=ignore_keys)
     folder = Path(source)
     if folder.exists() and not folder.is_dir():

@@ -1067,6 +1067,12 @@ def test_every_command_takes_checkpoints_of_other_code_bases(tmp_path, capsys):
     for folder in (source, tmp_path / "variant"):
         assert main(["doctor", str(folder), "--for", "gguf"]) == main(["cost", str(folder), "--json"]) == 0
         said.append(capsys.readouterr().out.replace(str(folder), "SRC"))
+        assert (
+            main(["generate", str(folder), "a b", "--max-new-tokens", "5", "--no-do-sample", "--min-new-tokens", "5"])
+            == 0
+        )
+        # Without the line that says how fast it was.
+        said[-1] += capsys.readouterr().out.split("[")[0]
         for command, *options in (["edit", "--layers", "1"], ["export", "--engine", "gguf"]):
             assert main([command, str(folder), str(tmp_path / f"{folder.name}-{command}"), *options]) == 0
             capsys.readouterr()
