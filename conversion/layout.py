@@ -108,7 +108,8 @@ def as_transformers_reads(model: PreTrainedModel, weights: Weights) -> Layout:
         model: of the class that the checkpoint is for; no memory is needed for its weights.
 
     Raises:
-        ConversionError: naming layers that the config does not have, or weights that are no floating-point numbers.
+        ConversionError: naming layers that the config does not have, what stands before every name, or weights that are no
+            floating-point numbers.
     """
     rename = _Names(model)
     converted: dict[str, _Converted] = {}
@@ -127,6 +128,8 @@ def as_transformers_reads(model: PreTrainedModel, weights: Weights) -> Layout:
             passed_over[stored] = f"transformers takes {copies[name]} for the same tensor"
         else:
             copies[name] = stored
+    if not copies and not converted:
+        _refuse_wrapped(rename, unexpected)
     passed_over |= _reasons(model, unexpected)
     sources = {name: group for group in converted.values() for name in group.names()}
     refuse_other_numbers(model, copies, weights)
@@ -208,6 +211,20 @@ def refuse_other_numbers(model: PreTrainedModel, copies: Mapping[str, str], weig
                 + (", so the checkpoint is quantised. " if packed else ", and weights are floating-point numbers. ")
                 + "Convert the model in float32, bfloat16 or float16."
             )
+
+
+def _refuse_wrapped(rename: _Names, unexpected: Iterable[str]) -> None:
+    """A module around the model was saved: transformers would find none of its weights, and start afresh with a warning."""
+    for stored in unexpected:
+        parts = stored.split(".")
+        for depth in range(1, len(parts)):
+            if rename(".".join(parts[depth:]))[0] in rename.expected:
+                wrapper = ".".join(parts[:depth]) + "."
+                raise ConversionError(
+                    f"The checkpoint has the model's tensors under {wrapper!r}, as {stored}: it was saved from a module "
+                    "around the model (torch.compile, DataParallel, a trainer's), and transformers would load none of "
+                    f"them. Save the model inside, or remove {wrapper!r} from the names."
+                )
 
 
 def _refuse_more_layers(expected: Iterable[str], unexpected: Mapping[str, str]) -> None:

@@ -1,13 +1,14 @@
 """For every native type and head: the layouts that stock transformers loads we load, to the same bits."""
 
 import random
+import re
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from hf_variants.conversion import convert, export, verify
+from hf_variants.conversion import ConversionError, convert, export, verify
 from hf_variants.conversion.family import all_families
 from tests.layouts import FILES, LAYOUTS, OF_TIES, differences, native_of, saved, tied_native_of, write
 
@@ -84,3 +85,19 @@ def test_a_base_without_a_pooler_is_verified(tmp_path):
     write(tmp_path / "native", model, tensors)
     convert(tmp_path / "native", tmp_path / "variant")
     assert verify(tmp_path / "native", tmp_path / "variant", progress=False).ok
+
+
+@pytest.mark.parametrize(
+    ("model_type", "head"), [("llama", "causal_lm"), ("gpt2", "causal_lm"), ("bert", "base"), ("t5", "seq2seq_lm")]
+)
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "module._orig_mod.", "student.net."])
+def test_a_module_around_the_model_is_named(model_type, head, wrapper, tmp_path):
+    model = native_of(model_type, head)
+    tensors = saved(model, tmp_path / "saved")
+    write(tmp_path / "native", model, {wrapper + name: tensor for name, tensor in tensors.items()})
+    # Stock starts all of them afresh.
+    _, info = type(model).from_pretrained(tmp_path / "native", output_loading_info=True)
+    assert tensors.keys() <= set(info["missing_keys"])
+    with pytest.raises(ConversionError, match=re.escape(f"the model's tensors under {wrapper!r}")):
+        convert(tmp_path / "native", tmp_path / "variant")
+    assert not (tmp_path / "variant").exists()
