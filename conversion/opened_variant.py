@@ -125,7 +125,7 @@ def _open_foreign(source: str | Path) -> OpenedVariant:
     target, shapes = opened.target()
     steps = opened.plan(shapes)
 
-    def lookup(load: tensor_files.StoredSource | None = None) -> Callable[[str], Any]:
+    def lookup(load: tensor_files.StoredSource) -> Callable[[str], Any]:
         return by_name(steps, lambda some: opened.tensors(some, shapes, load))
 
     header = lookup(opened.weights.__getitem__)

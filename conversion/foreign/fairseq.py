@@ -316,7 +316,8 @@ def open_checkpoint(path: Path) -> ForeignCheckpoint:
         notes=[
             "fairseq begins what it generates with </s>: `generate` of a language model wants it as its first token"
         ]
-        * isinstance(config, VariantConfig),
+        if isinstance(config, VariantConfig)
+        else [],
         no_tokenizer="No tokenizer is converted: dict.txt lists pieces of words, and what makes them is outside of "
         "fairseq's files",
     )
